@@ -1,0 +1,160 @@
+"""The phase2 configuration: one schema, from which files, overrides and flags are read and checked.
+
+Order of precedence: defaults below < YAML file < ``set`` overrides < named options. The defaults are those of
+``configs/phase2.yaml`` (a test keeps them equal). Values are immutable once resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Limit = Annotated[float, Field(ge=0)]
+LayerScope = (
+    Annotated[str, Field(pattern=r"^(all|top([1-9]\d?|100))$")] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+)
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+KL_LIMIT = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Limit in nats for two computations that are equal on paper, by dtype; used where a threshold is left null.
+
+Seen on a 135M Llama: 1e-7 in float32, 3e-3 in bfloat16. The limits stand well above what rounding does and far below
+what a wrong position or a wrong mask does (1e-2 and more in float32).
+"""
+
+
+class Block(BaseModel):
+    """Common rules of every configuration block: immutable, strictly typed, finite, and no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelBlock(Block):
+    id: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-1.5B-Instruct"
+    revision: str | None = None
+    cache_dir: str | None = None
+
+
+class RuntimeBlock(Block):
+    backend: Literal["hf"] = "hf"
+    allow_mock_fallback: bool = False
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    torch_dtype: Dtype = "float32"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    fail_on_gate: bool = False
+
+    @model_validator(mode="after")
+    def _strict(self) -> Self:
+        if self.allow_mock_fallback:
+            raise ValueError(
+                "runtime.allow_mock_fallback = true is refused: a verdict on a mock says nothing about a model, so the "
+                "suite runs on real weights or not at all; leave it false"
+            )
+        return self
+
+
+class EvalBlock(Block):
+    on_samples: Count = 64
+    off_samples: Count = 128
+    repro_runs: Annotated[int, Field(ge=2, le=100)] = 3
+    n_random_trials: Annotated[int, Field(ge=1, le=1000)] = 5
+    decoding: Literal["greedy"] = "greedy"
+    gate_a_samples: Count = 16
+
+
+class PrefixBlock(Block):
+    padding_mode: Literal["null_pad", "shrink_to_selected"] = "null_pad"
+    kv_source: Literal["prefill", "gather"] = "prefill"
+
+
+class InjectionBlock(Block):
+    positioning_mode: Literal["compact", "absolute"] = "compact"
+
+
+class SelectBlock(Block):
+    mode: Literal["attention_diversity_span", "delimiter_span", "random_span", "causal_drop_span"] = "attention_diversity_span"
+    span_len: Count = 8
+    span_budget: Count = 4
+    min_span_distance: Annotated[int, Field(ge=1)] = 8
+    candidate_policy: Literal["input_and_delimiter_only"] = "input_and_delimiter_only"
+    center_policy: Literal["start", "center"] = "start"
+    keep_sink: Annotated[int, Field(ge=0)] = 0
+    query_window: Count = 1
+    causal_drop_advisory: bool = False
+
+
+class LayerScopeBlock(Block):
+    selection: LayerScope = "top25"
+    injection: LayerScope = "all"
+
+
+class ThresholdsBlock(Block):
+    on_gain_min: float = 0.10
+    off_delta_p99_max: Limit = 1.0
+    delta_on_min: Limit = 0.10
+    rel_kl_to_teacher_max: Limit = 1.0
+    repro_acc_tol: Limit = 0.02
+    teacher_incremental_kl_max: Limit | None = None
+    null_effect_kl_max: Limit | None = None
+    nonzero_effect_over_floor_min: Annotated[float, Field(ge=1)] = 10.0
+    roundtrip_rel_kl_max: Limit = 1e-3
+    keep_all_kl_max: Limit | None = None
+    padding_kl_max: Limit | None = None
+    batch_kl_max: Limit | None = None
+    rotation_rel_error_max: Limit | None = None
+    source_cache_diff_max: Limit = 0.0
+
+
+class ReportingBlock(Block):
+    topk_tokens: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class DataBlock(Block):
+    on_path: str | None = None
+    off_path: str | None = None
+    pairs: Annotated[int, Field(ge=2, le=12)] = 8
+
+
+class Phase2Config(Block):
+    """Everything one run depends on."""
+
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 42
+    model: ModelBlock = ModelBlock()
+    runtime: RuntimeBlock = RuntimeBlock()
+    eval: EvalBlock = EvalBlock()
+    prefix_len: Count = 64
+    prefix: PrefixBlock = PrefixBlock()
+    injection: InjectionBlock = InjectionBlock()
+    select: SelectBlock = SelectBlock()
+    layer_scope: LayerScopeBlock = LayerScopeBlock()
+    thresholds: ThresholdsBlock = ThresholdsBlock()
+    reporting: ReportingBlock = ReportingBlock()
+    data: DataBlock = DataBlock()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        need = self.select.span_budget * self.select.span_len + self.select.keep_sink
+        if need > self.prefix_len:
+            raise ValueError(
+                f"select.span_budget x select.span_len + select.keep_sink = {self.select.span_budget} x "
+                f"{self.select.span_len} + {self.select.keep_sink} = {need} tokens cannot fit prefix_len = "
+                f"{self.prefix_len}: raise prefix_len to {need} or more, or lower span_budget, span_len or keep_sink"
+            )
+        return self
+
+    def kl_limit(self, threshold: str) -> float:
+        """The limit of a check whose two sides are equal on paper: the threshold, or the dtype's limit if null."""
+        value = getattr(self.thresholds, threshold)
+        return KL_LIMIT[self.runtime.torch_dtype] if value is None else float(value)
+
+    def dotted(self) -> dict[str, Any]:
+        """The resolved configuration as ``{"phase2.select.mode": ...}``."""
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump().items():
+            if isinstance(value, dict):
+                flat.update({f"phase2.{name}.{key}": leaf for key, leaf in value.items()})
+            else:
+                flat[f"phase2.{name}"] = value
+        return flat

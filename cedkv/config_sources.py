@@ -1,0 +1,210 @@
+"""Where a configuration comes from: a YAML file, ``key=value`` overrides, named options. All of it ends in one check.
+
+``OPTIONS`` is the only place where a short option name is tied to a configuration key; the MLflow entry point
+(``-P select_mode=...``) and the command line (``--phase2-select-mode``) are both made from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cedkv.config import Phase2Config
+from cedkv.errors import ConfigError
+
+OPTIONS: dict[str, tuple[str, str]] = {
+    "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
+    "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
+    "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
+    "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
+    "batch_size": ("runtime.batch_size", "rows in one forward pass"),
+    "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
+    "max_on": ("eval.on_samples", "ON samples"),
+    "max_off": ("eval.off_samples", "OFF prompts"),
+    "repro_runs": ("eval.repro_runs", "how often the select arm runs, for repro_tolerance"),
+    "n_random_trials": ("eval.n_random_trials", "trials of the random arm"),
+    "prefix_len": ("prefix_len", "slots of the injected prefix"),
+    "padding_mode": ("prefix.padding_mode", "null_pad or shrink_to_selected"),
+    "kv_source": ("prefix.kv_source", "prefill or gather"),
+    "positioning_mode": ("injection.positioning_mode", "compact or absolute"),
+    "select_mode": ("select.mode", "how spans are chosen"),
+    "span_len": ("select.span_len", "tokens in a span"),
+    "span_budget": ("select.span_budget", "spans at most"),
+    "min_span_distance": ("select.min_span_distance", "tokens between the starts of two spans, at least"),
+    "center_policy": ("select.center_policy", "which token makes a span a candidate: start or center"),
+    "keep_sink": ("select.keep_sink", "first demo tokens kept as attention sinks"),
+    "query_window": ("select.query_window", "last query tokens whose attention is read"),
+    "selection_layers": ("layer_scope.selection", "layers whose attention is read: topNN, all or a list"),
+    "injection_layers": ("layer_scope.injection", "layers that see the prefix: topNN, all or a list"),
+    "on_path": ("data.on_path", "JSONL of your own ON episodes"),
+    "off_path": ("data.off_path", "JSONL of your own OFF prompts"),
+    "seed": ("seed", "seed of every random draw"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and aliases, and reads ``1e-4`` as a number."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not used here", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen if isinstance(key_node.value, str) else False:
+                raise yaml.MarkedYAMLError(problem=f"key {key_node.value!r} appears twice", problem_mark=key_node.start_mark)
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def leaf_keys() -> dict[str, Any]:
+    """Every configuration key (``select.mode``) with its annotation."""
+    keys: dict[str, Any] = {}
+    for name, field in Phase2Config.model_fields.items():
+        block = field.annotation
+        if isinstance(block, type) and issubclass(block, BaseModel):
+            keys.update({f"{name}.{leaf}": f.annotation for leaf, f in block.model_fields.items()})
+        else:
+            keys[name] = field.annotation
+    return keys
+
+
+def near_match(name: str, names: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or the names there are when none is near."""
+    known = list(names)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not matches:
+        last = {key.rsplit(".", 1)[-1]: key for key in known}
+        matches = [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}"
+
+
+def resolve(
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    options: Mapping[str, str | None] | None = None,
+) -> Phase2Config:
+    """Read, merge and check a configuration.
+
+    Args:
+        path: YAML file with a ``phase2`` block; None for the defaults.
+        overrides: texts like ``select.span_len=6,eval.off_samples=32``.
+        options: values by names of ``OPTIONS``; None values are not set.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest valid one), bad value, or a contradiction.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    pairs = [pair for text in overrides for pair in _split_overrides(text)]
+    for name, value in (options or {}).items():
+        if value is not None:
+            pairs.append((OPTIONS[name][0], value))
+    for key, text in pairs:
+        _assign(tree, key, text)
+    try:
+        return Phase2Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_readable(error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"cannot read configuration {str(path)!r}: {error}; give the path of a YAML file") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or set(tree) != {"phase2"} or not isinstance(tree["phase2"], dict | None):
+        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
+        raise ConfigError(f"{path}: expected exactly one top-level block 'phase2:', found {found}")
+    return tree["phase2"] or {}
+
+
+def _split_overrides(text: str) -> list[tuple[str, str]]:
+    """``a=1,b=[1,2]`` -> pairs; commas inside brackets or quotes do not split."""
+    parts, depth, quote, current = [], 0, "", ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        if char == "," and depth == 0 and not quote:
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    parts.append(current)
+    pairs = []
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise ConfigError(f"override {part!r}: expected key=value, as in set='select.span_len=6,eval.off_samples=32'")
+        pairs.append((key.strip().removeprefix("phase2."), value.strip()))
+    return pairs
+
+
+def _assign(tree: dict[str, Any], key: str, text: str) -> None:
+    known = leaf_keys()
+    if key not in known:
+        raise ConfigError(f"unknown configuration key {key!r}{near_match(key, known)}")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{key} = {text!r}: not readable as a YAML value; quote it if it is text") from None
+    only_text = all(kind in (str, type(None)) for kind in (get_args(known[key]) or (known[key],)))
+    if only_text and value is not None:
+        value = text if not isinstance(value, str) else value
+    *blocks, leaf = key.split(".")
+    for block in blocks:
+        tree = tree.setdefault(block, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"phase2.{block}: expected a block of keys, found {tree!r}")
+    tree[leaf] = value
+
+
+def _readable(error: ValidationError) -> str:
+    """One line per problem: key, value, rule, nearest valid name."""
+    known = leaf_keys()
+    blocks = {key.split(".")[0] for key in known}
+    lines: dict[str, None] = {}
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"]]
+        if item["type"] == "extra_forbidden":
+            dotted = ".".join(path)
+            lines[f"unknown configuration key {dotted!r}{near_match(dotted, known)}"] = None
+            continue
+        key = ".".join(path[:1]) if path[:1] and (path[0] in known or len(path) == 1) else ".".join(path[:2])
+        if item["type"] == "value_error":
+            lines[str(item["ctx"]["error"])] = None
+            continue
+        message = item["msg"][0].lower() + item["msg"][1:]
+        hint = ""
+        if item["type"] == "literal_error" and isinstance(item["input"], str):
+            choices = re.findall(r"'([^']+)'", item["ctx"]["expected"])
+            near = difflib.get_close_matches(item["input"], choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+        what = "block" if key in blocks and key not in known else "value"
+        shown = repr(item["input"])
+        lines[f"phase2.{key}: {what} {shown[:80] + ('...' if len(shown) > 80 else '')} refused: {message}{hint}"] = None
+    return "\n".join(lines)

