@@ -1,8 +1,4 @@
-"""Where a configuration comes from: a YAML file, ``key=value`` overrides, named options. All of it ends in one check.
-
-``OPTIONS`` is the only place where a short option name is tied to a configuration key; the MLflow entry point
-(``-P select_mode=...``) and the command line (``--phase2-select-mode``) are both made from it.
-"""
+"""Where a configuration comes from: a YAML file, ``key=value`` overrides, named options. All of it ends in one check."""
 
 from __future__ import annotations
 
@@ -17,35 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cedkv.config import Phase2Config
 from cedkv.errors import ConfigError
-
-OPTIONS: dict[str, tuple[str, str]] = {
-    "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
-    "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
-    "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
-    "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
-    "batch_size": ("runtime.batch_size", "rows in one forward pass"),
-    "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
-    "max_on": ("eval.on_samples", "ON samples"),
-    "max_off": ("eval.off_samples", "OFF prompts"),
-    "repro_runs": ("eval.repro_runs", "how often the select arm runs, for repro_tolerance"),
-    "n_random_trials": ("eval.n_random_trials", "trials of the random arm"),
-    "prefix_len": ("prefix_len", "slots of the injected prefix"),
-    "padding_mode": ("prefix.padding_mode", "null_pad or shrink_to_selected"),
-    "kv_source": ("prefix.kv_source", "prefill or gather"),
-    "positioning_mode": ("injection.positioning_mode", "compact or absolute"),
-    "select_mode": ("select.mode", "how spans are chosen"),
-    "span_len": ("select.span_len", "tokens in a span"),
-    "span_budget": ("select.span_budget", "spans at most"),
-    "min_span_distance": ("select.min_span_distance", "tokens between the starts of two spans, at least"),
-    "center_policy": ("select.center_policy", "which token makes a span a candidate: start or center"),
-    "keep_sink": ("select.keep_sink", "first demo tokens kept as attention sinks"),
-    "query_window": ("select.query_window", "last query tokens whose attention is read"),
-    "selection_layers": ("layer_scope.selection", "layers whose attention is read: topNN, all or a list"),
-    "injection_layers": ("layer_scope.injection", "layers that see the prefix: topNN, all or a list"),
-    "on_path": ("data.on_path", "JSONL of your own ON episodes"),
-    "off_path": ("data.off_path", "JSONL of your own OFF prompts"),
-    "seed": ("seed", "seed of every random draw"),
-}
+from cedkv.options import OPTIONS
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,13 +21,15 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not used here", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not used here", problem_mark=parent.start_mark if parent else None
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen if isinstance(key_node.value, str) else False:
+            if str(key_node.value) in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key_node.value!r} appears twice", problem_mark=key_node.start_mark)
             seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)

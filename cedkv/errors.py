@@ -23,3 +23,7 @@ class ModelError(CedkvError):
 
 class NumericsError(CedkvError):
     """A computed value is not finite."""
+
+
+class TrackingError(CedkvError):
+    """The tracking store cannot be used; the message says where the results are."""

@@ -67,8 +67,7 @@ def plan(config: Phase2Config, n_on: int, n_off: int, phase: Phase) -> list[Unit
         order = generator(config.seed, "repro_order", repeat, "").permutation(n_on).tolist()
         other = max(1, size - repeat)  # another batch size and order: results must not depend on the company
         units += [
-            Unit(f"repro-{repeat}/{at // other:05d}", tuple(order[at : at + other]), (), repeat)
-            for at in range(0, n_on, other)
+            Unit(f"repro-{repeat}/{at // other:05d}", tuple(order[at : at + other]), (), repeat) for at in range(0, n_on, other)
         ]
     return units
 
@@ -89,9 +88,7 @@ def run(
         yield unit, _execute(lm, config, samples, unit, phase, step)
 
 
-def _execute(
-    lm: LanguageModel, config: Phase2Config, samples: Samples, unit: Unit, phase: Phase, step: Step
-) -> list[Record]:
+def _execute(lm: LanguageModel, config: Phase2Config, samples: Samples, unit: Unit, phase: Phase, step: Step) -> list[Record]:
     on = [samples.on[i] for i in unit.on]
     plumbed = [row for row, i in enumerate(unit.on) if i < config.eval.gate_a_samples and not unit.repeat]
     step("teacher", len(on))
@@ -219,9 +216,7 @@ def _off(
         step("OFF base", len(batch))
         alone = next_token_logprobs(lm, [u.token_ids for u in batch], names)
         step("OFF select", len(batch))
-        under = next_token_logprobs(
-            lm, [u.student_ids for u in batch], names, student.prefix.rows(rows), lm.injection_layers
-        )
+        under = next_token_logprobs(lm, [u.student_ids for u in batch], names, student.prefix.rows(rows), lm.injection_layers)
         deltas = kl(under, alone).tolist()
         for i, (sample, state) in enumerate(zip(batch, rows, strict=True)):
             records.append(off_record(sample, on[state].sample_id, alone[i], under[i], deltas[i]))

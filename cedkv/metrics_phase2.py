@@ -39,11 +39,11 @@ def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float])
 def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float | None]:
     """The metrics of a run, by their MLflow names."""
     trials = len(on[0]["correct_random"]) if on else 0
-    random = [mean(record["correct_random"][trial] for record in on) for trial in range(trials)]
+    random = [float(np.mean([record["correct_random"][trial] for record in on])) for trial in range(trials)]
     base = mean(record["correct_base"] for record in on)
     teacher = mean(record["correct_teacher"] for record in on)
     select = mean(record["correct_select"] for record in on)
-    random_mean = mean(value for value in random if value is not None)
+    random_mean = mean(random)
     base_teacher = [record["kl_base_teacher"] for record in on]
     deltas_off = [record["phase2_delta_off_select"] for record in off]
     gap = difference(teacher, base)

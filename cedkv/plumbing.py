@@ -96,9 +96,7 @@ def teacher_incremental(lm: LanguageModel, given: PlumbingInput) -> list[float]:
 def null_effect(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """KL(an all-null prefix of prefix_len slots, then the query || base)."""
     empty = [Placement((), (), 0, config.prefix_len) for _ in given.samples]
-    nothing = assemble(
-        tuple(k[:, :, :0] for k in given.prefix.keys), tuple(v[:, :, :0] for v in given.prefix.values), empty
-    )
+    nothing = assemble(tuple(k[:, :, :0] for k in given.prefix.keys), tuple(v[:, :, :0] for v in given.prefix.values), empty)
     rows = [sample.base_ids for sample in given.samples]
     return kl(next_token_logprobs(lm, rows, given.names, nothing, lm.injection_layers), given.base).tolist()
 

@@ -71,9 +71,7 @@ def on_record(
     return record
 
 
-def off_record(
-    sample: OffSample, state_of: str, alone: torch.Tensor, under: torch.Tensor, delta: float
-) -> Record:
+def off_record(sample: OffSample, state_of: str, alone: torch.Tensor, under: torch.Tensor, delta: float) -> Record:
     """One OFF prompt alone (base) and under a state (select)."""
     return {
         "type": "sample",

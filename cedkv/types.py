@@ -10,7 +10,6 @@ parts of the suite (selection, positions, metrics, gates) know no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,11 +119,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A span that may be chosen; ``tokens`` are the ones that count for its score (BOS and the first do not)."""
+    """A span that may be chosen."""
 
     start: int
     end: int
 
-    def scored_tokens(self) -> Sequence[int]:
+    def scored_tokens(self) -> range:
         """The tokens a score is averaged over: the demo's very first token is an attention sink and is left out."""
         return range(max(self.start, 1), self.end)

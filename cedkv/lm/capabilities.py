@@ -82,9 +82,7 @@ def require(capabilities: Capabilities, config: Phase2Config) -> None:
 def can_rotate(capabilities: Capabilities) -> bool:
     """Whether keys in the cache can be moved by ``rotate_keys``."""
     return (
-        capabilities.rope_type in ROTATABLE
-        and not capabilities.partial_rotary
-        and capabilities.model_type not in INTERLEAVED
+        capabilities.rope_type in ROTATABLE and not capabilities.partial_rotary and capabilities.model_type not in INTERLEAVED
     )
 
 

@@ -108,9 +108,9 @@ def _last_logits(
 ) -> torch.Tensor:
     ids, mask, positions = _left_padded(rows, lm.device)
     if prefix is None:
-        return lm.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
-        ).logits[:, -1]
+        return lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1).logits[
+            :, -1
+        ]
     full = torch.cat([prefix.visible.to(mask.dtype), mask], dim=1)
     if full.shape[1] != prefix.slots + ids.shape[1]:
         raise AssertionError(f"mask covers {full.shape[1]} of {prefix.slots} + {ids.shape[1]} positions")
@@ -147,9 +147,7 @@ def read_teacher(
     width = ids.shape[1]
     offsets = [width - len(d) - len(q) for d, q in zip(demos, queries, strict=True)]
     with reading(RowReader(layers, min(window, width))) as reader:
-        output = lm.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=keep_cache, logits_to_keep=1
-        )
+        output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=keep_cache, logits_to_keep=1)
     _require_finite(output.logits[:, -1], "teacher logits", names)
     rows = reader.mean()
     _require_finite(rows, "attention scores", names)
@@ -174,9 +172,7 @@ def read_teacher(
 
 
 @torch.inference_mode()
-def prefill(
-    lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], names: Sequence[str]
-) -> tuple[Layers, Layers]:
+def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], names: Sequence[str]) -> tuple[Layers, Layers]:
     """Run tokens through the model at given positions, without the vocabulary projection.
 
     Returns:

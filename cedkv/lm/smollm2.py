@@ -148,7 +148,9 @@ def _convert_tokenizer(gguf: Path, made: Path) -> None:
         raise ModelError(f"{NAME}: unexpected tokenizer {value('ggml.model')}/{value('ggml.pre')} in the GGUF")
     tokens, types = value("ggml.tokens"), value("ggml.token_type")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_bpe(tokens, value("ggml.merges"), [t for t, kind in zip(tokens, types, strict=True) if kind == 3]),
+        tokenizer_object=byte_level_bpe(
+            tokens, value("ggml.merges"), [t for t, kind in zip(tokens, types, strict=True) if kind == 3]
+        ),
         bos_token=tokens[value("ggml.bos_token_id")],
         eos_token=tokens[value("ggml.eos_token_id")],
         unk_token=tokens[value("ggml.unknown_token_id")],

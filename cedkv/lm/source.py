@@ -162,7 +162,7 @@ def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device
         "chat_template": bool(tokenizer.chat_template),
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "attention": f"{attention.NAME} (sdpa)",
         "torch_threads": torch.get_num_threads(),
         "versions": {"cedkv": cedkv.__version__, "python": platform.python_version(), "torch": torch.__version__,

@@ -42,9 +42,7 @@ def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int) -> Sa
         except ValueError as error:
             raise DataError(f"{error}: lower eval.off_samples (-P max_off) or give more with data.off_path") from None
     off = tuple(tokenise_off(tokenizer, sample_id, text) for sample_id, text in texts)
-    episodes = (
-        jsonl.read_on(data.on_path, sizes.on_samples) if data.on_path is not None else _generated(config, tokenizer, off)
-    )
+    episodes = jsonl.read_on(data.on_path, sizes.on_samples) if data.on_path is not None else _generated(config, tokenizer, off)
     on = tuple(tokenise_on(tokenizer, episode) for episode in episodes)
     for sample_id, length in [(s.sample_id, len(s.teacher_ids)) for s in on] + [
         (s.sample_id, len(s.token_ids) + config.prefix_len) for s in off
@@ -75,6 +73,4 @@ def _generated(config: Phase2Config, tokenizer: Any, off: tuple[OffSample, ...])
             f"data.pairs = {config.data.pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
             f"tokenizer and occur in no OFF prompt ({', '.join(symbols) or 'none'}); lower data.pairs or use data.on_path"
         )
-    return list(
-        symbol_lookup.episodes(config.eval.on_samples, config.seed, config.data.pairs, symbols, frozenset(used))
-    )
+    return list(symbol_lookup.episodes(config.eval.on_samples, config.seed, config.data.pairs, symbols, frozenset(used)))

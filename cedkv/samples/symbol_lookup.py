@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from cedkv.digest import generator
 from cedkv.types import OnEpisode, TokenKind
 
@@ -23,14 +25,11 @@ _VOWELS = ("a", "e", "i", "o", "u", "oo", "ai")
 _CODAS = ("b", "ck", "d", "ft", "g", "lk", "mp", "ng", "nt", "p", "sk", "t", "v", "x", "zz")
 
 
-def invented_word(rng: object, taken: set[str]) -> str:
-    """A pronounceable word of one or two syllables that is not in ``taken``."""
+def invented_word(rng: np.random.Generator, taken: set[str]) -> str:
+    """A pronounceable word that is not in ``taken``; two syllables, because one makes too many real words."""
     while True:
-        syllables = int(rng.integers(1, 3))  # type: ignore[attr-defined]
-        parts = []
-        for _ in range(syllables):
-            parts += [_ONSETS[rng.integers(len(_ONSETS))], _VOWELS[rng.integers(len(_VOWELS))]]  # type: ignore[attr-defined]
-        word = "".join(parts) + _CODAS[rng.integers(len(_CODAS))]  # type: ignore[attr-defined]
+        syllables = [_ONSETS[rng.integers(len(_ONSETS))] + _VOWELS[rng.integers(len(_VOWELS))] for _ in range(2)]
+        word = "".join(syllables) + _CODAS[rng.integers(len(_CODAS))]
         if word not in taken:
             return word
 
@@ -51,14 +50,17 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
         taken.add(words[-1])
     chosen = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
     asked = int(rng.integers(pairs))
-    text, kinds = "", []
+    text = ""
+    kinds: list[tuple[int, int, TokenKind]] = []
     for word, symbol in zip(words, chosen, strict=True):
-        for piece, kind in (("Word:", "delimiter"), (f" {word}", "input"), ("\nSymbol:", "delimiter"),
-                            (f" {symbol}", "answer"), ("\n\n", "delimiter")):  # fmt: skip
+        pieces: tuple[tuple[str, TokenKind], ...] = (
+            ("Word:", "delimiter"), (f" {word}", "input"), ("\nSymbol:", "delimiter"), (f" {symbol}", "answer"),
+            ("\n\n", "delimiter"),
+        )  # fmt: skip
+        for piece, kind in pieces:
             kinds.append((len(text), len(text) + len(piece), kind))
             text += piece
-    typed: tuple[tuple[int, int, TokenKind], ...] = tuple(kinds)  # type: ignore[assignment]
-    return OnEpisode(sample_id, text, f"Word: {words[asked]}\nSymbol:", f" {chosen[asked]}", typed)
+    return OnEpisode(sample_id, text, f"Word: {words[asked]}\nSymbol:", f" {chosen[asked]}", tuple(kinds))
 
 
 def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:

@@ -58,13 +58,14 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
     if tokenizer.decode(query)[:1].isspace() and not episode.query_text[0].isspace():
         raise _boundary_error(tokenizer, episode, query[0])
     answer = _answer_token(tokenizer, episode, text, ids)
-    kinds: tuple[TokenKind, ...] = tuple(_kind(offsets[i], episode.char_kinds) for i in range(n_demo))
+    bos_kind: TokenKind = "bos"
+    kinds = tuple(_kind(offsets[i], episode.char_kinds) for i in range(n_demo))
     return OnSample(
         episode=episode,
         demo_token_ids=bos + tuple(demo),
         query_token_ids=tuple(query),
         answer_token_id=answer,
-        token_kinds=("bos",) * len(bos) + kinds,
+        token_kinds=(bos_kind,) * len(bos) + kinds,
     )
 
 

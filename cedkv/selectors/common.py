@@ -53,6 +53,6 @@ def take_apart(ordered: Iterable[Candidate], select: SelectBlock) -> list[Candid
 
 def best_first(scored: Iterable[tuple[Candidate, float]], select: SelectBlock) -> tuple[Span, ...]:
     """Greedy by score; of two equal scores the earlier span goes first."""
-    scores = {candidate: score for candidate, score in scored}
+    scores = dict(scored)
     ordered = sorted(scores, key=lambda c: (-scores[c], c.start))
     return tuple(Span(c.start, c.end, scores[c]) for c in take_apart(ordered, select))

@@ -19,5 +19,5 @@ def choose(task: SelectionTask) -> tuple[Span, ...]:
         if not apart or candidate.start - apart[-1].start >= task.select.min_span_distance:
             apart.append(candidate)
     n = min(task.select.span_budget, len(apart))
-    picks = np.linspace(0, len(apart) - 1, n).round().astype(int) if n else []
+    picks: list[int] = np.linspace(0, len(apart) - 1, n).round().astype(int).tolist() if n else []
     return tuple(Span(apart[i].start, apart[i].end, attention_score(apart[i], task.evidence)) for i in picks)

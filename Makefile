@@ -1,0 +1,35 @@
+# make run    the main job: one evaluation on a small real model, logged to the local MLflow store
+# make test   all tests, those on real weights included
+# make check  what CI checks besides: lint, format, types
+# make ui     the MLflow UI, on this machine only
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: run test check ui clean
+
+run: $(READY)
+	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
+
+test: $(READY)
+	RUN_HF_TESTS=1 python -m pytest
+
+check: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(READY)
+	mlflow ui --host 127.0.0.1
+
+# The pins are those of conda.yaml, its pip part, line by line.
+$(READY): conda.yaml pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	sed -n 's/^ *- \([A-Za-z].*==.*\)$$/\1/p' conda.yaml > $(VENV)/pins.txt
+	python -m pip install --quiet --disable-pip-version-check -r $(VENV)/pins.txt
+	python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

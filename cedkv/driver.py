@@ -1,0 +1,139 @@
+"""One run from configuration to verdict: load, evaluate, decide, write, log. Only this file talks to all of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import pandas as pd
+from tqdm import tqdm
+
+from cedkv import tracking
+from cedkv.config import Phase2Config
+from cedkv.eval_phase2 import Phase, evaluations, plan, run
+from cedkv.lm import source
+from cedkv.lm.source import LanguageModel
+from cedkv.report.build import Results, decide, sort_records, verdict_word, write_config, write_results
+from cedkv.report.files import append_lines, write_json
+from cedkv.report.tables import off_table, on_table
+from cedkv.report.text import console, markdown, run_name
+from cedkv.samples.load import Samples, load_samples
+from cedkv.types import Record
+
+OUTPUTS = Path("outputs")
+
+
+class Clock:
+    """Wall time by stage; a stage lasts until the next one begins."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stage, self._since = "start", time.perf_counter()
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage; trials of the random arm count as one."""
+        now = time.perf_counter()
+        self.seconds[self._stage] += now - self._since
+        self._stage, self._since = "random" if stage.startswith("random") else stage, now
+
+
+def run_phase2(config: Phase2Config, phase: Phase) -> Results:
+    """Run and log one evaluation; phase 1.5 is Gate A alone, on ``eval.gate_a_samples`` ON samples.
+
+    Raises:
+        CedkvError: model, samples, numbers or tracking; the run is then FAILED and keeps what it had.
+    """
+    if phase == "1.5":
+        sizes = config.eval.model_copy(update={"on_samples": min(config.eval.on_samples, config.eval.gate_a_samples)})
+        config = config.model_copy(update={"eval": sizes})
+    gates = ("gateA", "gateB", "phase2") if phase == "2" else ("gateA",)
+    with tracking.tracked_run(run_name(config, phase), dict.fromkeys(gates, "pending")) as run_id:
+        folder = OUTPUTS / run_id
+        try:
+            return _run(config, phase, run_id, folder)
+        except BaseException:
+            if folder.exists():
+                tracking.log_partial(folder)
+            raise
+
+
+def _run(config: Phase2Config, phase: Phase, run_id: str, folder: Path) -> Results:
+    clock = Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder)
+    tracking.log_config(config)
+    clock.enter("load")
+    click.echo(f"run {run_id}: loading {config.model.id} ...", err=True)
+    lm = source.load(config)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    write_json(folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
+    tracking.log_datasets(_datasets(samples, phase))
+    records = sort_records(_evaluate(lm, config, samples, phase, folder, clock))
+    clock.enter("report")
+    results = decide(config, records, phase)
+    clock.enter("write")
+    seconds = {stage: round(value, 3) for stage, value in clock.seconds.items()}
+    append_lines(
+        folder / "metrics.jsonl",
+        [{"type": "run", "run_id": run_id, "phase": phase, "metrics": results.metrics, "seconds": seconds}],
+    )
+    sources = {"on": samples.on_source, "off": samples.off_source}
+    write_results(folder, run_id, config, records, results, sources, lm.meta, seconds)
+    tables = {"phase2_on_samples.json": on_table(records.on, records.selections)}
+    if records.off:
+        tables["phase2_off_samples.json"] = off_table(records.off)
+    tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
+    tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
+    times = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in seconds.items()}
+    n_on, n_off = len(records.on), len(records.off)
+    tracking.log_results({**results.metrics, **times}, tags, tables, markdown(config, results, n_on, n_off), folder)
+    click.echo(console(config, results, n_on, n_off))
+    click.echo(f"\nfiles    {folder}/report_phase2.json (and metrics.jsonl, config.yaml, artifacts/)")
+    click.echo(f"MLflow   {tracking.where_to_look()}")
+    return results
+
+
+def _evaluate(
+    lm: LanguageModel, config: Phase2Config, samples: Samples, phase: Phase, folder: Path, clock: Clock
+) -> list[Record]:
+    """Run all units; sample records are on disk as soon as their unit is done."""
+    units = plan(config, len(samples.on), len(samples.off), phase)
+    total = sum(evaluations(config, unit, phase) for unit in units)
+    found: list[Record] = []
+    shown = sys.stderr.isatty()
+    with tqdm(total=total, unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
+        pending = 0
+
+        def step(arm: str, count: int) -> None:
+            nonlocal pending
+            bar.update(pending)
+            pending = count
+            bar.set_description(arm)
+            clock.enter(arm)
+
+        for done, (unit, records) in enumerate(run(lm, config, samples, units, phase, step), 1):
+            append_lines(folder / "metrics.jsonl", [record for record in records if record["type"] == "sample"])
+            found += records
+            if not shown:
+                click.echo(f"{unit.key} done ({done} of {len(units)} units)", err=True)
+        bar.update(pending)
+        bar.set_description("done")
+    return found
+
+
+def _datasets(samples: Samples, phase: Phase) -> dict[str, tuple[str, pd.DataFrame]]:
+    on = pd.DataFrame(
+        [
+            {"sample_id": s.sample_id, "demo_text": s.episode.demo_text, "query_text": s.episode.query_text,
+             "answer_text": s.episode.answer_text}
+            for s in samples.on
+        ]
+    )  # fmt: skip
+    found = {"on": (samples.on_source, on)}
+    if phase == "2":
+        off = pd.DataFrame([{"sample_id": s.sample_id, "prompt_text": s.prompt_text} for s in samples.off])
+        found["off"] = (samples.off_source, off)
+    return found

@@ -1,0 +1,34 @@
+"""Short names of configuration keys: the only place where one is tied to the other.
+
+The MLflow entry points (``-P select_mode=...``) and the command line (``--phase2-select-mode``) are made from this table.
+It imports nothing, so that ``--help`` answers at once.
+"""
+
+OPTIONS: dict[str, tuple[str, str]] = {
+    "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
+    "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
+    "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
+    "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
+    "batch_size": ("runtime.batch_size", "rows in one forward pass"),
+    "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
+    "max_on": ("eval.on_samples", "ON samples"),
+    "max_off": ("eval.off_samples", "OFF prompts"),
+    "repro_runs": ("eval.repro_runs", "how often the select arm runs, for repro_tolerance"),
+    "n_random_trials": ("eval.n_random_trials", "trials of the random arm"),
+    "prefix_len": ("prefix_len", "slots of the injected prefix"),
+    "padding_mode": ("prefix.padding_mode", "null_pad or shrink_to_selected"),
+    "kv_source": ("prefix.kv_source", "prefill or gather"),
+    "positioning_mode": ("injection.positioning_mode", "compact or absolute"),
+    "select_mode": ("select.mode", "how spans are chosen"),
+    "span_len": ("select.span_len", "tokens in a span"),
+    "span_budget": ("select.span_budget", "spans at most"),
+    "min_span_distance": ("select.min_span_distance", "tokens between the starts of two spans, at least"),
+    "center_policy": ("select.center_policy", "which token makes a span a candidate: start or center"),
+    "keep_sink": ("select.keep_sink", "first demo tokens kept as attention sinks"),
+    "query_window": ("select.query_window", "last query tokens whose attention is read"),
+    "selection_layers": ("layer_scope.selection", "layers whose attention is read: topNN, all or a list"),
+    "injection_layers": ("layer_scope.injection", "layers that see the prefix: topNN, all or a list"),
+    "on_path": ("data.on_path", "JSONL of your own ON episodes"),
+    "off_path": ("data.off_path", "JSONL of your own OFF prompts"),
+    "seed": ("seed", "seed of every random draw"),
+}

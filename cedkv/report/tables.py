@@ -1,0 +1,44 @@
+"""Per-sample tables for the MLflow UI: ``sample_id`` first, one plain value a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cedkv.types import Record
+
+_ON = (
+    "sample_id", "query_text", "answer_text", "correct_base", "correct_teacher", "correct_select", "correct_random_mean",
+    "token_base", "token_teacher", "token_select", "answer_logprob_base", "answer_logprob_teacher",
+    "answer_logprob_select", "phase2_answer_logprob_gain", "phase2_delta_on_select", "kl_base_teacher",
+    "kl_select_teacher", "kl_random_teacher_mean", "rel_kl_to_teacher", "phase2_selection_score_attention",
+    "phase2_selection_score_causal_drop", "spans",
+)  # fmt: skip
+_OFF = ("sample_id", "prompt_text", "state_of", "phase2_delta_off_select", "same_token", "token_base", "token_select")
+
+
+def on_table(on: Sequence[Record], selections: Sequence[Record]) -> pd.DataFrame:
+    """One row an ON sample; tokens as text; random trials as their mean."""
+    rows = []
+    for record, selection in zip(on, selections, strict=True):
+        row = dict(record)
+        row["query_text"], row["answer_text"] = selection["query_text"], selection["answer_text"]
+        row["spans"] = " ".join(f"{span['start']}:{span['end']}" for span in selection["spans"])
+        for name in ("correct_random", "kl_random_teacher"):
+            row[f"{name}_mean"] = float(np.mean(record[name])) if record[name] else None
+        for arm, top in record["topk"].items():
+            row[f"token_{arm}"] = top[0]["text"]
+        rows.append(row)
+    return _table(rows, _ON)
+
+
+def off_table(off: Sequence[Record]) -> pd.DataFrame:
+    """One row an OFF prompt."""
+    return _table(off, _OFF)
+
+
+def _table(rows: Sequence[Record], columns: Sequence[str]) -> pd.DataFrame:
+    present = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    return pd.DataFrame([{name: row.get(name) for name in present} for row in rows], columns=present or ["sample_id"])

@@ -1,0 +1,77 @@
+"""The verdict in words: for the console and, as markdown, for the run's description."""
+
+from __future__ import annotations
+
+from cedkv.config import Phase2Config
+from cedkv.gates import Check
+from cedkv.report.build import Results, verdict_word
+
+
+def run_name(config: Phase2Config, phase: str) -> str:
+    """A name that tells runs apart in a list."""
+    start = "gate A" if phase == "1.5" else config.select.mode
+    parts: list[str] = [start, config.injection.positioning_mode]
+    if config.prefix.kv_source != "prefill":
+        parts.append(config.prefix.kv_source)
+    if config.prefix.padding_mode != "null_pad":
+        parts.append("shrink")
+    if config.select.keep_sink:
+        parts.append(f"sink {config.select.keep_sink}")
+    return " · ".join([*parts, f"seed {config.seed}"])
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, or a dash."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def about(config: Phase2Config, n_on: int, n_off: int) -> str:
+    """Model, dtype and sizes."""
+    return f"{config.model.id}, {config.runtime.torch_dtype}, {n_on} ON, {n_off} OFF"
+
+
+def accuracies(results: Results) -> str:
+    """One line: accuracy of every arm."""
+    m = results.metrics
+    parts = [f"base {number(m['phase2_on_acc_base'])}", f"teacher {number(m['phase2_on_acc_teacher'])}",
+             f"select {number(m['phase2_on_acc_student_select'])}"]  # fmt: skip
+    if m["phase2_on_acc_student_random_mean"] is not None:
+        spread = number(m["phase2_on_acc_student_random_std"])
+        parts.append(f"random {number(m['phase2_on_acc_student_random_mean'])} ± {spread}")
+    return "   ".join(parts)
+
+
+def console(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
+    """The verdict table printed at the end of a run."""
+    rows = [("gate", "check", "observed", "limit", "n", "verdict")]
+    rows += [
+        (c.gate, c.name, number(c.observed), f"{c.relation} {number(c.limit)}", str(c.n), c.verdict) for c in results.checks
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = ["", f"{run_name(config, results.phase)}   ({about(config, n_on, n_off)})",
+             f"accuracy   {accuracies(results)}", ""]  # fmt: skip
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", "   ".join(f"{name}: {verdict_word(value).upper()}" for name, value in results.verdicts.items())]
+    lines += [f"  {check.name} does not pass: {explain(check)}" for check in results.checks if check.verdict != "pass"]
+    return "\n".join(lines)
+
+
+def explain(check: Check) -> str:
+    """Why a check does not pass, in one clause."""
+    if check.verdict == "insufficient":
+        return f"not enough to decide (observed {number(check.observed)}, limit {number(check.limit)}, n = {check.n})"
+    return f"wanted: {check.meaning}; {number(check.observed)} {check.unit} is not {check.relation} {number(check.limit)}"
+
+
+def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
+    """The run's description in the MLflow UI."""
+    verdicts = " · ".join(f"{name} **{verdict_word(value)}**" for name, value in results.verdicts.items())
+    lines = [f"### {verdicts}", "", about(config, n_on, n_off), "",
+             f"Accuracy: {accuracies(results)}", "", "| gate | check | observed | limit | n | verdict |",
+             "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
+    lines += [
+        f"| {c.gate} | {c.name} | {number(c.observed)} | {c.relation} {number(c.limit)} | {c.n} | {c.verdict} |"
+        for c in results.checks
+    ]
+    lines += ["", f"Numerical floor: {number(results.floor)} nats. Files: `report_phase2.json`, `metrics.jsonl`, `artifacts/`."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,117 @@
+"""MLflow: the only file that imports it. Results are on disk before anything here is called with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from cedkv.config import Phase2Config
+from cedkv.errors import TrackingError
+
+EXPERIMENT = "cedkv"
+_GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
+_TAKES_OVER = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+
+
+@contextmanager
+def tracked_run(name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run, by id: the one ``mlflow run`` has made, or a new one in the experiment ``cedkv``.
+
+    An exception inside ends it as FAILED with what it had. A name the user chose is left as it is.
+
+    Raises:
+        TrackingError: the tracking store cannot be used.
+    """
+    with _readable("no run could be started"):
+        if not any(os.environ.get(variable) for variable in _TAKES_OVER):
+            mlflow.set_experiment(EXPERIMENT)
+        taken_over = bool(os.environ.get("MLFLOW_RUN_ID"))
+        run = mlflow.start_run(run_name=None if taken_over else name)
+        if taken_over and _GENERATED_NAME.match(run.info.run_name or ""):
+            mlflow.set_tag("mlflow.runName", name)
+        mlflow.set_tags(dict(tags))
+    with run:
+        yield run.info.run_id
+
+
+def log_config(config: Phase2Config) -> None:
+    """The resolved configuration as parameters under its dotted names."""
+    params = [Param(key, _text(value)[:6000]) for key, value in config.dotted().items()]
+    with _readable("the parameters were not logged"):
+        mlflow.MlflowClient().log_batch(_run_id(), params=params)
+
+
+def log_datasets(sources: Mapping[str, tuple[str, pd.DataFrame]]) -> None:
+    """Dataset inputs: context (on, off) -> (where from, its samples); MLflow makes a digest of each."""
+    with _readable("the datasets were not logged"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on schema inference, which is not used
+        for context, (source, samples) in sources.items():
+            mlflow.log_input(mlflow.data.from_pandas(samples, name=source[:500]), context=context)
+
+
+def log_results(
+    metrics: Mapping[str, float | None],
+    tags: Mapping[str, str],
+    tables: Mapping[str, pd.DataFrame],
+    description: str,
+    folder: Path,
+) -> None:
+    """Everything a finished run has: one batch of metrics and tags, the tables at the run's root, the output folder."""
+    now = get_current_time_millis()
+    values = [Metric(name, value, now, 0) for name, value in metrics.items() if value is not None]
+    labels = [RunTag(name, value) for name, value in {**tags, "mlflow.note.content": description}.items()]
+    with _readable(f"the results are safe in {folder}, but were not (all) logged"):
+        mlflow.MlflowClient().log_batch(_run_id(), metrics=values, tags=labels)
+        for name, table in tables.items():
+            mlflow.log_table(table, artifact_file=name)
+        mlflow.log_artifacts(str(folder))
+
+
+def log_partial(folder: Path) -> None:
+    """After a crash: keep the files there are, and do not hide the crash behind a second error."""
+    try:
+        mlflow.log_artifacts(str(folder))
+    except (MlflowException, OSError):
+        warnings.warn(f"the files of the failed run are in {folder}; they could not be logged", stacklevel=2)
+
+
+def where_to_look() -> str:
+    """How to open the UI on the store that was used."""
+    uri = mlflow.get_tracking_uri()
+    run = mlflow.active_run()
+    if uri.startswith(("http://", "https://")) and run is not None:
+        return f"{re.sub(r'//[^/@]*@', '//', uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
+
+
+def _run_id() -> str:
+    run = mlflow.active_run()
+    if run is None:
+        raise RuntimeError("no active run")
+    return str(run.info.run_id)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextmanager
+def _readable(consequence: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        cause = " ".join(str(error).split())[:400]
+        uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+        raise TrackingError(f"MLflow at {uri}: {consequence}: {cause}\nCheck MLFLOW_TRACKING_URI and the server") from error

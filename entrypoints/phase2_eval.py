@@ -1,0 +1,29 @@
+"""``mlflow run . -e phase2_eval``: every ``-P name=value`` arrives here as ``--name value``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+
+from cedkv.cli import GroupedCommand, configured, execute
+from cedkv.options import OPTIONS
+
+
+def _options(command: Any) -> Any:
+    for name, (key, text) in reversed(OPTIONS.items()):
+        command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
+    return command
+
+
+@click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
+@click.option("--phase", type=click.Choice(["1.5", "2"]), default="2", help="What to run|2: everything. 1.5: Gate A alone.")
+@configured
+@_options
+def main(phase: Literal["1.5", "2"], path: str | None, overrides: tuple[str, ...], **options: str | None) -> None:
+    """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
+    execute(path, overrides, options, phase)
+
+
+if __name__ == "__main__":
+    main(prog_name="phase2_eval")
