@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cedkv.config import Phase2Config
@@ -68,7 +69,7 @@ def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> di
     }
     if lm.can_rotate:
         found["rotation_equivariance"] = rotation_equivariance(lm, given)
-    found["source_cache_unchanged"] = source_cache_unchanged(given)
+    found["source_cache_unchanged"] = source_cache_unchanged(lm, given)
     return found
 
 
@@ -168,12 +169,29 @@ def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float
     return worst.tolist()
 
 
-def source_cache_unchanged(given: PlumbingInput) -> list[float]:
-    """Largest absolute difference between demo cache and prefix now, and their copies from before they were used."""
-    worst = torch.zeros(len(given.samples), device=given.prefix.visible.device)
+def source_cache_unchanged(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+    """Largest absolute difference between demo caches and prefixes now, and their copies from before their first use.
+
+    Rows are picked out of a prefix by copying, which could hide a pass that writes into what it was given; so one more
+    pass runs straight over the prefixes, in the order of their queries' lengths, which needs no picking.
+    """
+    order = sorted(range(len(given.samples)), key=lambda row: len(given.queries[row]))
+    straight = given.prefix.rows(order)
+    copy = snapshot(straight)
+    next_token_logprobs(lm, [given.queries[row] for row in order], [given.names[row] for row in order], straight)
+    worst = np.zeros(len(order))
+    worst[order] = _differences(straight, copy)
     for now, before in zip((given.reading.demo, given.prefix), given.untouched, strict=True):
-        if now is None or now.visible.shape != before.visible.shape:
-            return [float("nan")] * len(given.samples)
-        for after, first in zip(now.keys + now.values, before.keys + before.values, strict=True):
-            worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values)
+        if now is not None:
+            worst = np.maximum(worst, _differences(now, before))  # NaN stays NaN
+    return worst.tolist()
+
+
+def _differences(now: PrefixBatch, before: PrefixBatch) -> list[float]:
+    """Largest absolute difference of K and V, a value a row; NaN where the shapes differ."""
+    if now.keys[0].shape != before.keys[0].shape:
+        return [float("nan")] * len(before.visible)
+    worst = torch.zeros(len(before.visible), device=now.visible.device)
+    for after, first in zip(now.keys + now.values, before.keys + before.values, strict=True):
+        worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values)
     return worst.tolist()

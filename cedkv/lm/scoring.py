@@ -150,11 +150,12 @@ def read_teacher(
         output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=keep_cache, logits_to_keep=1)
     _require_finite(output.logits[:, -1], "teacher logits", names)
     rows = reader.mean()
-    _require_finite(rows, "attention scores", names)
     attention = []
     for row, (demo, query, offset) in enumerate(zip(demos, queries, offsets, strict=True)):
-        mean = rows[row, -min(window, len(query)) :].mean(dim=0)
-        attention.append(mean[offset : offset + len(demo)].double().cpu().numpy())
+        # Rows before the query's first token belong to the demo, or to padding that attends to nothing.
+        mean = rows[row, -min(window, len(query)) :, offset : offset + len(demo)].mean(dim=0)
+        _require_finite(mean[None], "attention scores", [names[row]])
+        attention.append(mean.double().cpu().numpy())
     prefix = None
     if keep_cache:
         keys, values = read_cache(output.past_key_values)

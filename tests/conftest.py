@@ -1,0 +1,57 @@
+"""Fixtures shared by all tests: tiny model folders, made once; an MLflow store of the test session's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", params=tiny.ARCHITECTURES)
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of each architecture in turn, without BOS, with a chat template."""
+    return tiny.save(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, where one architecture is enough."""
+    return tiny.save(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2 whose tokenizer adds BOS and has no chat template."""
+    return tiny.save(tmp_path_factory.mktemp("bos"), "qwen2", bos=True, chat=False)
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def store(_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run in an empty folder against a real sqlite store (one a session, its tables take seconds to make)."""
+    import mlflow
+
+    uri = f"sqlite:///{_store}/mlflow.db"
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    if mlflow.get_experiment_by_name("cedkv") is None:
+        mlflow.create_experiment("cedkv", artifact_location=(_store / "artifacts").as_uri())
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(before)

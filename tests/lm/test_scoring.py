@@ -1,0 +1,104 @@
+"""Batched scoring against plain, unbatched, uncached transformers calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cedkv.errors import NumericsError
+from cedkv.lm.cache import assemble
+from cedkv.lm.scoring import kl, next_token_logprobs, prefill, read_teacher
+from cedkv.positioning import place
+from tests import tiny
+
+ROWS = [[5], [7, 8, 9], [10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33], [40, 41]]
+NAMES = [f"s{i}" for i in range(len(ROWS))]
+
+
+def plain(folder: Path, rows: list[list[int]]) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return torch.stack([model(torch.tensor([row])).logits[0, -1].double().log_softmax(dim=-1) for row in rows])
+
+
+def test_batches_of_any_company_equal_single_rows(model_folder: Path) -> None:
+    """Rows are sorted by length inside; they must come back in the order given."""
+    _, lm = tiny.load(model_folder)
+    found = next_token_logprobs(lm, ROWS, NAMES)
+    assert (found - plain(model_folder, ROWS)).abs().max() < 1e-4
+    backwards = next_token_logprobs(lm, ROWS[::-1], NAMES[::-1])
+    assert (found - backwards.flip(0)).abs().max() < 1e-4
+
+
+def test_student_with_everything_kept_is_the_teacher(model_folder: Path) -> None:
+    _, lm = tiny.load(model_folder)
+    demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
+    names = NAMES[:3]
+    teacher = read_teacher(lm, demos, queries, names, frozenset({3}), 1, keep_cache=False)
+    assert teacher.demo is None
+    assert (teacher.logprobs - plain(model_folder, [d + q for d, q in zip(demos, queries, strict=True)])).abs().max() < 1e-4
+    keys, values = prefill(lm, demos, [range(len(d)) for d in demos], names)
+    for positioning, padding in (("absolute", "null_pad"), ("compact", "shrink_to_selected")):
+        placements = [place(range(len(d)), len(d), positioning, padding, 16) for d in demos]
+        student = next_token_logprobs(lm, queries, names, assemble(keys, values, placements))
+        assert kl(student, teacher.logprobs).max() < 1e-6
+
+
+def test_demo_cache_of_the_teacher_serves_as_a_prefix(model_folder: Path) -> None:
+    """The left-padded demo cache, its mask and its query start belong together."""
+    _, lm = tiny.load(model_folder)
+    demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
+    teacher = read_teacher(lm, demos, queries, NAMES[:3], frozenset({3}), 1, keep_cache=True)
+    assert teacher.demo is not None
+    assert kl(next_token_logprobs(lm, queries, NAMES[:3], teacher.demo), teacher.logprobs).max() < 1e-6
+
+
+def test_masked_null_slots_change_nothing_and_unmasked_ones_would(model_folder: Path) -> None:
+    """Zero keys that are not masked add exp(0) to every softmax denominator."""
+    _, lm = tiny.load(model_folder)
+    keys, values = prefill(lm, ROWS[1:3], [range(3), range(7)], NAMES[:2])
+    queries = [[50, 51], [60]]
+    placements = [place(range(len(d)), len(d), "compact", "null_pad", 64) for d in ROWS[1:3]]
+    prefix = assemble(keys, values, placements)
+    masked = next_token_logprobs(lm, queries, NAMES[:2], prefix)
+    object.__setattr__(prefix, "visible", torch.ones_like(prefix.visible))
+    unmasked = next_token_logprobs(lm, queries, NAMES[:2], prefix)
+    shrunk = [place(range(len(d)), len(d), "compact", "shrink_to_selected", 64) for d in ROWS[1:3]]
+    assert kl(next_token_logprobs(lm, queries, NAMES[:2], assemble(keys, values, shrunk)), masked).max() < 1e-6
+    assert kl(unmasked, masked).max() > 1e-3
+
+
+def test_positions_reach_the_model(model_folder: Path) -> None:
+    """The same kept tokens elsewhere, or the query one further away, must give another answer."""
+    _, lm = tiny.load(model_folder)
+    demo, query = ROWS[2], [[50, 51]]
+    keys, values = prefill(lm, [demo], [range(7)], ["a"])
+    right = place(range(7), 7, "compact", "null_pad", 8)
+    answers = []
+    for start in (7, 8, 20):
+        prefix = assemble(keys, values, [type(right)(right.kept_tokens, right.key_positions, start, right.slots)])
+        answers.append(next_token_logprobs(lm, query, ["a"], prefix))
+    assert kl(answers[1], answers[0]).item() > 1e-4
+    assert kl(answers[2], answers[0]).item() > 1e-4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_name_their_sample(llama_folder: Path, value: float) -> None:
+    """Only the row that holds the damaged token is named."""
+    _, lm = tiny.load(llama_folder)
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[31] = value
+    with pytest.raises(NumericsError, match=r"1 of 4 samples .*first: s4"):
+        next_token_logprobs(lm, ROWS[2:], NAMES[2:])
+    with pytest.raises(NumericsError, match="s4"):
+        prefill(lm, ROWS[2:5], [range(len(row)) for row in ROWS[2:5]], NAMES[2:5])
+
+
+def test_kl_is_the_definition() -> None:
+    student, reference = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.25 * torch.log(torch.tensor(0.5))
+    assert kl(student, reference).item() == pytest.approx(float(expected))
+    assert kl(student, student).item() == 0
