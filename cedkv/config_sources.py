@@ -35,9 +35,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """The counterpart: quotes a text that ``_Loader`` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def to_yaml(config: Phase2Config) -> str:
+    """The configuration as the text of a file that ``resolve`` reads back to the same values."""
+    return yaml.dump({"phase2": config.model_dump()}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def leaf_keys() -> dict[str, Any]:
@@ -55,9 +65,9 @@ def leaf_keys() -> dict[str, Any]:
 def near_match(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or the names there are when none is near."""
     known = list(names)
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    last = {key.rsplit(".", 1)[-1]: key for key in known}
+    matches = [last[name]] if name in last else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not matches:
-        last = {key.rsplit(".", 1)[-1]: key for key in known}
         matches = [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
     if matches:
         return f"; did you mean {matches[0]!r}?"
@@ -143,8 +153,8 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{key} = {text!r}: not readable as a YAML value; quote it if it is text") from None
     only_text = all(kind in (str, type(None)) for kind in (get_args(known[key]) or (known[key],)))
-    if only_text and value is not None:
-        value = text if not isinstance(value, str) else value
+    if only_text and not text.startswith(("'", '"')) and (value is not None or text.startswith("#")):
+        value = text  # as it stands: YAML would drop what follows " #", and read 123 as a number
     *blocks, leaf = key.split(".")
     for block in blocks:
         tree = tree.setdefault(block, {})

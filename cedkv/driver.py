@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import defaultdict
@@ -34,10 +35,10 @@ class Clock:
         self._stage, self._since = "start", time.perf_counter()
 
     def enter(self, stage: str) -> None:
-        """Begin a stage; trials of the random arm count as one."""
+        """Begin a stage; numbered ones (``random 2/5``, ``repeat 1: select``) count as one."""
         now = time.perf_counter()
         self.seconds[self._stage] += now - self._since
-        self._stage, self._since = "random" if stage.startswith("random") else stage, now
+        self._stage, self._since = re.split(r" \d", stage)[0], now
 
 
 def run_phase2(config: Phase2Config, phase: Phase) -> Results:

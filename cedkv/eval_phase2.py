@@ -91,7 +91,8 @@ def run(
 def _execute(lm: LanguageModel, config: Phase2Config, samples: Samples, unit: Unit, phase: Phase, step: Step) -> list[Record]:
     on = [samples.on[i] for i in unit.on]
     plumbed = [row for row, i in enumerate(unit.on) if i < config.eval.gate_a_samples and not unit.repeat]
-    step("teacher", len(on))
+    again = f"repeat {unit.repeat}: " if unit.repeat else ""
+    step(f"{again}teacher", len(on))
     causal = config.select.mode in NEEDS_CAUSAL_DROP or config.select.causal_drop_advisory
     reading = read_teacher(
         lm,
@@ -103,7 +104,7 @@ def _execute(lm: LanguageModel, config: Phase2Config, samples: Samples, unit: Un
         keep_cache=causal or bool(plumbed) or config.prefix.kv_source == "gather",
     )
     evidence = _evidence(lm, config, on, reading, causal)
-    step("select", len(on))
+    step(f"{again}select", len(on))
     student = _student(lm, config, on, reading, evidence, config.select.mode, "select", 0)
     untouched = _snapshots(reading, student, plumbed)
     answers = _answer(lm, on, student)

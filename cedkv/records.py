@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from cedkv.lm.scoring import kl
-from cedkv.types import Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.selectors.common import attention_score
+from cedkv.types import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
 
 
 def on_record(
@@ -36,7 +37,7 @@ def on_record(
     kl_base_teacher = float(kl(base, teacher))
     kl_select_teacher = float(kl(select, teacher))
     scores = [span.score for span in selection.spans]
-    attention = [float(np.mean(evidence.attention[span.start : span.end])) for span in selection.spans]
+    attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
     record: Record = {"type": "sample", "kind": "on", "sample_id": sample.sample_id, "answer_token_id": answer}
     for name, logprobs in arms.items():
         token = int(logprobs.argmax())
@@ -64,9 +65,7 @@ def on_record(
         starts = sorted(evidence.causal_drop)
         length = selection.spans[0].end - selection.spans[0].start
         record["candidate_causal_drop"] = [evidence.causal_drop[start] for start in starts]
-        record["candidate_attention"] = [
-            float(np.mean(evidence.attention[max(start, 1) : start + length])) for start in starts
-        ]  # fmt: skip
+        record["candidate_attention"] = [attention_score(Candidate(start, start + length), evidence) for start in starts]
     record["topk"] = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
     return record
 

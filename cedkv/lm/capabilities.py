@@ -13,6 +13,8 @@ ROTATABLE = frozenset({"default", "linear", "llama3", "yarn"})
 """Rope types whose angles do not depend on the sequence's length, so that a key can be moved by a rotation."""
 INTERLEAVED = frozenset({"gptj", "codegen", "cohere", "cohere2", "glm", "glm4", "ernie4_5", "ernie4_5_moe", "helium"})
 """Architectures that rotate neighbouring pairs instead of halves."""
+BACKWARDS = frozenset({"nanochat"})
+"""Architectures that rotate halves by the negative angle."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def read_capabilities(config: Any) -> Capabilities:
     if getattr(config, "kv_lora_rank", None):
         raise refuse("its cache holds latent vectors (MLA), not keys and values by head")
     rope = getattr(config, "rope_parameters", None)
-    if not rope or "rope_theta" not in rope:
+    if not rope or "rope_theta" not in rope or getattr(config, "alibi", False):
         raise refuse("its positions are not one rotary embedding, so kept keys cannot be placed")
     max_positions = int(config.max_position_embeddings)
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -57,7 +59,7 @@ def read_capabilities(config: Any) -> Capabilities:
         n_layers=config.num_hidden_layers,
         max_positions=max_positions,
         rope_type=rope.get("rope_type", "default"),
-        partial_rotary=rope.get("partial_rotary_factor", 1.0) != 1.0,
+        partial_rotary=rope.get("partial_rotary_factor", 1.0) != 1.0 or 0 in (getattr(config, "no_rope_layers", None) or ()),
     )
 
 
@@ -82,7 +84,9 @@ def require(capabilities: Capabilities, config: Phase2Config) -> None:
 def can_rotate(capabilities: Capabilities) -> bool:
     """Whether keys in the cache can be moved by ``rotate_keys``."""
     return (
-        capabilities.rope_type in ROTATABLE and not capabilities.partial_rotary and capabilities.model_type not in INTERLEAVED
+        capabilities.rope_type in ROTATABLE
+        and not capabilities.partial_rotary
+        and capabilities.model_type not in INTERLEAVED | BACKWARDS
     )
 
 

@@ -80,7 +80,7 @@ def _verified(target: Path) -> bool:
         return manifest["gguf_sha256"] == GGUF_SHA256 and all(
             sha256(target / name) == manifest["files"][name] for name in _FILES
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

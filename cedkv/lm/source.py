@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import cedkv
@@ -95,8 +96,9 @@ def load(config: Phase2Config) -> LanguageModel:
             attn_implementation=attention.register(),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unavailable(name, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ModelError(

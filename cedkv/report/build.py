@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cedkv.config import Phase2Config
+from cedkv.config_sources import to_yaml
 from cedkv.gates import Check, all_pass, gate_a, gate_b, numerical_floor
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.report.files import write_json, write_text
@@ -82,10 +81,8 @@ def modes(config: Phase2Config) -> dict[str, str]:
 
 def write_config(config: Phase2Config, folder: Path) -> None:
     """``config.yaml``: the resolved configuration, ready to be run again."""
-    text = yaml.safe_dump({"phase2": config.model_dump()}, sort_keys=False, allow_unicode=True)
-    write_text(
-        folder / "config.yaml", f"# schema_version: 1.0 (resolved configuration; run it again with -P config=this file)\n{text}"
-    )
+    head = "# schema_version: 1.0 (resolved configuration; run it again with -P config=this file)\n"
+    write_text(folder / "config.yaml", head + to_yaml(config))
 
 
 def write_results(

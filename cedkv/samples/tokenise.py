@@ -54,9 +54,12 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
     demo, query = ids[:n_demo], ids[n_demo:]
     if not demo or not query:
         raise DataError(f"sample {episode.sample_id}: demo_text and query_text must have at least one token each")
-    # Offsets may leave out the space a token begins with: then only its text shows that it reaches into the demo.
-    if tokenizer.decode(query)[:1].isspace() and not episode.query_text[0].isspace():
+    # Offsets may leave out the spaces at a token's ends: then only its text shows that it reaches over the boundary.
+    before, after = tokenizer.decode(demo), tokenizer.decode(query)
+    if len(after) - len(after.lstrip()) > len(episode.query_text) - len(episode.query_text.lstrip()):
         raise _boundary_error(tokenizer, episode, query[0])
+    if len(before) - len(before.rstrip()) > len(episode.demo_text) - len(episode.demo_text.rstrip()):
+        raise _boundary_error(tokenizer, episode, demo[-1])
     answer = _answer_token(tokenizer, episode, text, ids)
     bos_kind: TokenKind = "bos"
     kinds = tuple(_kind(offsets[i], episode.char_kinds) for i in range(n_demo))
