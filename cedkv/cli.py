@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cedkv import __version__
 from cedkv.errors import CedkvError, ConfigError
-from cedkv.options import OPTIONS
+from cedkv.options import COMPARISONS, OPTIONS
+
+if TYPE_CHECKING:
+    from cedkv.config import Phase2Config
 
 PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
 """The options that are also flags of the command line (``--phase2-model-id``); ``--set`` reaches every key."""
@@ -43,20 +46,72 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
 
 def execute(path: str | None, overrides: Sequence[str], options: Mapping[str, str | None], phase: Literal["1.5", "2"]) -> None:
     """Resolve the configuration, run, and exit: 0 done, 1 a gate failed and ``fail_on_gate`` is set, 2 an error."""
+
+    def job(config: Phase2Config) -> bool:
+        from cedkv.driver import run_phase2
+
+        return all(run_phase2(config, phase).verdicts.values())
+
+    _run(path, overrides, options, job)
+
+
+def execute_comparison(
+    name: str,
+    path: str | None,
+    overrides: Sequence[str],
+    options: Mapping[str, str | None],
+    lists: Mapping[str, str | None],
+) -> None:
+    """As ``execute``, for a comparison; ``fail_on_gate`` wants every condition's Gate A and the first one's Gate B."""
+
+    def job(config: Phase2Config) -> bool:
+        from cedkv.compare import run_comparison
+
+        verdicts = [result.results.verdicts for result in run_comparison(name, config, lists)]
+        return all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
+
+    _run(path, overrides, options, job)
+
+
+def _run(
+    path: str | None,
+    overrides: Sequence[str],
+    options: Mapping[str, str | None],
+    job: Callable[[Phase2Config], bool],
+) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run ends as FAILED, with its data
     try:
         from cedkv.config_sources import resolve
 
         config = resolve(path, overrides, options)
-        from cedkv.driver import run_phase2
-
-        results = run_phase2(config, phase)
+        passed = job(config)
     except CedkvError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    if config.runtime.fail_on_gate and not all(results.verdicts.values()):
+    if config.runtime.fail_on_gate and not passed:
         click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
         sys.exit(1)
+
+
+def short_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The ``-P`` names, as options ``--select_mode``."""
+    for name, (key, text) in reversed(OPTIONS.items()):
+        command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
+    return command
+
+
+def comparison_command(name: str) -> click.Command:
+    """The entry point of a comparison: lists of settings, and every option of a single run."""
+
+    def command(path: str | None, overrides: tuple[str, ...], **given: str | None) -> None:
+        lists = {option: given.pop(option) for option in COMPARISONS[name]}
+        execute_comparison(name, path, overrides, given, lists)
+
+    body: Callable[..., None] = configured(short_options(command))
+    for option, (key, text) in reversed(COMPARISONS[name].items()):
+        body = click.option(f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]")(body)
+    about = "Evaluate several conditions on the same samples: a parent run, a nested run each, paired statistics, a page."
+    return click.command(name, cls=GroupedCommand, help=about, context_settings={"max_content_width": 110})(body)
 
 
 def _strict_only(value: str) -> None:

@@ -75,7 +75,19 @@ class InjectionBlock(Block):
 
 
 class SelectBlock(Block):
-    mode: Literal["attention_diversity_span", "delimiter_span", "random_span", "causal_drop_span"] = "attention_diversity_span"
+    mode: Literal[
+        "attention_diversity_span",
+        "delimiter_span",
+        "random_span",
+        "causal_drop_span",
+        "stratified_random_span",
+        "accumulated_attention",
+        "sink_recent",
+        "full_demo",
+        "oracle_span",
+        "transfer_span",
+        "wrong_demo",
+    ] = "attention_diversity_span"
     span_len: Count = 8
     span_budget: Count = 4
     min_span_distance: Annotated[int, Field(ge=1)] = 8

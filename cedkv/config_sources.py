@@ -94,6 +94,15 @@ def resolve(
     for name, value in (options or {}).items():
         if value is not None:
             pairs.append((OPTIONS[name][0], value))
+    return _checked(tree, pairs)
+
+
+def resolve_over(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Config:
+    """Another configuration with some keys set, read and checked as overrides are. Raises ConfigError as ``resolve``."""
+    return _checked(config.model_dump(), list(settings.items()))
+
+
+def _checked(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Phase2Config:
     for key, text in pairs:
         _assign(tree, key, text)
     try:

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -14,10 +15,10 @@ from tqdm import tqdm
 
 from cedkv import tracking
 from cedkv.config import Phase2Config
-from cedkv.eval_phase2 import Phase, evaluations, plan, run
+from cedkv.eval_phase2 import Condition, Phase, evaluations, plan, run
 from cedkv.lm import source
 from cedkv.lm.source import LanguageModel
-from cedkv.report.build import Results, decide, sort_records, verdict_word, write_config, write_results
+from cedkv.report.build import Records, Results, decide, sort_records, verdict_word, write_config, write_results
 from cedkv.report.files import append_lines, write_json
 from cedkv.report.tables import off_table, on_table
 from cedkv.report.text import console, markdown, run_name
@@ -39,6 +40,11 @@ class Clock:
         now = time.perf_counter()
         self.seconds[self._stage] += now - self._since
         self._stage, self._since = re.split(r" \d", stage)[0], now
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage, the running one included."""
+        self.enter(self._stage)
+        return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
 
 def run_phase2(config: Phase2Config, phase: Phase) -> Results:
@@ -71,12 +77,68 @@ def _run(config: Phase2Config, phase: Phase, run_id: str, folder: Path) -> Resul
     lm = source.load(config)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
     write_json(folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
-    tracking.log_datasets(_datasets(samples, phase))
-    records = sort_records(_evaluate(lm, config, samples, phase, folder, clock))
+    tracking.log_datasets(datasets(samples, phase))
+    found = evaluate(lm, [Condition("run", config)], samples, phase, {"run": folder}, clock)
     clock.enter("report")
+    records = sort_records(found["run"])
     results = decide(config, records, phase)
-    clock.enter("write")
-    seconds = {stage: round(value, 3) for stage, value in clock.seconds.items()}
+    publish(lm, config, samples, phase, run_id, folder, records, results, clock.read())
+    click.echo(console(config, results, len(records.on), len(records.off)))
+    click.echo(f"\nfiles    {folder}/report.html (and report_phase2.json, metrics.jsonl, config.yaml, artifacts/)")
+    click.echo(f"MLflow   {tracking.where_to_look()}")
+    return results
+
+
+def evaluate(
+    lm: LanguageModel,
+    conditions: Sequence[Condition],
+    samples: Samples,
+    phase: Phase,
+    folders: Mapping[str, Path],
+    clock: Clock,
+) -> dict[str, list[Record]]:
+    """Run all units; sample records are in the conditions' folders as soon as their unit is done.
+
+    Returns:
+        The records of every condition, by its key.
+    """
+    units = plan(conditions, len(samples.on), len(samples.off), phase)
+    total = sum(evaluations(conditions, unit, phase) for unit in units)
+    found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    shown = sys.stderr.isatty()
+    with tqdm(total=total, unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
+        pending = 0
+
+        def step(arm: str, count: int) -> None:
+            nonlocal pending
+            bar.update(pending)
+            pending = count
+            bar.set_description(arm)
+            clock.enter(arm)
+
+        for done, (unit, records) in enumerate(run(lm, conditions, samples, units, phase, step), 1):
+            for key, new in records.items():
+                append_lines(folders[key] / "metrics.jsonl", [record for record in new if record["type"] == "sample"])
+                found[key] += new
+            if not shown:
+                click.echo(f"{unit.key} done ({done} of {len(units)} units)", err=True)
+        bar.update(pending)
+        bar.set_description("done")
+    return found
+
+
+def publish(
+    lm: LanguageModel,
+    config: Phase2Config,
+    samples: Samples,
+    phase: Phase,
+    run_id: str,
+    folder: Path,
+    records: Records,
+    results: Results,
+    seconds: dict[str, float],
+) -> None:
+    """Write a finished run's files, then log them to the active MLflow run."""
     append_lines(
         folder / "metrics.jsonl",
         [{"type": "run", "run_id": run_id, "phase": phase, "metrics": results.metrics, "seconds": seconds}],
@@ -89,43 +151,17 @@ def _run(config: Phase2Config, phase: Phase, run_id: str, folder: Path) -> Resul
     tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
     tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
     times = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in seconds.items()}
-    n_on, n_off = len(records.on), len(records.off)
-    tracking.log_results({**results.metrics, **times}, tags, tables, markdown(config, results, n_on, n_off), folder)
-    click.echo(console(config, results, n_on, n_off))
-    click.echo(f"\nfiles    {folder}/report_phase2.json (and metrics.jsonl, config.yaml, artifacts/)")
-    click.echo(f"MLflow   {tracking.where_to_look()}")
-    return results
+    description = markdown(config, results, len(records.on), len(records.off))
+    tracking.log_results({**results.metrics, **times}, tags, tables, description, folder)
 
 
-def _evaluate(
-    lm: LanguageModel, config: Phase2Config, samples: Samples, phase: Phase, folder: Path, clock: Clock
-) -> list[Record]:
-    """Run all units; sample records are on disk as soon as their unit is done."""
-    units = plan(config, len(samples.on), len(samples.off), phase)
-    total = sum(evaluations(config, unit, phase) for unit in units)
-    found: list[Record] = []
-    shown = sys.stderr.isatty()
-    with tqdm(total=total, unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
-        pending = 0
-
-        def step(arm: str, count: int) -> None:
-            nonlocal pending
-            bar.update(pending)
-            pending = count
-            bar.set_description(arm)
-            clock.enter(arm)
-
-        for done, (unit, records) in enumerate(run(lm, config, samples, units, phase, step), 1):
-            append_lines(folder / "metrics.jsonl", [record for record in records if record["type"] == "sample"])
-            found += records
-            if not shown:
-                click.echo(f"{unit.key} done ({done} of {len(units)} units)", err=True)
-        bar.update(pending)
-        bar.set_description("done")
-    return found
+def token_text(lm: LanguageModel) -> Callable[[int], str]:
+    """The text of one token."""
+    return lambda token: str(lm.tokenizer.decode([token]))
 
 
-def _datasets(samples: Samples, phase: Phase) -> dict[str, tuple[str, pd.DataFrame]]:
+def datasets(samples: Samples, phase: Phase) -> dict[str, tuple[str, pd.DataFrame]]:
+    """The samples as MLflow dataset inputs: context -> (where from, table)."""
     on = pd.DataFrame(
         [
             {"sample_id": s.sample_id, "demo_text": s.episode.demo_text, "query_text": s.episode.query_text,

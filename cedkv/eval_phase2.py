@@ -2,7 +2,8 @@
 
 It first *plans*: independent units of work, each with a stable key. Executing a unit has no side effect but its records,
 so units can be repeated, resumed or spread without changing a figure. Within a unit the arms go one after the other,
-each as full batches; peak memory is that of one batch, whatever the number of samples.
+each as full batches; peak memory is that of one batch, whatever the number of samples. A run may have several conditions:
+what they share (base, teacher, the OFF prompts alone, random arms under the same settings) is computed once.
 """
 
 from __future__ import annotations
@@ -13,20 +14,17 @@ from typing import Literal
 
 import torch
 
+from cedkv import arms, selectors
 from cedkv.config import Phase2Config
 from cedkv.digest import generator
-from cedkv.errors import DataError
+from cedkv.errors import ConfigError
 from cedkv.lm.cache import PrefixBatch
-from cedkv.lm.prefix import encode
-from cedkv.lm.scoring import TeacherReading, kl, next_token_logprobs, read_teacher
+from cedkv.lm.scoring import kl, next_token_logprobs
 from cedkv.lm.source import LanguageModel
 from cedkv.plumbing import PlumbingInput, measure, snapshot
-from cedkv.positioning import place
 from cedkv.records import off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.samples.load import Samples
-from cedkv.selectors import NEEDS_CAUSAL_DROP, select
-from cedkv.selectors.common import SelectionTask, candidates
-from cedkv.types import Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.types import OffSample, Record
 
 Phase = Literal["1.5", "2"]
 Step = Callable[[str, int], None]
@@ -44,217 +42,208 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Student:
-    """The states of B samples under one selector."""
+class Condition:
+    """One way of making and injecting prefixes. Conditions of a run differ in that alone: model and samples are the same."""
 
-    selections: list[Selection]
-    placements: list[Placement]
-    prefix: PrefixBatch
+    key: str
+    config: Phase2Config
 
 
-def plan(config: Phase2Config, n_on: int, n_off: int, phase: Phase) -> list[Unit]:
+def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase) -> list[Unit]:
     """The units of a run: its samples in batches, then the repeats for ``repro_tolerance`` in other batches.
 
     OFF prompt j runs under the state of ON sample ``j mod n_on``. Phase 1.5 has no OFF prompts.
+
+    Raises:
+        ConfigError: partners (2i, 2i + 1) are asked for and cannot be in one batch.
     """
+    config = conditions[0].config
     size = config.runtime.batch_size
-    units = []
-    for at in range(0, n_on, size):
-        chunk = tuple(range(at, min(at + size, n_on)))
-        off = tuple(j for j in range(n_off) if at <= j % n_on < at + size) if phase == "2" else ()
-        units.append(Unit(f"main/{at // size:05d}", chunk, off, 0))
+    groups = _groups(conditions, n_on)
+    units: list[Unit] = []
+    for chunk in _chunks(groups, size):
+        there = set(chunk)
+        off = tuple(j for j in range(n_off) if j % n_on in there) if phase == "2" else ()
+        units.append(Unit(f"main/{len(units):05d}", chunk, off, 0))
     for repeat in range(1, config.eval.repro_runs):
-        order = generator(config.seed, "repro_order", repeat, "").permutation(n_on).tolist()
-        other = max(1, size - repeat)  # another batch size and order: results must not depend on the company
-        units += [
-            Unit(f"repro-{repeat}/{at // other:05d}", tuple(order[at : at + other]), (), repeat) for at in range(0, n_on, other)
-        ]
+        order = generator(config.seed, "repro_order", repeat, "").permutation(len(groups)).tolist()
+        # another order and batch size: results must not depend on the company
+        chunks = _chunks([groups[i] for i in order], max(1, size - repeat))
+        units += [Unit(f"repro-{repeat}/{i:05d}", chunk, (), repeat) for i, chunk in enumerate(chunks)]
     return units
 
 
-def evaluations(config: Phase2Config, unit: Unit, phase: Phase) -> int:
+def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """How many (sample, arm) evaluations a unit reports to its step function."""
+    n, n_off = len(unit.on), len(unit.off)
+    shared = n * (1 + ("other_attention" in arms.wanted([c.config for c in conditions])))
     if unit.repeat:
-        return 2 * len(unit.on)
-    arms = 3 + (config.eval.n_random_trials if phase == "2" else 0)
-    return arms * len(unit.on) + 2 * len(unit.off) + sum(i < config.eval.gate_a_samples for i in unit.on)
+        return shared + n * len(conditions)
+    shared += n + n_off
+    if phase == "2":
+        keys = {arms.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
+        shared += n * len(keys)
+    plumbed = sum(i < conditions[0].config.eval.gate_a_samples for i in unit.on)
+    return shared + len(conditions) * (n + n_off + plumbed)
 
 
 def run(
-    lm: LanguageModel, config: Phase2Config, samples: Samples, units: Sequence[Unit], phase: Phase, step: Step
-) -> Iterator[tuple[Unit, list[Record]]]:
-    """Execute units in order; each gives its records."""
+    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, units: Sequence[Unit], phase: Phase, step: Step
+) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
+    """Execute units in order; each gives the records of every condition, by its key."""
     for unit in units:
-        yield unit, _execute(lm, config, samples, unit, phase, step)
+        yield unit, _execute(lm, conditions, samples, unit, phase, step)
 
 
-def _execute(lm: LanguageModel, config: Phase2Config, samples: Samples, unit: Unit, phase: Phase, step: Step) -> list[Record]:
+def _execute(
+    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, unit: Unit, phase: Phase, step: Step
+) -> dict[str, list[Record]]:
     on = [samples.on[i] for i in unit.on]
-    plumbed = [row for row, i in enumerate(unit.on) if i < config.eval.gate_a_samples and not unit.repeat]
+    plumbed = [row for row, i in enumerate(unit.on) if i < conditions[0].config.eval.gate_a_samples and not unit.repeat]
+    partners = [_partner(unit, i, len(samples.on)) for i in unit.on] if _paired(conditions) else None
     again = f"repeat {unit.repeat}: " if unit.repeat else ""
-    step(f"{again}teacher", len(on))
-    causal = config.select.mode in NEEDS_CAUSAL_DROP or config.select.causal_drop_advisory
-    reading = read_teacher(
-        lm,
-        [s.demo_token_ids for s in on],
-        [s.query_token_ids for s in on],
-        [s.sample_id for s in on],
-        lm.selection_layers,
-        config.select.query_window,
-        keep_cache=causal or bool(plumbed) or config.prefix.kv_source == "gather",
-    )
-    evidence = _evidence(lm, config, on, reading, causal)
-    step(f"{again}select", len(on))
-    student = _student(lm, config, on, reading, evidence, config.select.mode, "select", 0)
-    untouched = _snapshots(reading, student, plumbed)
-    answers = _answer(lm, on, student)
+
+    def announce(arm: str, n: int) -> None:
+        step(f"{again}{arm}", n)
+
+    batch = arms.read(lm, [c.config for c in conditions], on, partners, bool(plumbed), announce)
     if unit.repeat:
-        return [repro_record(unit.repeat, sample, answers[row]) for row, sample in enumerate(on)]
-    step("base", len(on))
-    base = next_token_logprobs(lm, [s.base_ids for s in on], [s.sample_id for s in on])
+        return {c.key: _repeat(batch, c.config, unit.repeat, announce) for c in conditions}
+    announce("base", len(on))
+    base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
     off = [samples.off[j] for j in unit.off]
-    records = _off(lm, off, [unit.on.index(j % len(samples.on)) for j in unit.off], on, student, step)
-    drawn: list[tuple[list[Selection], list[Placement], torch.Tensor]] = []
-    for trial in range(config.eval.n_random_trials if phase == "2" else 0):
-        step(f"random {trial + 1}/{config.eval.n_random_trials}", len(on))
-        random = _student(lm, config, on, reading, evidence, "random_span", "random", trial)
-        drawn.append((random.selections, random.placements, _answer(lm, on, random)))
-    if plumbed:
-        step("gate A", len(plumbed))
-        given = _plumbing_input(on, plumbed, base, answers, reading, student, untouched)
-        records += plumbing_records(given.names, measure(lm, config, given))
-    topk = config.reporting.topk_tokens
-    for row, sample in enumerate(on):
-        arms = {"base": base[row], "teacher": reading.logprobs[row], "select": answers[row]}
-        selected, trials = student.selections[row], [logprobs[row] for _, _, logprobs in drawn]
-        records.append(on_record(sample, arms, trials, evidence[row], selected, lm.tokenizer, topk))
-        random_states = [(selections[row], placements[row]) for selections, placements, _ in drawn]
-        records.append(selection_record(sample, evidence[row], selected, student.placements[row], random_states))
-    return records
-
-
-def _evidence(
-    lm: LanguageModel, config: Phase2Config, on: Sequence[OnSample], reading: TeacherReading, causal: bool
-) -> list[Evidence]:
-    if not causal:
-        return [Evidence(attention) for attention in reading.attention]
-    return [
-        Evidence(attention, _causal_drops(lm, config, sample, reading, row))
-        for row, (sample, attention) in enumerate(zip(on, reading.attention, strict=True))
-    ]
-
-
-def _causal_drops(
-    lm: LanguageModel, config: Phase2Config, sample: OnSample, reading: TeacherReading, row: int
-) -> dict[int, float]:
-    """KL(teacher || teacher without the span) for every candidate: the query over the demo's cache with the span masked."""
-    if reading.demo is None:
-        raise ValueError("causal drops need the teacher's cache")
-    found = candidates(sample.token_kinds, config.select)
-    drops: dict[int, float] = {}
-    for at in range(0, len(found), lm.batch_size):
-        batch = found[at : at + lm.batch_size]
-        offset = reading.offsets[row]
-        hidden = reading.demo.rows([row] * len(batch)).hide([(offset + c.start, offset + c.end) for c in batch])
-        without = next_token_logprobs(lm, [sample.query_token_ids] * len(batch), [sample.sample_id] * len(batch), hidden)
-        moved = kl(reading.logprobs[row].expand_as(without), without)
-        drops.update((c.start, value) for c, value in zip(batch, moved.tolist(), strict=True))
-    return drops
-
-
-def _student(
-    lm: LanguageModel,
-    config: Phase2Config,
-    on: Sequence[OnSample],
-    reading: TeacherReading,
-    evidence: Sequence[Evidence],
-    mode: str,
-    purpose: str,
-    trial: int,
-) -> Student:
-    selections, placements = [], []
-    for sample, known in zip(on, evidence, strict=True):
-        rng = generator(config.seed, purpose, trial, sample.sample_id)
-        selection = select(mode, SelectionTask(config.select, sample.token_kinds, known, rng))
-        if not selection.spans:
-            raise DataError(
-                f"sample {sample.sample_id}: {mode} finds no span of select.span_len = {config.select.span_len} tokens in "
-                f"its {len(sample.token_kinds)} demo tokens; lower span_len or lengthen the demo"
+    rows = [unit.on.index(j % len(samples.on)) for j in unit.off]
+    alone = _off_alone(lm, off, announce)
+    found = {}
+    for condition in conditions:
+        config = condition.config
+        known = arms.evidence(batch, config)
+        announce("select", len(on))
+        state = arms.student(batch, config, known, config.select.mode, "select", 0)
+        untouched = _snapshots(batch, state, plumbed)
+        answers = arms.answer(batch, config, state)
+        records = _off(batch, config, off, rows, alone, state, announce)
+        trials = range(config.eval.n_random_trials if phase == "2" else 0)
+        drawn = [arms.random_answer(batch, config, known, trial, announce) for trial in trials]
+        if plumbed:
+            announce("gate A", len(plumbed))
+            given = _plumbing_input(batch, config, plumbed, base, answers, state, untouched)
+            records += plumbing_records(given.names, measure(lm, config, given))
+        topk = config.reporting.topk_tokens
+        for row, sample in enumerate(on):
+            by_arm = {"base": base[row], "teacher": batch.reading.logprobs[row], "select": answers[row]}
+            chosen, random = state.selections[row], [logprobs[row] for _, _, logprobs in drawn]
+            records.append(on_record(sample, by_arm, random, known[row], chosen, config.select.span_len, lm.tokenizer, topk))
+            random_states = [(selections[row], placements[row]) for selections, placements, _ in drawn]
+            records.append(
+                selection_record(sample, state.owners[row], known[row], chosen, state.placements[row], random_states)
             )
-        selections.append(selection)
-        placements.append(
-            place(
-                selection.kept_tokens,
-                len(sample.demo_token_ids),
-                config.injection.positioning_mode,
-                config.prefix.padding_mode,
-                config.prefix_len,
-            )
-        )
-    return Student(selections, placements, encode(lm, config.prefix.kv_source, on, placements, reading))
+        found[condition.key] = records
+    return found
 
 
-def _answer(lm: LanguageModel, on: Sequence[OnSample], student: Student) -> torch.Tensor:
-    """Log-probabilities (B, vocabulary) after each sample's query, under its state."""
-    rows, names = [s.query_token_ids for s in on], [s.sample_id for s in on]
-    return next_token_logprobs(lm, rows, names, student.prefix, lm.injection_layers)
+def _repeat(batch: arms.Batch, config: Phase2Config, repeat: int, announce: Step) -> list[Record]:
+    announce("select", len(batch.samples))
+    state = arms.student(batch, config, arms.evidence(batch, config), config.select.mode, "select", 0)
+    answers = arms.answer(batch, config, state)
+    return [repro_record(repeat, sample, answers[row]) for row, sample in enumerate(batch.samples)]
+
+
+def _off_alone(lm: LanguageModel, off: Sequence[OffSample], announce: Step) -> torch.Tensor | None:
+    if not off:
+        return None
+    announce("OFF base", len(off))
+    return next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off])
 
 
 def _off(
-    lm: LanguageModel,
+    batch: arms.Batch,
+    config: Phase2Config,
     off: Sequence[OffSample],
-    state_rows: Sequence[int],
-    on: Sequence[OnSample],
-    student: Student,
-    step: Step,
+    rows: Sequence[int],
+    alone: torch.Tensor | None,
+    state: arms.Student,
+    announce: Step,
 ) -> list[Record]:
-    """OFF prompts alone and under the select arm's states; only batch by batch, so that memory stays that of a batch."""
-    records = []
-    for at in range(0, len(off), lm.batch_size):
-        batch = off[at : at + lm.batch_size]
-        names = [u.sample_id for u in batch]
-        rows = list(state_rows[at : at + lm.batch_size])
-        step("OFF base", len(batch))
-        alone = next_token_logprobs(lm, [u.token_ids for u in batch], names)
-        step("OFF select", len(batch))
-        under = next_token_logprobs(lm, [u.student_ids for u in batch], names, student.prefix.rows(rows), lm.injection_layers)
-        deltas = kl(under, alone).tolist()
-        for i, (sample, state) in enumerate(zip(batch, rows, strict=True)):
-            records.append(off_record(sample, on[state].sample_id, alone[i], under[i], deltas[i]))
+    """OFF prompts under the select arm's states; prefixes are picked out batch by batch, not all at once."""
+    lm, records = batch.lm, []
+    injection = lm.injection_layers(config.layer_scope.injection)
+    if alone is not None:
+        announce("OFF select", len(off))
+        for at in range(0, len(off), lm.batch_size):
+            part, states = off[at : at + lm.batch_size], list(rows[at : at + lm.batch_size])
+            ids, names = [u.student_ids for u in part], [u.sample_id for u in part]
+            under = next_token_logprobs(lm, ids, names, state.prefix.rows(states), injection)
+            deltas = kl(under, alone[at : at + lm.batch_size]).tolist()
+            for i, (sample, row) in enumerate(zip(part, states, strict=True)):
+                records.append(off_record(sample, batch.names[row], alone[at + i], under[i], deltas[i]))
     return records
 
 
-def _snapshots(reading: TeacherReading, student: Student, rows: list[int]) -> list[PrefixBatch]:
+def _paired(conditions: Sequence[Condition]) -> bool:
+    return any(selectors.uses_partner(c.config.select.mode) for c in conditions)
+
+
+def _partner(unit: Unit, index: int, n_on: int) -> int:
+    """Row of the sample's partner: 2i and 2i + 1 are partners, a last one without takes the one before it."""
+    other = index ^ 1 if (index ^ 1) < n_on else index - 1
+    return unit.on.index(other)
+
+
+def _groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, ...]]:
+    """Samples that must share a batch: each alone, or partners together."""
+    if not _paired(conditions):
+        return [(i,) for i in range(n_on)]
+    batch_size = conditions[0].config.runtime.batch_size
+    if n_on < 2 or batch_size < 2:
+        raise ConfigError(
+            f"wrong_demo takes the prefix of another sample in the same batch: runtime.batch_size = {batch_size} and "
+            f"eval.on_samples = {n_on} must both be at least 2"
+        )
+    pairs: list[tuple[int, ...]] = [(i, i + 1) for i in range(0, n_on - 1, 2)]
+    return pairs if n_on % 2 == 0 else [*pairs[:-1], (n_on - 3, n_on - 2, n_on - 1)]
+
+
+def _chunks(groups: Sequence[tuple[int, ...]], size: int) -> list[tuple[int, ...]]:
+    """Groups put together to batches of at most ``size``; a group is never split."""
+    chunks: list[tuple[int, ...]] = []
+    for group in groups:
+        if chunks and len(chunks[-1]) + len(group) <= size:
+            chunks[-1] += group
+        else:
+            chunks.append(group)
+    return chunks
+
+
+def _snapshots(batch: arms.Batch, state: arms.Student, rows: list[int]) -> list[PrefixBatch]:
     """Copies of what later passes read from, the demos' caches and the prefixes, before anything has read from them."""
-    if not rows or reading.demo is None:
+    if not rows or batch.reading.demo is None:
         return []
-    return [snapshot(reading.demo.rows(rows)), snapshot(student.prefix.rows(rows))]
+    demos = batch.once("untouched demos", lambda: snapshot(batch.reading.demo.rows(rows)))  # type: ignore[union-attr]
+    return [demos, snapshot(state.prefix.rows(rows))]
 
 
 def _plumbing_input(
-    on: Sequence[OnSample],
+    batch: arms.Batch,
+    config: Phase2Config,
     rows: list[int],
     base: torch.Tensor,
     answers: torch.Tensor,
-    reading: TeacherReading,
-    student: Student,
+    state: arms.Student,
     untouched: list[PrefixBatch],
 ) -> PlumbingInput:
-    if reading.demo is None:
+    if batch.reading.demo is None:
         raise ValueError("the plumbing checks need the teacher's cache")
-    part = TeacherReading(
-        reading.logprobs[rows],
-        [reading.attention[row] for row in rows],
-        reading.demo.rows(rows),
-        [reading.offsets[row] for row in rows],
-    )
     return PlumbingInput(
-        samples=[on[row] for row in rows],
+        samples=[batch.samples[row] for row in rows],
+        owners=[state.owners[row] for row in rows],
         base=base[rows],
-        teacher=part.logprobs,
+        teacher=batch.reading.logprobs[rows],
         select=answers[rows],
-        reading=part,
-        placements=[student.placements[row] for row in rows],
-        prefix=student.prefix.rows(rows),
+        demo=batch.reading.demo.rows(rows),
+        offsets=[batch.reading.offsets[row] for row in rows],
+        placements=[state.placements[row] for row in rows],
+        prefix=state.prefix.rows(rows),
         untouched=untouched,
+        once=batch.once,
     )

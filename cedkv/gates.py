@@ -20,8 +20,8 @@ Verdict = Literal["pass", "fail", "insufficient"]
 EQUAL_ON_PAPER = ("teacher_incremental", "padding_equivalence", "batch_consistency")
 """Checks whose two sides are equal on paper: the largest KL among them is the numerical floor of this model and dtype."""
 
-RESOLUTION = 2.0**-23
-"""float32's step at 1: no KL is known better. Stands in for a smaller floor: no effect at all would reach a floor of 0."""
+LEAST_FLOOR = 1e-12
+"""Stands in for a floor of 0 nats (both sides came out the same to the last bit), which no effect at all would reach."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def gate_a(config: Phase2Config, on: Sequence[Record], plumbing: Sequence[Record
                    "demo cached, then query = one uncached pass"),
         largest_of("null_effect", "null_effect", "null_effect_kl_max", "nats", "an all-null prefix = base"),
         Check("A", "nonzero_effect", effect, ">=",
-              None if floor is None else max(floor, RESOLUTION) * limits.nonzero_effect_over_floor_min, len(on), "nats",
+              None if floor is None else max(floor, LEAST_FLOOR) * limits.nonzero_effect_over_floor_min, len(on), "nats",
               f"the selected prefix moves the output by {limits.nonzero_effect_over_floor_min:g} x the numerical floor"),
         largest_of("roundtrip_rel_kl", "roundtrip", "roundtrip_rel_kl_max", "ratio",
                    "prefix saved, loaded, injected = as it was"),

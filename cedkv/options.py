@@ -32,3 +32,20 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "off_path": ("data.off_path", "JSONL of your own OFF prompts"),
     "seed": ("seed", "seed of every random draw"),
 }
+
+COMPARISONS: dict[str, dict[str, tuple[str, str]]] = {
+    "ablate_selector": {
+        "select_modes": ("select.mode", "selectors, or all"),
+        "span_budgets": ("select.span_budget", "spans at most"),
+        "span_lens": ("select.span_len", "tokens in a span"),
+        "keep_sinks": ("select.keep_sink", "first demo tokens kept"),
+        "selection_scopes": ("layer_scope.selection", "layers whose attention is read"),
+    },
+    "compare_positioning": {
+        "positioning_modes": ("injection.positioning_mode", "compact, absolute"),
+        "padding_modes": ("prefix.padding_mode", "null_pad, shrink_to_selected"),
+        "kv_sources": ("prefix.kv_source", "prefill, gather"),
+        "keep_sinks": ("select.keep_sink", "first demo tokens kept; 0,4 by default"),
+    },
+}
+"""For each comparison its list options: name -> (configuration key, help)."""

@@ -7,14 +7,16 @@ functions the arms use. Limits and verdicts are in ``gates.py``; here are only o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cedkv.config import Phase2Config
+from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch, assemble, rotate_keys
 from cedkv.lm.prefix import encode
 from cedkv.lm.scoring import TeacherReading, kl, log_softmax, next_token_logprobs, prefill, read_teacher
@@ -29,17 +31,25 @@ ROTATION_SHIFT = 37
 
 @dataclass(frozen=True)
 class PlumbingInput:
-    """What the arms computed for B samples: log-probabilities are (B, vocabulary)."""
+    """What the arms computed for B samples: log-probabilities are (B, vocabulary).
+
+    owners: the samples whose demos the prefixes are of (others than ``samples`` under ``wrong_demo`` only).
+    demo, offsets: the demos' caches, as in ``TeacherReading``.
+    untouched: copies of the demos' caches and of the prefixes, made before their first use.
+    once: keeps what does not depend on the condition, by key.
+    """
 
     samples: Sequence[OnSample]
+    owners: Sequence[OnSample]
     base: torch.Tensor
     teacher: torch.Tensor
     select: torch.Tensor
-    reading: TeacherReading
+    demo: PrefixBatch
+    offsets: list[int]
     placements: Sequence[Placement]
     prefix: PrefixBatch
     untouched: Sequence[PrefixBatch]
-    """Copies of the demos' caches and of the prefixes, made before their first use."""
+    once: Callable[[Any, Callable[[], Any]], Any]
 
     @property
     def names(self) -> list[str]:
@@ -59,17 +69,18 @@ def snapshot(prefix: PrefixBatch) -> PrefixBatch:
 
 def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> dict[str, list[float]]:
     """All observations of a batch: check name -> one value a sample. KL in nats, the rest relative or absolute."""
+    injection = str(config.layer_scope.injection)
     found = {
-        "teacher_incremental": teacher_incremental(lm, given),
-        "null_effect": null_effect(lm, config, given),
-        "roundtrip": roundtrip(lm, given),
-        "keep_all_absolute": keep_all(lm, given),
+        "teacher_incremental": given.once("teacher_incremental", lambda: teacher_incremental(lm, given)),
+        "null_effect": given.once(("null_effect", config.prefix_len, injection), lambda: null_effect(lm, config, given)),
+        "roundtrip": roundtrip(lm, config, given),
+        "keep_all_absolute": given.once("keep_all_absolute", lambda: keep_all(lm, given)),
         "padding_equivalence": padding_equivalence(lm, config, given),
         "batch_consistency": batch_consistency(lm, config, given),
     }
     if lm.can_rotate:
         found["rotation_equivariance"] = rotation_equivariance(lm, given)
-    found["source_cache_unchanged"] = source_cache_unchanged(lm, given)
+    found["source_cache_unchanged"] = source_cache_unchanged(lm, config, given)
     return found
 
 
@@ -99,16 +110,18 @@ def null_effect(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -
     empty = [Placement((), (), 0, config.prefix_len) for _ in given.samples]
     nothing = assemble(tuple(k[:, :, :0] for k in given.prefix.keys), tuple(v[:, :, :0] for v in given.prefix.values), empty)
     rows = [sample.base_ids for sample in given.samples]
-    return kl(next_token_logprobs(lm, rows, given.names, nothing, lm.injection_layers), given.base).tolist()
+    return kl(
+        next_token_logprobs(lm, rows, given.names, nothing, lm.injection_layers(config.layer_scope.injection)), given.base
+    ).tolist()
 
 
-def roundtrip(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+def roundtrip(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
         save_prefix(given.prefix, path)
         loaded = load_prefix(path, lm.device)
-    again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers)
+    again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers(config.layer_scope.injection))
     return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist()
 
 
@@ -120,7 +133,7 @@ def keep_all(lm: LanguageModel, given: PlumbingInput) -> list[float]:
     ]
     worst = torch.zeros(len(given.samples), dtype=given.teacher.dtype, device=given.teacher.device)
     for kv_source in ("prefill", "gather"):
-        prefix = encode(lm, kv_source, given.samples, placements, given.reading)
+        prefix = encode(lm, kv_source, given.samples, placements, given.demo, given.offsets)
         worst = worst.maximum(kl(next_token_logprobs(lm, given.queries, given.names, prefix), given.teacher))
     return worst.tolist()
 
@@ -128,33 +141,43 @@ def keep_all(lm: LanguageModel, given: PlumbingInput) -> list[float]:
 def padding_equivalence(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """KL(the other padding mode || this one)."""
     other = "shrink_to_selected" if config.prefix.padding_mode == "null_pad" else "null_pad"
-    slots = [config.prefix_len if other == "null_pad" else len(p.kept_tokens) for p in given.placements]
+    slots = [max(config.prefix_len, n) if other == "null_pad" else n for n in (len(p.kept_tokens) for p in given.placements)]
     placements = [replace(p, slots=n) for p, n in zip(given.placements, slots, strict=True)]
     longest = max(len(p.kept_tokens) for p in placements)
     prefix = assemble(
         tuple(k[:, :, :longest] for k in given.prefix.keys), tuple(v[:, :, :longest] for v in given.prefix.values), placements
     )
-    return kl(next_token_logprobs(lm, given.queries, given.names, prefix, lm.injection_layers), given.select).tolist()
+    return kl(
+        next_token_logprobs(lm, given.queries, given.names, prefix, lm.injection_layers(config.layer_scope.injection)),
+        given.select,
+    ).tolist()
 
 
 def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """KL(each sample in a batch of its own || the batch used): the larger of teacher and select."""
+    injection = lm.injection_layers(config.layer_scope.injection)
+
+    def alone(sample: OnSample) -> TeacherReading:
+        nothing = AttentionReader(frozenset(), 1)
+        demo, query, name = [sample.demo_token_ids], [sample.query_token_ids], [sample.sample_id]
+        found: TeacherReading = given.once(
+            ("alone", sample.sample_id), lambda: read_teacher(lm, demo, query, name, nothing, keep_cache=True)
+        )
+        return found
+
     out = []
-    for row, (sample, placement) in enumerate(zip(given.samples, given.placements, strict=True)):
-        alone = read_teacher(
-            lm, [sample.demo_token_ids], [sample.query_token_ids], [sample.sample_id],
-            lm.selection_layers, config.select.query_window, keep_cache=config.prefix.kv_source == "gather",
-        )  # fmt: skip
-        prefix = encode(lm, config.prefix.kv_source, [sample], [placement], alone)
-        select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, lm.injection_layers)
-        pairs = ((alone.logprobs, given.teacher[row : row + 1]), (select, given.select[row : row + 1]))
+    for row, (sample, owner, placement) in enumerate(zip(given.samples, given.owners, given.placements, strict=True)):
+        reading = alone(owner)
+        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], reading.demo, reading.offsets)
+        select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
+        pairs = ((alone(sample).logprobs, given.teacher[row : row + 1]), (select, given.select[row : row + 1]))
         out.append(max(float(kl(one, many)) for one, many in pairs))
     return out
 
 
 def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float]:
     """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of the kept tokens run at p and at p+d."""
-    rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(given.samples, given.placements, strict=True)]
+    rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(given.owners, given.placements, strict=True)]
     here = [list(p.key_positions) for p in given.placements]
     there = [[position + ROTATION_SHIFT for position in row] for row in here]
     keys, _ = prefill(lm, rows, here, given.names)
@@ -169,7 +192,7 @@ def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float
     return worst.tolist()
 
 
-def source_cache_unchanged(lm: LanguageModel, given: PlumbingInput) -> list[float]:
+def source_cache_unchanged(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """Largest absolute difference between demo caches and prefixes now, and their copies from before their first use.
 
     Rows are picked out of a prefix by copying, which could hide a pass that writes into what it was given; so one more
@@ -178,12 +201,12 @@ def source_cache_unchanged(lm: LanguageModel, given: PlumbingInput) -> list[floa
     order = sorted(range(len(given.samples)), key=lambda row: len(given.queries[row]))
     straight = given.prefix.rows(order)
     copy = snapshot(straight)
-    next_token_logprobs(lm, [given.queries[row] for row in order], [given.names[row] for row in order], straight)
+    injection = lm.injection_layers(config.layer_scope.injection)
+    next_token_logprobs(lm, [given.queries[row] for row in order], [given.names[row] for row in order], straight, injection)
     worst = np.zeros(len(order))
     worst[order] = _differences(straight, copy)
-    for now, before in zip((given.reading.demo, given.prefix), given.untouched, strict=True):
-        if now is not None:
-            worst = np.maximum(worst, _differences(now, before))  # NaN stays NaN
+    for now, before in zip((given.demo, given.prefix), given.untouched, strict=True):
+        worst = np.maximum(worst, _differences(now, before))  # NaN stays NaN
     return worst.tolist()
 
 

@@ -22,6 +22,7 @@ def on_record(
     randoms: Sequence[torch.Tensor],
     evidence: Evidence,
     selection: Selection,
+    span_len: int,
     tokenizer: Any,
     topk: int,
 ) -> Record:
@@ -60,12 +61,13 @@ def on_record(
         "selector_score": float(np.mean(scores)),
     }
     if evidence.causal_drop is not None:
-        drops = [evidence.causal_drop[span.start] for span in selection.spans]
-        record["phase2_selection_score_causal_drop"] = float(np.mean(drops))
-        starts = sorted(evidence.causal_drop)
-        length = selection.spans[0].end - selection.spans[0].start
-        record["candidate_causal_drop"] = [evidence.causal_drop[start] for start in starts]
-        record["candidate_attention"] = [attention_score(Candidate(start, start + length), evidence) for start in starts]
+        drops = evidence.causal_drop
+        chosen = [drops[span.start] for span in selection.spans if span.start in drops]
+        record["phase2_selection_score_causal_drop"] = float(np.mean(chosen)) if chosen else None
+        record["candidate_causal_drop"] = [drops[start] for start in sorted(drops)]
+        record["candidate_attention"] = [
+            attention_score(Candidate(start, start + span_len), evidence) for start in sorted(drops)
+        ]
     record["topk"] = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
     return record
 
@@ -88,12 +90,16 @@ def off_record(sample: OffSample, state_of: str, alone: torch.Tensor, under: tor
 
 def selection_record(
     sample: OnSample,
+    owner: OnSample,
     evidence: Evidence,
     selection: Selection,
     placement: Placement,
     randoms: Sequence[tuple[Selection, Placement]],
 ) -> Record:
-    """All an outside program needs to build this sample's prefixes again with plain transformers."""
+    """All an outside program needs to build this sample's prefixes again with plain transformers.
+
+    ``prefix_of`` names the sample whose demo the kept tokens are of: this one, but for ``wrong_demo``.
+    """
     return {
         "type": "selection",
         "sample_id": sample.sample_id,
@@ -105,6 +111,7 @@ def selection_record(
         "answer_token_id": sample.answer_token_id,
         "token_kinds": list(sample.token_kinds),
         "scores": evidence.attention.tolist(),
+        "prefix_of": owner.sample_id,
         **_state(selection, placement),
         "random": [{"trial": trial, **_state(*state)} for trial, state in enumerate(randoms)],
     }

@@ -6,8 +6,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
 from cedkv.config import Phase2Config
 from cedkv.errors import TrackingError
 
 EXPERIMENT = "cedkv"
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
+_FAULTS = (MlflowException, OSError, ImportError, SQLAlchemyError)  # the last two: a missing driver, an unreadable database
 _TAKES_OVER = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 
@@ -42,8 +44,47 @@ def tracked_run(name: str, tags: Mapping[str, str]) -> Iterator[str]:
         if taken_over and _GENERATED_NAME.match(run.info.run_name or ""):
             mlflow.set_tag("mlflow.runName", name)
         mlflow.set_tags(dict(tags))
-    with run:
+    try:
         yield run.info.run_id
+    except BaseException:
+        with suppress(*_FAULTS):  # what was raised says more than that its end could not be recorded either
+            mlflow.end_run("FAILED")
+        raise
+    with _readable("the end of the run was not recorded"):
+        mlflow.end_run()
+
+
+def create_child(name: str, tags: Mapping[str, str]) -> str:
+    """A nested run under the active one, RUNNING until ``child_run`` or ``end_children`` ends it; returns its id."""
+    with _readable("no nested run could be started"):
+        parent = mlflow.active_run()
+        run = mlflow.MlflowClient().create_run(
+            parent.info.experiment_id, run_name=name, tags={**tags, "mlflow.parentRunId": parent.info.run_id}
+        )
+    return str(run.info.run_id)
+
+
+@contextmanager
+def child_run(run_id: str) -> Iterator[None]:
+    """Make a nested run the active one, and end it when the block ends."""
+    with _readable("a nested run could not be opened"):
+        run = mlflow.start_run(run_id=run_id, nested=True)
+    with run:
+        yield
+
+
+def end_children(run_ids: Iterable[str]) -> None:
+    """After a crash: nested runs that are still RUNNING become FAILED."""
+    with suppress(*_FAULTS):
+        client = mlflow.MlflowClient()
+        for run_id in run_ids:
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_terminated(run_id, "FAILED")
+
+
+def log_comparison(tags: Mapping[str, str], tables: Mapping[str, pd.DataFrame], description: str, folder: Path) -> None:
+    """What a comparison's parent run has: tags, tables at its root, description, output folder."""
+    log_results({}, tags, tables, description, folder)
 
 
 def log_config(config: Phase2Config) -> None:
@@ -83,7 +124,7 @@ def log_partial(folder: Path) -> None:
     """After a crash: keep the files there are, and do not hide the crash behind a second error."""
     try:
         mlflow.log_artifacts(str(folder))
-    except (MlflowException, OSError):
+    except _FAULTS:
         warnings.warn(f"the files of the failed run are in {folder}; they could not be logged", stacklevel=2)
 
 
@@ -92,7 +133,7 @@ def where_to_look() -> str:
     uri = mlflow.get_tracking_uri()
     run = mlflow.active_run()
     if uri.startswith(("http://", "https://")) and run is not None:
-        return f"{re.sub(r'//[^/@]*@', '//', uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"{_without_credentials(uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
 
 
@@ -107,11 +148,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _without_credentials(text: str) -> str:
+    """The text with ``user:password@`` taken out of every URI in it."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 @contextmanager
 def _readable(consequence: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, OSError) as error:
-        cause = " ".join(str(error).split())[:400]
-        uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+    except _FAULTS as error:
+        cause = _without_credentials(" ".join(str(error).split()))[:400]
+        uri = _without_credentials(mlflow.get_tracking_uri())
         raise TrackingError(f"MLflow at {uri}: {consequence}: {cause}\nCheck MLFLOW_TRACKING_URI and the server") from error

@@ -24,7 +24,9 @@ Record = dict[str, Any]
 class OnEpisode:
     """A demonstration with one query about it, as text.
 
-    ``char_kinds`` are ``(start, end, kind)`` over ``demo_text``; characters in no range are delimiters.
+    ``char_kinds`` are ``(start, end, kind)`` over ``demo_text``; characters in no range are delimiters. ``gold`` is the
+    part of ``demo_text`` that holds the answer, ``other_query_text`` asks something else of the same demo; both are
+    needed by reference points only.
     """
 
     sample_id: str
@@ -32,6 +34,8 @@ class OnEpisode:
     query_text: str
     answer_text: str
     char_kinds: tuple[tuple[int, int, TokenKind], ...]
+    gold: tuple[int, int] | None = None
+    other_query_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class OnSample:
     query_token_ids: tuple[int, ...]
     answer_token_id: int
     token_kinds: tuple[TokenKind, ...]
+    gold_tokens: tuple[int, int] | None = None
+    other_query_ids: tuple[int, ...] | None = None
 
     @property
     def sample_id(self) -> str:
@@ -110,11 +116,16 @@ class Evidence:
 
     ``attention`` (L,) is the attention of the query's last tokens to each demo token, averaged over heads and the
     layers of the selection scope. ``causal_drop`` maps a candidate's start to KL(teacher || teacher without the span)
-    in nats; it is None unless asked for.
+    in nats. ``accumulated`` (L,) is the attention received from all later tokens, divided by how many there are.
+    ``other_attention`` (L,) is ``attention`` when another query is asked. ``gold`` are the demo tokens that hold the
+    answer. What no selector asked for is None.
     """
 
     attention: NDArray[np.float64]
     causal_drop: dict[int, float] | None = None
+    accumulated: NDArray[np.float64] | None = None
+    other_attention: NDArray[np.float64] | None = None
+    gold: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

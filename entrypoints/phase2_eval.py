@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
-from cedkv.cli import GroupedCommand, configured, execute
-from cedkv.options import OPTIONS
-
-
-def _options(command: Any) -> Any:
-    for name, (key, text) in reversed(OPTIONS.items()):
-        command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
-    return command
+from cedkv.cli import GroupedCommand, configured, execute, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
 @click.option("--phase", type=click.Choice(["1.5", "2"]), default="2", help="What to run|2: everything. 1.5: Gate A alone.")
 @configured
-@_options
+@short_options
 def main(phase: Literal["1.5", "2"], path: str | None, overrides: tuple[str, ...], **options: str | None) -> None:
     """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
     execute(path, overrides, options, phase)

@@ -7,22 +7,26 @@ from pathlib import Path
 import pytest
 
 from cedkv.errors import DataError
-from cedkv.eval_phase2 import evaluations, plan, run
-from cedkv.samples.load import load_samples
-from cedkv.selectors import NAMES
+from cedkv.eval_phase2 import Condition, evaluations, plan
+from cedkv.selectors import NAMES, uses_partner
 from cedkv.types import Record
 from tests import tiny
 
 
 def records_of(folder: Path, *overrides: str, phase: str = "2") -> tuple[list[Record], list[tuple[str, int]], int]:
     """Records, the steps reported, and the number of steps announced."""
-    config, lm = tiny.load(folder, *overrides)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
-    units = plan(config, len(samples.on), len(samples.off), phase)  # type: ignore[arg-type]
     steps: list[tuple[str, int]] = []
-    done = run(lm, config, samples, units, phase, lambda arm, n: steps.append((arm, n)))  # type: ignore[arg-type]
-    records = [record for _, found in done for record in found]
-    return records, steps, sum(evaluations(config, unit, phase) for unit in units)  # type: ignore[arg-type]
+    found = tiny.grid_records(
+        folder,
+        {"run": ()},
+        *overrides,
+        phase=phase,
+        steps=lambda arm, n: steps.append((arm, n)),  # type: ignore[arg-type]
+    )
+    grid = [Condition("run", tiny.config(folder, *overrides))]
+    sizes = grid[0].config.eval
+    units = plan(grid, sizes.on_samples, sizes.off_samples, phase)  # type: ignore[arg-type]
+    return found["run"], steps, sum(evaluations(grid, unit, phase) for unit in units)  # type: ignore[arg-type]
 
 
 def by_id(records: list[Record], kind: str) -> dict[str, Record]:
@@ -31,7 +35,7 @@ def by_id(records: list[Record], kind: str) -> dict[str, Record]:
 
 def test_every_sample_is_in_exactly_one_unit_of_each_repeat() -> None:
     config = tiny.config("x", "eval.on_samples=10", "eval.repro_runs=3")
-    units = plan(config, 10, 23, "2")
+    units = plan([Condition("run", config)], 10, 23, "2")
     for repeat in range(3):
         assert sorted(i for unit in units if unit.repeat == repeat for i in unit.on) == list(range(10))
     assert sorted(j for unit in units for j in unit.off) == list(range(23))
@@ -53,7 +57,8 @@ def test_batches_of_one_give_the_same_figures(model_folder: Path, mode: str) -> 
     """Guards against one row's choice, mask or position used for a whole batch."""
     settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather")
     together, _, _ = records_of(model_folder, *settings)
-    alone, _, _ = records_of(model_folder, "runtime.batch_size=1", *settings)
+    smallest = 2 if uses_partner(mode) else 1
+    alone, _, _ = records_of(model_folder, f"runtime.batch_size={smallest}", *settings)
     for kind in ("on", "off"):
         left, right = by_id(together, kind), by_id(alone, kind)
         assert left.keys() == right.keys()
@@ -117,3 +122,74 @@ def test_bos_is_once_in_front_of_every_arm(bos_folder: Path) -> None:
 def test_a_demo_without_candidates_names_the_sample(llama_folder: Path) -> None:
     with pytest.raises(DataError, match=r"on-42-00000.*select.span_len = 120"):
         records_of(llama_folder, "select.span_len=120", "prefix_len=120", "select.span_budget=1", "data.pairs=2")
+
+
+GRID = {
+    "plain": (),
+    "gather": ("prefix.kv_source=gather", "select.keep_sink=2"),
+    "layers": ("layer_scope.selection=all", "layer_scope.injection=[1,2]", "select.query_window=3"),
+    "drop": ("select.mode=causal_drop_span", "injection.positioning_mode=absolute"),
+    "received": ("select.mode=accumulated_attention",),
+    "transfer": ("select.mode=transfer_span",),
+    "wrong": ("select.mode=wrong_demo", "prefix.kv_source=gather"),
+    "full": ("select.mode=full_demo", "injection.positioning_mode=absolute"),
+}
+
+
+def test_a_condition_is_the_same_alone_and_in_a_grid(model_folder: Path) -> None:
+    """What conditions share must not leak from one into another: scopes, windows, caches, random trials."""
+    together = tiny.grid_records(model_folder, GRID)
+    for key, overrides in GRID.items():
+        alone = by_id(tiny.records(model_folder, *overrides), "on")
+        for sample_id, record in by_id(together[key], "on").items():
+            for name, value in record.items():
+                if isinstance(value, float):
+                    assert value == pytest.approx(alone[sample_id][name], rel=1e-3, abs=1e-4), (key, sample_id, name)
+            assert record["token_random"] == alone[sample_id]["token_random"]
+
+
+def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher, base and OFF base once a sample, random trials once a setting, however many conditions there are."""
+    from cedkv import arms, eval_phase2
+
+    counted = {"teacher": 0, "base": 0}
+    real_teacher, real_base = arms.read_teacher, eval_phase2.next_token_logprobs
+
+    def teacher(lm: object, demos: list[object], *rest: object, **named: object) -> object:
+        counted["teacher"] += len(demos)
+        return real_teacher(lm, demos, *rest, **named)  # type: ignore[arg-type]
+
+    def base(lm: object, rows: list[object], names: object, prefix: object = None, layers: object = None) -> object:
+        counted["base"] += len(rows) * (prefix is None)
+        return real_base(lm, rows, names, prefix, layers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(arms, "read_teacher", teacher)
+    monkeypatch.setattr(eval_phase2, "next_token_logprobs", base)
+    steps: list[tuple[str, int]] = []
+    modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
+    tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))
+    assert counted == {"teacher": 6 + 6, "base": 6 + 8}  # once in the run, once in its repetition; ON and OFF
+    assert sum(n for arm, n in steps if arm.startswith("random")) == 6 * 2
+
+
+def test_full_demo_at_absolute_is_the_teacher(model_folder: Path) -> None:
+    records = by_id(tiny.records(model_folder, "select.mode=full_demo", "injection.positioning_mode=absolute"), "on")
+    assert max(record["kl_select_teacher"] for record in records.values()) < 1e-6
+
+
+@pytest.mark.parametrize("n_on", [2, 5, 6])
+def test_wrong_demo_is_the_partners_prefix(model_folder: Path, n_on: int) -> None:
+    """Sample 2i gets the state 2i + 1 has in its own right, and the other way round; an odd last one the one before it."""
+    found = tiny.grid_records(
+        model_folder, {"own": (), "wrong": ("select.mode=wrong_demo",)}, f"eval.on_samples={n_on}", "runtime.batch_size=2"
+    )
+    own, wrong = ({r["sample_id"]: r for r in found[key] if r["type"] == "selection"} for key in ("own", "wrong"))
+    ids = list(own)
+    assert len(ids) == n_on
+    for i, sample_id in enumerate(sorted(ids)):
+        partner = sorted(ids)[i ^ 1 if (i ^ 1) < n_on else i - 1]
+        assert wrong[sample_id]["prefix_of"] == partner
+        assert own[sample_id]["prefix_of"] == sample_id
+        for name in ("kept_tokens", "spans", "key_positions", "query_start"):
+            assert wrong[sample_id][name] == own[partner][name]
+        assert wrong[sample_id]["query_text"] == own[sample_id]["query_text"]

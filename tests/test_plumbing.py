@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cedkv import plumbing
-from cedkv.eval_phase2 import plan, run
+from cedkv.eval_phase2 import Condition, plan, run
 from cedkv.gates import gate_a
 from cedkv.lm import prefix as prefix_module
 from cedkv.lm import scoring
@@ -28,8 +28,9 @@ def failed_checks(folder: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant | 
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
     if plant is not None:
         plant(monkeypatch, lm)
-    units = plan(config, len(samples.on), 0, "1.5")
-    found = [r for _, records in run(lm, config, samples, units, "1.5", lambda *_: None) for r in records]
+    grid = [Condition("run", config)]
+    units = plan(grid, len(samples.on), 0, "1.5")
+    found = [r for _, records in run(lm, grid, samples, units, "1.5", lambda *_: None) for r in records["run"]]
     records = sort_records(found)
     return {c.name for c in gate_a(config, records.on, records.plumbing, records.repro) if c.verdict != "pass"}
 

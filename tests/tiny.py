@@ -6,6 +6,7 @@ in either would not show.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve
+from cedkv.eval_phase2 import Condition, Phase, plan, run
 from cedkv.lm import source
+from cedkv.samples.load import load_samples
 from cedkv.samples.off_prompts import FORMS, TOPICS
 from cedkv.samples.symbol_lookup import SYMBOLS
+from cedkv.types import Record
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<user>\n{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>\n{% endif %}"
@@ -78,3 +82,25 @@ def load(folder: Path | str, *overrides: str) -> tuple[Phase2Config, source.Lang
     """A small configuration and its loaded model."""
     made = config(folder, *overrides)
     return made, source.load(made)
+
+
+def grid_records(
+    folder: Path | str, conditions: Mapping[str, Sequence[str]], *overrides: str, phase: Phase = "2", steps: Any = None
+) -> dict[str, list[Record]]:
+    """The records of several conditions, each given by its overrides, in one run of the engine."""
+    made = {key: config(folder, *overrides, *own) for key, own in conditions.items()}
+    first = next(iter(made.values()))
+    lm = source.load(first)
+    samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions)
+    grid = [Condition(key, its) for key, its in made.items()]
+    units = plan(grid, len(samples.on), len(samples.off), phase)
+    found: dict[str, list[Record]] = {key: [] for key in made}
+    for _, records in run(lm, grid, samples, units, phase, steps or (lambda *_: None)):
+        for key, new in records.items():
+            found[key] += new
+    return found
+
+
+def records(folder: Path | str, *overrides: str, phase: Phase = "2") -> list[Record]:
+    """The records of one condition."""
+    return grid_records(folder, {"run": ()}, *overrides, phase=phase)["run"]

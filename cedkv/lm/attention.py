@@ -3,8 +3,8 @@
 Registered with transformers' own attention interface under the name ``cedkv``; it is ``sdpa`` in everything else. What a
 forward pass should read or hide is said by a context around the call, so the model object carries no state.
 
-A row is recomputed from q and k, softmax(q k^T * scaling + mask) in float32, for the last ``window`` positions alone: no
-T x T matrix is ever made, and the model never runs in eager mode. A test holds it to eager attention at 1e-5.
+Rows are recomputed from q and k, softmax(q k^T * scaling + mask) in float32, a few at a time: no T x T matrix is ever
+made, and the model never runs in eager mode. A test holds them to eager attention at 1e-5.
 """
 
 from __future__ import annotations
@@ -21,29 +21,43 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "cedkv"
+ROW_CHUNK = 128
+"""Rows of attention held at once where all of them are summed."""
 
 
 @dataclass
-class RowReader:
-    """Collects attention rows of the layers in ``layers``; ``mean()`` gives them averaged over heads and layers."""
+class AttentionReader:
+    """Collects attention in the layers it names, averaged over heads, while a forward pass runs.
+
+    layers: where the last ``window`` rows are read; ``rows[layer]`` is (B, window, T).
+    accumulate: where the attention each position receives is summed over all rows; ``received[layer]`` is (B, T).
+    """
 
     layers: frozenset[int]
     window: int
-    _sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    accumulate: frozenset[int] = frozenset()
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    received: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def read(self, layer: int, rows: torch.Tensor) -> None:
-        self._sums[layer] = rows.mean(dim=1)
+    def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> None:
+        """Read one layer's attention; arguments as in ``attention_rows``."""
+        if layer in self.layers:
+            window = min(self.window, query.shape[2])
+            self.rows[layer] = attention_rows(query, key, mask, scaling, query.shape[2] - window, query.shape[2]).mean(1)
+        if layer in self.accumulate:
+            self.received[layer] = torch.zeros(key.shape[0], key.shape[2], device=key.device)
+            for start in range(0, query.shape[2], ROW_CHUNK):
+                stop = min(start + ROW_CHUNK, query.shape[2])
+                rows = attention_rows(query, key, mask, scaling, start, stop).mean(1)
+                at = torch.arange(start, stop, device=key.device)
+                rows[:, at - start, at] = 0  # what a position gives to itself is not received from a later one
+                self.received[layer] += rows.sum(dim=1)
 
-    def mean(self) -> torch.Tensor:
-        """(B, window, T) float32: attention of the last ``window`` positions to every position.
-
-        Raises:
-            RuntimeError: a layer in scope made no attention call that could be read.
-        """
-        missing = self.layers - set(self._sums)
+    def require_complete(self) -> None:
+        """Raise RuntimeError when a layer in scope made no attention call that could be read."""
+        missing = (self.layers - set(self.rows)) | (self.accumulate - set(self.received))
         if missing:
             raise RuntimeError(f"no attention was read in layers {sorted(missing)}")
-        return torch.stack([self._sums[layer] for layer in sorted(self._sums)]).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -54,12 +68,12 @@ class HiddenPrefix:
     visible_layers: frozenset[int]
 
 
-_reader: ContextVar[RowReader | None] = ContextVar("cedkv_row_reader", default=None)
+_reader: ContextVar[AttentionReader | None] = ContextVar("cedkv_attention_reader", default=None)
 _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", default=None)
 
 
 @contextmanager
-def reading(reader: RowReader) -> Iterator[RowReader]:
+def reading(reader: AttentionReader) -> Iterator[AttentionReader]:
     """Forward passes inside the context fill ``reader``."""
     token = _reader.set(reader)
     try:
@@ -79,29 +93,29 @@ def hiding(hidden: HiddenPrefix | None) -> Iterator[None]:
 
 
 def attention_rows(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, window: int
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, start: int, stop: int
 ) -> torch.Tensor:
-    """Attention of the last ``window`` queries, (B, H_q, window, T) in float32.
+    """Attention of the queries ``[start, stop)``, (B, H_q, stop - start, T) in float32; a row that sees nothing is 0.
 
     Args:
         query: (B, H_q, T_q, D_h), rotated.
         key: (B, H_kv, T, D_h), rotated; H_q is a multiple of H_kv.
         mask: (B, 1, T_q, T) boolean (True = visible) or additive; None means causal with the last query seeing all.
     """
-    batch, heads, _, dim = query.shape
+    batch, heads, length_q, dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
-    last = query[:, :, -window:].float().reshape(batch, kv_heads, heads // kv_heads, -1, dim)
-    scores = torch.einsum("bkgwd,bktd->bkgwt", last, key.float()) * scaling
+    part = query[:, :, start:stop].float().reshape(batch, kv_heads, heads // kv_heads, -1, dim)
+    scores = torch.einsum("bkgwd,bktd->bkgwt", part, key.float()) * scaling
     scores = scores.reshape(batch, heads, -1, length)
-    rows = scores.shape[2]
     if mask is None:
         position = torch.arange(length, device=key.device)
-        scores = scores.masked_fill(position[None, :] > position[-rows:, None], float("-inf"))
-    elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, -rows:, :length], float("-inf"))
-    else:
-        scores = scores + mask[:, :, -rows:, :length].float()
-    return scores.softmax(dim=-1)
+        visible = position[None, :] <= (position[length - length_q :])[start:stop, None]
+        return scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    mask = mask[:, :, start:stop, :length]
+    if mask.dtype == torch.bool:
+        rows = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        return rows.masked_fill(~mask.any(dim=-1, keepdim=True), 0)  # softmax over nothing is NaN
+    return (scores + mask.float()).softmax(dim=-1)
 
 
 def cedkv_attention(
@@ -120,9 +134,8 @@ def cedkv_attention(
             raise RuntimeError("a prefix can only be hidden from a layer when the attention mask is explicit")
         key, value = key[:, :, hidden.slots :], value[:, :, hidden.slots :]
         attention_mask = None if attention_mask is None else attention_mask[..., hidden.slots :]
-    if reader is not None and layer in reader.layers:
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        reader.read(layer, attention_rows(query, key, attention_mask, scaling, reader.window))
+    if reader is not None:
+        reader.read(layer, query, key, attention_mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
 

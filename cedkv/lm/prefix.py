@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cedkv.lm.cache import PrefixBatch, assemble, gather
-from cedkv.lm.scoring import TeacherReading, prefill
+from cedkv.lm.scoring import prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.types import OnSample, Placement
 
@@ -15,19 +15,20 @@ def encode(
     kv_source: str,
     samples: Sequence[OnSample],
     placements: Sequence[Placement],
-    reading: TeacherReading | None,
+    demo: PrefixBatch | None,
+    offsets: list[int],
 ) -> PrefixBatch:
     """The prefixes of B samples.
 
     Args:
         kv_source: ``prefill`` runs the kept tokens alone at their positions, so they see each other and no other token;
             ``gather`` takes their K/V out of the demo's own cache, where they have seen the whole demo before them.
-        reading: the same samples' teacher pass with its cache; needed by ``gather`` only.
+        demo, offsets: the same samples' demo caches, as in ``TeacherReading``; needed by ``gather`` only.
     """
     if kv_source == "gather":
-        if reading is None or reading.demo is None:
+        if demo is None:
             raise ValueError("gather needs the teacher's cache")
-        return gather(reading.demo, reading.offsets, placements, lm.inv_freq)
+        return gather(demo, offsets, placements, lm.inv_freq)
     rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
     keys, values = prefill(lm, rows, [p.key_positions for p in placements], [s.sample_id for s in samples])
     return assemble(keys, values, placements)

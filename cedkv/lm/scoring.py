@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cedkv.errors import NumericsError
-from cedkv.lm.attention import HiddenPrefix, RowReader, hiding, reading
+from cedkv.lm.attention import AttentionReader, HiddenPrefix, hiding, reading
 from cedkv.lm.cache import Layers, PrefixBatch, read_cache
 from cedkv.lm.source import LanguageModel
 
@@ -29,15 +29,39 @@ class TeacherReading:
     """One pass over demo + query for B samples.
 
     logprobs: (B, vocabulary) of the token after the query.
-    attention: per sample (L,), mean over the query window, heads and scope layers.
     demo: the demos' K/V as a prefix (left-padded: see ``offsets``), or None when not asked for.
     offsets: slot of demo token 0, per row.
+    demo_lengths, query_lengths: tokens, per row.
+    seen: the attention that was read, (B, window, T) and (B, T) a layer.
+    names: sample ids.
     """
 
     logprobs: torch.Tensor
-    attention: list[NDArray[np.float64]]
     demo: PrefixBatch | None
     offsets: list[int]
+    demo_lengths: list[int]
+    query_lengths: list[int]
+    seen: AttentionReader
+    names: list[str]
+
+    def attention(self, row: int, layers: frozenset[int], window: int) -> NDArray[np.float64]:
+        """(L,) attention of the query's last ``window`` tokens to the demo, mean over those, heads and ``layers``."""
+        wanted = min(window, self.query_lengths[row])  # rows before the query's first token belong to the demo
+        at = slice(self.offsets[row], self.offsets[row] + self.demo_lengths[row])
+        rows = torch.stack([self.seen.rows[layer][row, -wanted:, at] for layer in sorted(layers)])
+        return self._finite(rows.mean(dim=(0, 1)), row)
+
+    def accumulated(self, row: int, layers: frozenset[int]) -> NDArray[np.float64]:
+        """(L,) attention received from later tokens, over how many those are, mean over heads and ``layers``."""
+        length, total = self.demo_lengths[row], self.demo_lengths[row] + self.query_lengths[row]
+        at = slice(self.offsets[row], self.offsets[row] + length)
+        received = torch.stack([self.seen.received[layer][row, at] for layer in sorted(layers)]).mean(dim=0)
+        later = total - 1 - torch.arange(length, device=received.device)
+        return self._finite(received / later, row)
+
+    def _finite(self, scores: torch.Tensor, row: int) -> NDArray[np.float64]:
+        _require_finite(scores[None], "attention scores", [self.names[row]])
+        return scores.double().cpu().numpy()
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -132,44 +156,37 @@ def read_teacher(
     demos: Sequence[Ids],
     queries: Sequence[Ids],
     names: Sequence[str],
-    layers: frozenset[int],
-    window: int,
+    reader: AttentionReader,
     keep_cache: bool,
 ) -> TeacherReading:
-    """One pass over demo + query for at most ``batch_size`` samples: distribution, attention rows, and the demo's K/V.
+    """One pass over demo + query for at most ``batch_size`` samples: distribution, attention, and the demo's K/V.
 
     Args:
-        layers: those whose attention is read.
-        window: last query tokens whose attention is averaged; a shorter query gives what it has.
+        reader: which attention to read; it is filled and becomes part of the reading.
         keep_cache: also keep the demo's K/V (needed by gather and causal drop).
     """
     ids, mask, positions = _left_padded([tuple(d) + tuple(q) for d, q in zip(demos, queries, strict=True)], lm.device)
-    width = ids.shape[1]
-    offsets = [width - len(d) - len(q) for d, q in zip(demos, queries, strict=True)]
-    with reading(RowReader(layers, min(window, width))) as reader:
+    demo_lengths, query_lengths = [len(d) for d in demos], [len(q) for q in queries]
+    offsets = [ids.shape[1] - d - q for d, q in zip(demo_lengths, query_lengths, strict=True)]
+    with reading(reader):
         output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=keep_cache, logits_to_keep=1)
+    reader.require_complete()
     _require_finite(output.logits[:, -1], "teacher logits", names)
-    rows = reader.mean()
-    attention = []
-    for row, (demo, query, offset) in enumerate(zip(demos, queries, offsets, strict=True)):
-        # Rows before the query's first token belong to the demo, or to padding that attends to nothing.
-        mean = rows[row, -min(window, len(query)) :, offset : offset + len(demo)].mean(dim=0)
-        _require_finite(mean[None], "attention scores", [names[row]])
-        attention.append(mean.double().cpu().numpy())
     prefix = None
     if keep_cache:
         keys, values = read_cache(output.past_key_values)
-        longest = max(o + len(d) for o, d in zip(offsets, demos, strict=True))
+        longest = max(o + d for o, d in zip(offsets, demo_lengths, strict=True))
         slot = torch.arange(longest, device=lm.device)[None]
         start = torch.tensor(offsets, device=lm.device)[:, None]
-        length = torch.tensor([len(d) for d in demos], device=lm.device)
+        length = torch.tensor(demo_lengths, device=lm.device)
         prefix = PrefixBatch(
             tuple(k[:, :, :longest] for k in keys),
             tuple(v[:, :, :longest] for v in values),
             (slot >= start) & (slot < start + length[:, None]),
             length,
         )
-    return TeacherReading(log_softmax(output.logits[:, -1]), attention, prefix, offsets)
+    logprobs = log_softmax(output.logits[:, -1])
+    return TeacherReading(logprobs, prefix, offsets, demo_lengths, query_lengths, reader, list(names))
 
 
 @torch.inference_mode()

@@ -30,14 +30,21 @@ class LanguageModel:
     capabilities: Capabilities
     device: torch.device
     batch_size: int
-    selection_layers: frozenset[int]
-    injection_layers: frozenset[int] | None
     meta: dict[str, Any]
 
     @property
     def inv_freq(self) -> torch.Tensor:
         """(D_h / 2,) inverse frequencies of the rotary embedding, for ``rotate_keys``."""
         return self.model.base_model.rotary_emb.inv_freq
+
+    def selection_layers(self, scope: str | list[int]) -> frozenset[int]:
+        """The layers whose attention scores a demo."""
+        return scope_layers(scope, self.capabilities.n_layers, "layer_scope.selection")
+
+    def injection_layers(self, scope: str | list[int]) -> frozenset[int] | None:
+        """The layers that see the prefix; None for all, which needs no hiding."""
+        layers = scope_layers(scope, self.capabilities.n_layers, "layer_scope.injection")
+        return None if len(layers) == self.capabilities.n_layers else layers
 
     @property
     def can_rotate(self) -> bool:
@@ -106,16 +113,12 @@ def load(config: Phase2Config) -> LanguageModel:
             f"{sorted(map(str, info['mismatched_keys']))[:3]} have another shape; they would be random numbers"
         )
     model = model.to(device).eval()
-    n_layers = capabilities.n_layers
-    injection = scope_layers(config.layer_scope.injection, n_layers, "layer_scope.injection")
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         capabilities=capabilities,
         device=device,
         batch_size=config.runtime.batch_size,
-        selection_layers=scope_layers(config.layer_scope.selection, n_layers, "layer_scope.selection"),
-        injection_layers=None if len(injection) == n_layers else injection,
         meta=_meta(config, model, tokenizer, device),
     )
 

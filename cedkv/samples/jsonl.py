@@ -1,11 +1,13 @@
 """Samples of the user's own, one JSON object a line, each line checked and named when it is wrong.
 
-ON:  {"demo_text": ..., "query_text": ..., "answer_text": ..., "id": optional, "demo_kinds": optional}
+ON:  {"demo_text": ..., "query_text": ..., "answer_text": ..., "id": optional, "demo_kinds": optional,
+      "gold": optional [start, end], "other_query_text": optional}
 OFF: {"prompt_text": ..., "id": optional}
 
 ``demo_kinds`` is a list of ``[start, end, kind]`` over the characters of ``demo_text``, kind being input, delimiter or
 answer. Without it, occurrences of the answers found in the file's ``answer_text`` are answers, whitespace and
-punctuation are delimiters, and the rest is input.
+punctuation are delimiters, and the rest is input. ``gold``, the characters of ``demo_text`` that hold the answer, and
+``other_query_text``, another question about the same demo, are needed by ``oracle_span`` and ``transfer_span`` only.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class OnLine(_Line):
     query_text: Text
     answer_text: Text
     demo_kinds: list[tuple[int, int, Literal["input", "delimiter", "answer"]]] | None = None
+    gold: tuple[int, int] | None = None
+    other_query_text: Text | None = None
 
 
 class OffLine(_Line):
@@ -55,7 +59,11 @@ def read_on(path: str, n: int) -> list[OnEpisode]:
     for number, line in enumerate(lines, 1):
         sample_id = line.id or f"on-{number:05d}"
         kinds = _given_kinds(path, number, line) if line.demo_kinds is not None else _guessed_kinds(line.demo_text, pattern)
-        found.append(OnEpisode(sample_id, line.demo_text, line.query_text, line.answer_text, kinds))
+        if line.gold is not None and not 0 <= line.gold[0] < line.gold[1] <= len(line.demo_text):
+            raise DataError(f"{path}:{number}: gold {list(line.gold)} is no range inside demo_text (0..{len(line.demo_text)})")
+        found.append(
+            OnEpisode(sample_id, line.demo_text, line.query_text, line.answer_text, kinds, line.gold, line.other_query_text)
+        )
     return found
 
 

@@ -50,9 +50,12 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
         taken.add(words[-1])
     chosen = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
     asked = int(rng.integers(pairs))
+    other = int(asked + 1 + rng.integers(pairs - 1)) % pairs
     text = ""
+    gold = (0, 0)
     kinds: list[tuple[int, int, TokenKind]] = []
-    for word, symbol in zip(words, chosen, strict=True):
+    for index_in_demo, (word, symbol) in enumerate(zip(words, chosen, strict=True)):
+        begin = len(text)
         pieces: tuple[tuple[str, TokenKind], ...] = (
             ("Word:", "delimiter"), (f" {word}", "input"), ("\nSymbol:", "delimiter"), (f" {symbol}", "answer"),
             ("\n\n", "delimiter"),
@@ -60,7 +63,17 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
         for piece, kind in pieces:
             kinds.append((len(text), len(text) + len(piece), kind))
             text += piece
-    return OnEpisode(sample_id, text, f"Word: {words[asked]}\nSymbol:", f" {chosen[asked]}", tuple(kinds))
+        if index_in_demo == asked:
+            gold = (begin, len(text))
+    return OnEpisode(
+        sample_id=sample_id,
+        demo_text=text,
+        query_text=f"Word: {words[asked]}\nSymbol:",
+        answer_text=f" {chosen[asked]}",
+        char_kinds=tuple(kinds),
+        gold=gold,
+        other_query_text=f"Word: {words[other]}\nSymbol:",
+    )
 
 
 def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:

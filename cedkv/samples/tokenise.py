@@ -43,9 +43,32 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         DataError: a boundary inside a token, or an answer that is not one token; the message names the sample.
     """
     bos = leading_bos(tokenizer)
+    demo, query, offsets = _split(tokenizer, episode, episode.query_text)
+    answer = _answer_token(tokenizer, episode, episode.demo_text + episode.query_text, demo + query)
+    bos_kind: TokenKind = "bos"
+    gold, other = None, None
+    if episode.gold is not None:
+        inside = [i for i, (start, end) in enumerate(offsets) if start < episode.gold[1] and episode.gold[0] < end]
+        gold = (inside[0] + len(bos), inside[-1] + 1 + len(bos)) if inside else None
+    if episode.other_query_text is not None:
+        same_demo, other, _ = _split(tokenizer, episode, episode.other_query_text)
+        if same_demo != demo:
+            raise DataError(f"sample {episode.sample_id}: other_query_text changes the tokens of demo_text")
+    return OnSample(
+        episode=episode,
+        demo_token_ids=bos + tuple(demo),
+        query_token_ids=tuple(query),
+        answer_token_id=answer,
+        token_kinds=(bos_kind,) * len(bos) + tuple(_kind(offset, episode.char_kinds) for offset in offsets),
+        gold_tokens=gold,
+        other_query_ids=None if other is None else tuple(other),
+    )
+
+
+def _split(tokenizer: Any, episode: OnEpisode, query_text: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """Tokens of the demo, tokens of the query, and the demo tokens' character offsets."""
     cut = len(episode.demo_text)
-    text = episode.demo_text + episode.query_text
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(episode.demo_text + query_text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
     for token, (start, end) in zip(ids, offsets, strict=True):
         if start < cut < end:
@@ -56,20 +79,11 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         raise DataError(f"sample {episode.sample_id}: demo_text and query_text must have at least one token each")
     # Offsets may leave out the spaces at a token's ends: then only its text shows that it reaches over the boundary.
     before, after = tokenizer.decode(demo), tokenizer.decode(query)
-    if len(after) - len(after.lstrip()) > len(episode.query_text) - len(episode.query_text.lstrip()):
+    if len(after) - len(after.lstrip()) > len(query_text) - len(query_text.lstrip()):
         raise _boundary_error(tokenizer, episode, query[0])
     if len(before) - len(before.rstrip()) > len(episode.demo_text) - len(episode.demo_text.rstrip()):
         raise _boundary_error(tokenizer, episode, demo[-1])
-    answer = _answer_token(tokenizer, episode, text, ids)
-    bos_kind: TokenKind = "bos"
-    kinds = tuple(_kind(offsets[i], episode.char_kinds) for i in range(n_demo))
-    return OnSample(
-        episode=episode,
-        demo_token_ids=bos + tuple(demo),
-        query_token_ids=tuple(query),
-        answer_token_id=answer,
-        token_kinds=(bos_kind,) * len(bos) + kinds,
-    )
+    return demo, query, offsets[:n_demo]
 
 
 def tokenise_off(tokenizer: Any, sample_id: str, prompt: str) -> OffSample:

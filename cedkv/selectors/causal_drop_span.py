@@ -3,6 +3,8 @@
 from cedkv.selectors.common import SelectionTask, best_first, candidates
 from cedkv.types import Span
 
+NEEDS = frozenset({"causal_drop"})
+
 
 def choose(task: SelectionTask) -> tuple[Span, ...]:
     """Greedy by causal drop.

@@ -40,6 +40,11 @@ def attention_score(candidate: Candidate, evidence: Evidence) -> float:
     return float(np.mean(evidence.attention[tokens.start : tokens.stop])) if len(tokens) else 0.0
 
 
+def span_at(start: int, end: int, evidence: Evidence) -> Span:
+    """A span that was not ranked; its score is the mean attention, for the record only."""
+    return Span(start, end, attention_score(Candidate(start, end), evidence))
+
+
 def take_apart(ordered: Iterable[Candidate], select: SelectBlock) -> list[Candidate]:
     """Greedily, in the order given: starts at least ``min_span_distance`` apart, ``span_budget`` spans at most."""
     taken: list[Candidate] = []

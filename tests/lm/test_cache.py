@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import assemble, gather, rotate_keys
 from cedkv.lm.scoring import next_token_logprobs, prefill, read_teacher
 from cedkv.positioning import place
@@ -58,7 +59,7 @@ def test_null_slots_are_zero_and_hidden() -> None:
 def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
     """Guards against row 0's choice for the whole batch, and against an offset of the left padding forgotten."""
     _, lm = tiny.load(model_folder)
-    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), frozenset({3}), 1, keep_cache=True)
+    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), AttentionReader(frozenset({3}), 1), keep_cache=True)
     assert reading.demo is not None
     assert reading.offsets == [0, 5]
     kept = [(0, 3, 4), (1, 2, 4)]

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cedkv.errors import NumericsError
+from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import assemble
 from cedkv.lm.scoring import kl, next_token_logprobs, prefill, read_teacher
 from cedkv.positioning import place
@@ -37,7 +38,7 @@ def test_student_with_everything_kept_is_the_teacher(model_folder: Path) -> None
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
     names = NAMES[:3]
-    teacher = read_teacher(lm, demos, queries, names, frozenset({3}), 1, keep_cache=False)
+    teacher = read_teacher(lm, demos, queries, names, AttentionReader(frozenset({3}), 1), keep_cache=False)
     assert teacher.demo is None
     assert (teacher.logprobs - plain(model_folder, [d + q for d, q in zip(demos, queries, strict=True)])).abs().max() < 1e-4
     keys, values = prefill(lm, demos, [range(len(d)) for d in demos], names)
@@ -51,7 +52,7 @@ def test_demo_cache_of_the_teacher_serves_as_a_prefix(model_folder: Path) -> Non
     """The left-padded demo cache, its mask and its query start belong together."""
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
-    teacher = read_teacher(lm, demos, queries, NAMES[:3], frozenset({3}), 1, keep_cache=True)
+    teacher = read_teacher(lm, demos, queries, NAMES[:3], AttentionReader(frozenset({3}), 1), keep_cache=True)
     assert teacher.demo is not None
     assert kl(next_token_logprobs(lm, queries, NAMES[:3], teacher.demo), teacher.logprobs).max() < 1e-6
 

@@ -8,18 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.eval_phase2 import plan, run
 from cedkv.positioning import place
-from cedkv.samples.load import load_samples
-from cedkv.types import Record
 from tests import tiny
-
-
-def records_of(folder: Path, *overrides: str) -> list[Record]:
-    config, lm = tiny.load(folder, *overrides)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
-    units = plan(config, len(samples.on), len(samples.off), "2")
-    return [record for _, records in run(lm, config, samples, units, "2", lambda *_: None) for record in records]
 
 
 def test_null_pad_fills_to_prefix_len_and_takes_no_position() -> None:
@@ -33,7 +23,8 @@ def test_null_pad_fills_to_prefix_len_and_takes_no_position() -> None:
 def test_both_paddings_give_the_same_figures(model_folder: Path, kv_source: str, positioning: str) -> None:
     settings = (f"prefix.kv_source={kv_source}", f"injection.positioning_mode={positioning}")
     null, shrunk = (
-        records_of(model_folder, f"prefix.padding_mode={padding}", *settings) for padding in ("null_pad", "shrink_to_selected")
+        tiny.records(model_folder, f"prefix.padding_mode={padding}", *settings)
+        for padding in ("null_pad", "shrink_to_selected")
     )
     compared = 0
     for left, right in zip(null, shrunk, strict=True):
@@ -50,6 +41,6 @@ def test_both_paddings_give_the_same_figures(model_folder: Path, kv_source: str,
 
 def test_recorded_slots_say_which_padding_it_was(model_folder: Path) -> None:
     for padding, expected in (("null_pad", {24}), ("shrink_to_selected", {12})):
-        found = [r for r in records_of(model_folder, f"prefix.padding_mode={padding}") if r["type"] == "selection"]
+        found = [r for r in tiny.records(model_folder, f"prefix.padding_mode={padding}") if r["type"] == "selection"]
         assert {record["prefix_slots"] for record in found} == expected
         json.dumps(found, allow_nan=False)

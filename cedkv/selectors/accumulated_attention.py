@@ -1,0 +1,26 @@
+"""Spans that later tokens attended to most, whatever the query: the score of H2O (Zhang et al. 2023), normalised.
+
+H2O sums the attention a token receives; an early token is seen by more tokens and so collects more. Here the sum is
+divided by how many tokens come later.
+"""
+
+import numpy as np
+
+from cedkv.selectors.common import SelectionTask, best_first, candidates
+from cedkv.types import Span
+
+NEEDS = frozenset({"accumulated"})
+REFERENCE = "a published score that does not look at the query alone"
+
+
+def choose(task: SelectionTask) -> tuple[Span, ...]:
+    """Greedy by mean accumulated attention; the demo's first token, an attention sink, does not count."""
+    received = task.evidence.accumulated
+    if received is None:
+        raise ValueError("accumulated_attention needs evidence with accumulated attention")
+    scored = []
+    for candidate in candidates(task.token_kinds, task.select):
+        tokens = candidate.scored_tokens()
+        score = float(np.mean(received[tokens.start : tokens.stop])) if len(tokens) else 0.0
+        scored.append((candidate, score))
+    return best_first(scored, task.select)

@@ -1,0 +1,71 @@
+"""Small hand-made values for the tests of the pure modules: token kinds, selector tasks, sample records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cedkv.config import SelectBlock
+from cedkv.digest import generator
+from cedkv.selectors.common import SelectionTask, candidates
+from cedkv.types import Evidence, Record, TokenKind
+
+_KINDS: dict[str, TokenKind] = {"b": "bos", "i": "input", "d": "delimiter", "a": "answer"}
+
+
+def kinds(letters: str) -> tuple[TokenKind, ...]:
+    """``"bdia"`` -> (bos, delimiter, input, answer)."""
+    return tuple(_KINDS[letter] for letter in letters)
+
+
+def task(
+    letters: str,
+    select: SelectBlock,
+    attention: Sequence[float] = (),
+    trial: int = 0,
+    drops: dict[int, float] | None = None,
+    **evidence: Any,
+) -> SelectionTask:
+    """A selector's task with every kind of evidence; all scores are zero (a tie everywhere) unless given."""
+    known = kinds(letters)
+    zeros = np.zeros(len(known))
+    read = np.array(attention, dtype=float) if len(attention) else zeros
+    dropped = dict.fromkeys((c.start for c in candidates(known, select)), 0.0) | (drops or {})
+    others: dict[str, Any] = {"accumulated": zeros, "other_attention": zeros, "gold": (len(known) - 1, len(known)), **evidence}
+    return SelectionTask(select, known, Evidence(read, dropped, **others), generator(0, "test", trial, "sample"))
+
+
+def on(**changes: object) -> Record:
+    """The record of an ON sample that every gate likes; arguments replace its values."""
+    return {
+        "type": "sample", "kind": "on", "sample_id": "on-0", "correct_base": False, "correct_teacher": True,
+        "correct_select": True, "correct_random": [False, True], "kl_base_teacher": 2.0, "kl_select_teacher": 0.5,
+        "kl_random_teacher": [1.0, 1.5], "phase2_delta_on_select": 1.0, "phase2_answer_logprob_gain": 3.0, **changes,
+    }  # fmt: skip
+
+
+def off(**changes: object) -> Record:
+    """The record of an OFF prompt that is left alone."""
+    return {
+        "type": "sample", "kind": "off", "sample_id": "off-0", "phase2_delta_off_select": 0.01, "same_token": True, **changes,
+    }  # fmt: skip
+
+
+def plumbing(**changes: object) -> Record:
+    """The observations of one sample by Gate A, all of them good."""
+    return {
+        "type": "plumbing", "sample_id": "on-0", "teacher_incremental": 1e-7, "null_effect": 1e-8, "roundtrip": 0.0,
+        "keep_all_absolute": 1e-7, "padding_equivalence": 2e-7, "batch_consistency": 5e-8, "rotation_equivariance": 1e-6,
+        "source_cache_unchanged": 0.0, **changes,
+    }  # fmt: skip
+
+
+def repeats(on_records: Sequence[Record], runs: int, wrong: int = 0) -> list[Record]:
+    """The select arm's repetitions; the first ``wrong`` samples of each come out the other way."""
+    return [
+        {"type": "repro", "repeat": repeat, "correct_select": record["correct_select"] ^ (row < wrong)}
+        for repeat in range(1, runs)
+        for row, record in enumerate(on_records)
+    ]

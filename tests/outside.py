@@ -1,0 +1,145 @@
+"""What a run computes, by other means: plain transformers, one row at a time, and nothing of ``cedkv``.
+
+What a run makes in padded batches with SDPA, with null slots, its own attention rows and its own rotation, is made here
+with eager attention, one row, no null slot and no padding, explicit additive masks, keys moved as complex numbers, and
+spans by exhaustive search. ``outside_run.py`` holds a finished run against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+State = tuple[list[torch.Tensor], list[torch.Tensor]]
+"""Keys and values, one (1, H_kv, K, D_h) tensor a layer."""
+HIDDEN = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How spans were to be chosen: the settings of the run, given by the test that made it."""
+
+    span_len: int
+    span_budget: int
+    min_span_distance: int
+    center: bool = False
+    keep_sink: int = 0
+    query_window: int = 1
+    selection_layers: str = "top25"
+
+
+class Plain:
+    """A model folder under eager attention in float32, read one row at a time."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+    @torch.inference_mode()
+    def run(
+        self, tokens: Sequence[int], start: int | Sequence[int] = 0, state: State | None = None, attentions: bool = False
+    ) -> Any:
+        """One row over a state, at positions from ``start`` on or at the positions given."""
+        past, new = state[0][0].shape[2] if state else 0, len(tokens)
+        cache = DynamicCache()
+        if state:
+            for layer, (key, value) in enumerate(zip(*state, strict=True)):
+                cache.update(key, value, layer)
+        mask = torch.full((new, past + new), HIDDEN).triu(diagonal=past + 1)
+        return self.model(
+            input_ids=torch.tensor([list(tokens)]),
+            attention_mask=mask[None, None],
+            position_ids=torch.arange(start, start + new)[None] if isinstance(start, int) else torch.tensor([list(start)]),
+            past_key_values=cache,
+            use_cache=True,
+            output_attentions=attentions,
+        )
+
+    def logprobs(self, tokens: Sequence[int], start: int = 0, state: State | None = None) -> np.ndarray:
+        """Log-probabilities after the last token, in float64."""
+        logits = self.run(tokens, start, state).logits[0, -1].numpy().astype(np.float64)
+        return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+    def state(self, demo: Sequence[int], kept: Sequence[int], positions: Sequence[int], kv_source: str) -> State:
+        """The prefix of the kept demo tokens, without null slots."""
+        if kv_source == "prefill":
+            cache = self.run([demo[token] for token in kept], positions).past_key_values
+            return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        cache = self.run(demo).past_key_values
+        theta = self.model.config.rope_parameters["rope_theta"]
+        keys = [turned(layer.keys[:, :, kept], np.subtract(positions, kept), theta) for layer in cache.layers]
+        return keys, [layer.values[:, :, kept] for layer in cache.layers]
+
+    def scope(self, layers: Sequence[int] | str) -> list[int]:
+        """``all``, ``topNN`` (the last NN percent, rounded up) or a list, as layer numbers."""
+        if not isinstance(layers, str):
+            return list(layers)
+        n = self.model.config.num_hidden_layers
+        return list(range(n))[-math.ceil(int(layers[3:]) * n / 100) :] if layers != "all" else list(range(n))
+
+    def attention(self, demo: list[int], query: list[int], rules: Rules) -> list[float]:
+        """The query's attention to each demo token, mean over its last tokens, heads and the layers in scope."""
+        maps = self.run(demo + query, attentions=True).attentions
+        rows = torch.cat([maps[layer] for layer in self.scope(rules.selection_layers)])[:, :, len(demo) :, : len(demo)]
+        return rows[:, :, -rules.query_window :].mean(dim=(0, 1, 2)).tolist()
+
+    @contextmanager
+    def prefix_seen_by(self, layers: list[int], slots: int) -> Iterator[None]:
+        """The first ``slots`` keys are masked in every other layer."""
+
+        def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            mask = kwargs["attention_mask"].clone()
+            mask[..., :slots] = HIDDEN
+            return args, {**kwargs, "attention_mask": mask}
+
+        blind = [layer for i, layer in enumerate(self.model.model.layers) if i not in layers]
+        handles = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in blind]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def turned(keys: torch.Tensor, shift: np.ndarray, theta: float) -> torch.Tensor:
+    """Rotary keys moved by ``shift`` positions: component i of a key is the complex number (k_i, k_{i + D/2})."""
+    wide = keys.double().numpy()
+    half = wide.shape[-1] // 2
+    angle = np.asarray(shift)[:, None] * theta ** (-np.arange(half) / half)
+    moved = (wide[..., :half] + 1j * wide[..., half:]) * np.exp(1j * angle)
+    return torch.from_numpy(np.concatenate([moved.real, moved.imag], axis=-1)).float()
+
+
+def divergence(student: np.ndarray, reference: np.ndarray) -> float:
+    """KL(student || reference) in nats."""
+    return float(np.sum(np.exp(student) * (student - reference)))
+
+
+def starts(kinds: Sequence[str], rules: Rules) -> list[int]:
+    """Where a span may start: inside the demo, not on BOS, with an input or delimiter token at its start (or center)."""
+    at = rules.span_len // 2 if rules.center else 0
+    inside = [start for start in range(len(kinds)) if start + rules.span_len <= len(kinds) and kinds[start] != "bos"]
+    return [start for start in inside if kinds[start + at] in ("input", "delimiter")]
+
+
+def best_starts(kinds: Sequence[str], scores: Sequence[float], rules: Rules) -> list[int]:
+    """The greedy choice by mean score (token 0 not counted), searched anew for every span."""
+    chosen: list[int] = []
+    left = starts(kinds, rules)
+
+    def mean(start: int) -> float:
+        inside = [scores[token] for token in range(start, start + rules.span_len) if token > 0]
+        return sum(inside) / len(inside) if inside else 0.0
+
+    while left and len(chosen) < rules.span_budget:
+        best = max(left, key=lambda start: (mean(start), -start))
+        chosen.append(best)
+        left = [start for start in left if abs(start - best) >= rules.min_span_distance]
+    return sorted(chosen)

@@ -1,0 +1,145 @@
+"""What is written down about a sample, against an independent computation in numpy float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cedkv.metrics_phase2 import run_metrics
+from cedkv.records import off_record, on_record, repro_record
+from cedkv.types import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
+from tests import making
+
+VOCABULARY = 50
+ANSWER = 7
+EPISODE = OnEpisode("on-1", "demo", "query", " a", ())
+SAMPLE = OnSample(EPISODE, (3, 4, 5, 6, 8, 9), (10, 11), ANSWER, making.kinds("diadia"))
+SELECTION = Selection((Span(0, 2, 0.4), Span(3, 5, 0.2)), (0, 1, 3, 4))
+ATTENTION = np.array([0.5, 0.4, 0.0, 0.1, 0.3, 0.2])
+
+
+class Decoder:
+    def decode(self, ids: list[int]) -> str:
+        return f"<{ids[0]}>"
+
+
+def logprobs(seed: int, top: int) -> torch.Tensor:
+    """Random log-probabilities whose greedy token is ``top``."""
+    logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    logits[top] = 4.0
+    return torch.log_softmax(logits, dim=-1)
+
+
+BASE, TEACHER, SELECT = logprobs(0, 2), logprobs(1, ANSWER), logprobs(2, ANSWER)
+RANDOMS = [logprobs(3, ANSWER), logprobs(4, 5), logprobs(5, 6)]
+
+
+def kl(student: torch.Tensor, reference: torch.Tensor) -> float:
+    """Sum of p log(p / q), written out; p and q are made from the logits again, in float64."""
+    p, q = (_softmax(x.numpy().astype(np.float64)) for x in (student, reference))
+    return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)))
+
+
+def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(x) / np.exp(x).sum()
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    arms = {"base": BASE, "teacher": TEACHER, "select": SELECT}
+    return on_record(SAMPLE, arms, RANDOMS, Evidence(ATTENTION), SELECTION, 2, Decoder(), 3)
+
+
+def test_answer_logprob_gain(record: Record) -> None:
+    """The gain is read at the answer's token, natural log, select minus base: not at either arm's own top token."""
+    p_select, p_base = (np.exp(x.numpy().astype(np.float64))[ANSWER] for x in (SELECT, BASE))
+    assert record["phase2_answer_logprob_gain"] == pytest.approx(np.log(p_select / p_base), abs=1e-5)
+    assert record["phase2_answer_logprob_gain"] > 1
+    assert record["answer_logprob_random"] == pytest.approx([float(r[ANSWER]) for r in RANDOMS])
+    for arm, values in (("base", BASE), ("teacher", TEACHER), ("select", SELECT)):
+        assert record[f"answer_logprob_{arm}"] == pytest.approx(float(values[ANSWER]))
+
+
+def test_gain_is_zero_for_equal_arms_and_changes_sign() -> None:
+    rest: tuple[Any, ...] = ([], Evidence(ATTENTION), SELECTION, 2, Decoder(), 1)
+    same = on_record(SAMPLE, {"base": BASE, "teacher": TEACHER, "select": BASE}, *rest)
+    turned = on_record(SAMPLE, {"base": SELECT, "teacher": TEACHER, "select": BASE}, *rest)
+    assert same["phase2_answer_logprob_gain"] == same["phase2_delta_on_select"] == 0
+    assert turned["phase2_answer_logprob_gain"] < -1
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "reference"),
+    [("kl_base_teacher", BASE, TEACHER), ("kl_select_teacher", SELECT, TEACHER), ("phase2_delta_on_select", SELECT, BASE)],
+)
+def test_divergences_have_the_stated_direction(
+    record: Record, name: str, student: torch.Tensor, reference: torch.Tensor
+) -> None:
+    """KL(student || reference); the reverse is another number on the same pair."""
+    assert record[name] == pytest.approx(kl(student, reference), rel=1e-4)
+    assert record[name] != pytest.approx(kl(reference, student), rel=1e-2)
+
+
+def test_divergences_of_random_trials(record: Record) -> None:
+    assert record["kl_random_teacher"] == pytest.approx([kl(r, TEACHER) for r in RANDOMS], rel=1e-4)
+    assert record["kl_random_base"] == pytest.approx([kl(r, BASE) for r in RANDOMS], rel=1e-4)
+
+
+def test_relative_kl_of_the_sample(record: Record) -> None:
+    assert record["rel_kl_to_teacher"] == pytest.approx(kl(SELECT, TEACHER) / (kl(BASE, TEACHER) + 1e-6), rel=1e-4)
+
+
+def test_tokens_and_correctness(record: Record) -> None:
+    assert (record["token_base"], record["token_teacher"], record["token_select"]) == (2, ANSWER, ANSWER)
+    assert (record["correct_base"], record["correct_teacher"], record["correct_select"]) == (False, True, True)
+    assert record["token_random"] == [ANSWER, 5, 6]
+    assert record["correct_random"] == [True, False, False]
+
+
+def test_top_tokens(record: Record) -> None:
+    for arm, values in (("base", BASE), ("teacher", TEACHER), ("select", SELECT)):
+        order = np.argsort(-values.numpy())[:3].tolist()
+        assert [entry["token_id"] for entry in record["topk"][arm]] == order
+        assert [entry["text"] for entry in record["topk"][arm]] == [f"<{k}>" for k in order]
+        assert [entry["logprob"] for entry in record["topk"][arm]] == pytest.approx(values[order].tolist())
+
+
+def test_scores_leave_out_the_sink(record: Record) -> None:
+    """The demo's first token, a sink with most of the attention, would raise the score of a span that starts there."""
+    assert record["phase2_selection_score_attention"] == pytest.approx((0.4 + 0.2) / 2)
+    assert record["selector_score"] == pytest.approx((0.4 + 0.2) / 2)
+
+
+def test_advisory_causal_drop() -> None:
+    """Candidates stand in the order of their starts, in both lists; a candidate that is only the sink scores 0, not NaN."""
+    drops = {3: 0.3, 0: 0.1, 4: 0.2}
+    arms = {"base": BASE, "teacher": TEACHER, "select": SELECT}
+    found = on_record(SAMPLE, arms, [], Evidence(ATTENTION, drops), SELECTION, 2, Decoder(), 1)
+    assert found["candidate_causal_drop"] == [0.1, 0.3, 0.2]
+    assert found["candidate_attention"] == pytest.approx([0.4, 0.2, 0.25])
+    assert found["phase2_selection_score_causal_drop"] == pytest.approx((0.1 + 0.3) / 2)
+    single = replace(SELECTION, spans=(Span(0, 1, 0.0), Span(3, 4, 0.1)))
+    found = on_record(SAMPLE, arms, [], Evidence(ATTENTION, drops), single, 1, Decoder(), 1)
+    assert found["candidate_attention"] == pytest.approx([0.0, 0.1, 0.3])
+
+
+def test_off_and_repeated_records() -> None:
+    sample = OffSample("off-9", "Why?", (1, 2, 3), has_bos=False)
+    moved, kept = off_record(sample, "on-1", BASE, SELECT, 0.25), off_record(sample, "on-1", BASE, BASE, 0.0)
+    assert (moved["token_base"], moved["token_select"], moved["same_token"]) == (2, ANSWER, False)
+    assert (moved["phase2_delta_off_select"], moved["state_of"], moved["token_ids"]) == (0.25, "on-1", [1, 2, 3])
+    assert kept["same_token"] is True
+    assert run_metrics([], [moved, kept])["phase2_off_delta_mean_select"] == 0.125
+    assert run_metrics([], [moved, kept])["phase2_off_same_token_share"] == 0.5
+    again = repro_record(2, SAMPLE, RANDOMS[1])
+    assert (again["repeat"], again["token_select"], again["correct_select"]) == (2, 5, False)
+    assert again["answer_logprob_select"] == pytest.approx(float(RANDOMS[1][ANSWER]))
+
+
+def test_mean_gain_over_samples(record: Record) -> None:
+    other = making.on(phase2_answer_logprob_gain=-1.0, correct_random=[False] * 3)
+    mean = run_metrics([record, other], [])["phase2_answer_logprob_gain_mean"]
+    assert mean == pytest.approx((record["phase2_answer_logprob_gain"] - 1) / 2)

@@ -1,0 +1,57 @@
+"""Phase 2 on real weights, and all of its figures computed again by plain transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from cedkv.config_sources import resolve
+from cedkv.driver import run_phase2
+from cedkv.lm import smollm2
+from tests.outside import Plain, Rules
+from tests.outside_run import compare
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("RUN_HF_TESTS") != "1",
+    reason="fetches and runs a 135M model (93 MB, once); RUN_HF_TESTS=1 runs it, as `make test` and CI do",
+)
+
+SETTINGS = (
+    "model.id=smollm2-135m", "runtime.device=cpu", "eval.on_samples=6", "eval.off_samples=6", "eval.n_random_trials=2",
+    "eval.gate_a_samples=3",
+)  # fmt: skip
+RULES = Rules(span_len=8, span_budget=4, min_span_distance=8)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Plain]:
+    """The outside model, and all cores: unlike the tiny ones, this model gains from them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield Plain(smollm2.folder(None))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("overrides", "limit"), [((), 1e-4), (("prefix.kv_source=gather",), 3e-4)], ids=["default", "gather"])
+def test_real_weights_pass_gate_a_and_every_figure_is_found_again(
+    store: str, plain: Plain, overrides: tuple[str, ...], limit: float
+) -> None:
+    """Tokens, log-probabilities, KL in nats, attention, spans. Gather rotates keys a second time, in float32."""
+    results = run_phase2(resolve(None, [*SETTINGS, *overrides]), "2")
+    (folder,) = Path("outputs").iterdir()
+    run = mlflow.get_run(folder.name)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["gateA"] == "pass", [check for check in results.checks if check.verdict != "pass"]
+    assert run.data.metrics["phase2_on_acc_teacher"] > run.data.metrics["phase2_on_acc_base"]
+
+    found = compare(folder, plain, RULES)
+    assert found.problems == []
+    assert found.compared > 700
+    assert found.worst.pop("score") < 1e-5
+    assert found.worst.keys() == {"logprob", "kl", "metric"}
+    assert max(found.worst.values()) < limit, found.worst
