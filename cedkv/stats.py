@@ -61,7 +61,7 @@ def compare(left: str, right: str, quantity: str, pairs: Sequence[tuple[float, f
     """Compare two paired series, named for the table."""
     differences = [a - b for a, b in pairs]
     low, high = interval(differences, seed, f"{left}-{right}-{quantity}")
-    binary = all(value in (0, 1) for pair in pairs for value in pair)
+    binary = quantity == "accuracy" and all(value in (0, 1) for pair in pairs for value in pair)
     p = mcnemar([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs]) if binary else None
     return Comparison(left, right, quantity, len(pairs), float(np.mean(differences)), low, high, p)
 

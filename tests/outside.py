@@ -34,6 +34,8 @@ class Rules:
     keep_sink: int = 0
     query_window: int = 1
     selection_layers: str = "top25"
+    free: bool = False
+    """The select arm's spans may be anywhere and of any length; those of the random arm may not."""
 
 
 class Plain:

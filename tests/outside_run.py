@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,18 @@ def check_state(
 ) -> None:
     """Spans are candidates, apart and within the budget; kept tokens, positions and slots follow from them."""
     begins = [span["start"] for span in state["spans"]]
-    found.same(f"{name} lengths", {span["end"] - span["start"] for span in state["spans"]}, {rules.span_len})
-    found.same(f"{name} starts that are no candidates", set(begins) - set(starts(kinds, rules)), set())
-    apart = all(after - before >= rules.min_span_distance for before, after in pairwise(begins))
-    found.same(f"{name} apart and within the budget", apart and 1 <= len(begins) <= rules.span_budget, True)
+    if not rules.free:
+        found.same(f"{name} lengths", {span["end"] - span["start"] for span in state["spans"]}, {rules.span_len})
+        found.same(f"{name} starts that are no candidates", set(begins) - set(starts(kinds, rules)), set())
+        apart = all(after - before >= rules.min_span_distance for before, after in pairwise(begins))
+        found.same(f"{name} apart and within the budget", apart and 1 <= len(begins) <= rules.span_budget, True)
     first = range((kinds[0] == "bos") + rules.keep_sink)
-    kept = sorted(set(first).union(*(range(start, start + rules.span_len) for start in begins)))
+    kept = sorted(set(first).union(*(range(span["start"], span["end"]) for span in state["spans"])))
     found.same(f"{name} kept tokens", state["kept_tokens"], kept)
     compact = run["positioning_mode"] == "compact"
     found.same(f"{name} key positions", state["key_positions"], list(range(len(kept))) if compact else kept)
     found.same(f"{name} query start", state["query_start"], len(kept) if compact else len(kinds))
-    slots = run["prefix_len"] if run["padding_mode"] == "null_pad" else len(kept)
+    slots = max(run["prefix_len"], len(kept)) if run["padding_mode"] == "null_pad" else len(kept)
     found.same(f"{name} slots", state["prefix_slots"], slots)
 
 
@@ -88,7 +89,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
             found.same(f"{name} spans", recorded, best_starts(kinds, chosen["scores"], rules))
         check_state(found, f"{name} select", chosen, owner["token_kinds"], run, rules)
         for placed in chosen["random"]:
-            check_state(found, f"{name} random {placed['trial']}", placed, kinds, run, rules)
+            check_state(found, f"{name} random {placed['trial']}", placed, kinds, run, replace(rules, free=False))
 
         base, teacher = plain.logprobs(demo[: kinds[0] == "bos"] + query), plain.logprobs(demo + query)
         select = student(query, owner["demo_token_ids"], chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from cedkv import driver
+from cedkv.selectors import NAMES
 from tests import tiny
 from tests.outside import Plain, Rules
 from tests.outside_run import Comparison, compare
@@ -96,6 +98,14 @@ def test_every_way_to_choose_spans(
     """Also with spans that overlap, whose kept tokens must not repeat, and a window longer than any query."""
     evaluate(model_folder, *overrides)
     assert agrees(compare(RUN, plain(model_folder), rules))
+
+
+@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("kv_source", ["prefill", "gather"])
+def test_every_selector(bos_folder: Path, evaluate: Callable[..., None], mode: str, kv_source: str) -> None:
+    """Whatever was chosen, and of whose demo: the prefix is what the files say."""
+    evaluate(bos_folder, f"select.mode={mode}", f"prefix.kv_source={kv_source}", "prefix_len=100")
+    assert agrees(compare(RUN, plain(bos_folder), replace(RULES, free=True)))
 
 
 def _shift_queries(run: dict[str, Any]) -> None:

@@ -157,7 +157,8 @@ def test_sink_recent_keeps_both_ends() -> None:
     block = SelectBlock(span_len=3, span_budget=2)
     assert select("sink_recent", task("b" + "i" * 20, block)).kept_tokens == (0, 1, 2, 3, 4, 19, 20)
     assert select("sink_recent", task("i" * 20, block)).kept_tokens == (0, 1, 2, 3, 18, 19)
-    assert select("sink_recent", task("iiiii", block)).kept_tokens == (0, 1, 2, 3, 4)
+    assert select("sink_recent", task("biiii", block)).spans == (Span(1, 5, 0.0),)
+    assert select("sink_recent", task("iiiii", block)).spans == (Span(0, 4, 0.0), Span(4, 5, 0.0))
     assert select("sink_recent", task("i" * 20, SelectBlock(span_len=3, span_budget=1))).kept_tokens == (0, 1, 2)
 
 

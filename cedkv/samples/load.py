@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cedkv.config import Phase2Config
-from cedkv.errors import DataError
+from cedkv.errors import ConfigError, DataError
 from cedkv.samples import jsonl, off_prompts, symbol_lookup
 from cedkv.samples.tokenise import single_token_symbols, tokenise_off, tokenise_on
 from cedkv.types import OffSample, OnEpisode, OnSample
@@ -44,6 +44,13 @@ def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int) -> Sa
     off = tuple(tokenise_off(tokenizer, sample_id, text) for sample_id, text in texts)
     episodes = jsonl.read_on(data.on_path, sizes.on_samples) if data.on_path is not None else _generated(config, tokenizer, off)
     on = tuple(tokenise_on(tokenizer, episode) for episode in episodes)
+    select = config.select
+    need = select.span_budget * select.span_len + select.keep_sink + int(on[0].has_bos)
+    if need > config.prefix_len:
+        raise ConfigError(
+            f"this tokenizer adds BOS, which every prefix keeps: span_budget x span_len + keep_sink + 1 = {need} tokens "
+            f"cannot fit prefix_len = {config.prefix_len}; raise prefix_len to {need}, or lower one of the others"
+        )
     for sample_id, length in [(s.sample_id, len(s.teacher_ids)) for s in on] + [
         (s.sample_id, len(s.token_ids) + config.prefix_len) for s in off
     ]:

@@ -3,6 +3,8 @@
 from cedkv.selectors.common import SelectionTask, attention_score, candidates, take_apart
 from cedkv.types import Span
 
+REFERENCE = "a random baseline"
+
 
 def choose(task: SelectionTask) -> tuple[Span, ...]:
     """Greedy over a random order. Scores are the mean attention, for the record only."""
