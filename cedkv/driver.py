@@ -19,7 +19,10 @@ from cedkv.eval_phase2 import Condition, Phase, evaluations, plan, run
 from cedkv.lm import source
 from cedkv.lm.source import LanguageModel
 from cedkv.report.build import Records, Results, decide, sort_records, verdict_word, write_config, write_results
-from cedkv.report.files import append_lines, write_json
+from cedkv.report.drawing import to_svg
+from cedkv.report.figures import run_figures
+from cedkv.report.files import append_lines, write_json, write_text
+from cedkv.report.page import run_page
 from cedkv.report.tables import off_table, on_table
 from cedkv.report.text import console, markdown, run_name
 from cedkv.samples.load import Samples, load_samples
@@ -145,6 +148,8 @@ def publish(
     )
     sources = {"on": samples.on_source, "off": samples.off_source}
     write_results(folder, run_id, config, records, results, sources, lm.meta, seconds)
+    drawn = {caption: to_svg(figure) for caption, figure in run_figures(records, results).items()}
+    write_text(folder / "report.html", run_page(config, records, results, drawn, sources, run_id, token_text(lm)))
     tables = {"phase2_on_samples.json": on_table(records.on, records.selections)}
     if records.off:
         tables["phase2_off_samples.json"] = off_table(records.off)

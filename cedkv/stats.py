@@ -105,7 +105,7 @@ def sign_flip(rows: Sequence[Sequence[float]], seed: int) -> list[float]:
     for at in range(0, flips, 4096):
         some = min(4096, flips - at)
         if exact:
-            bits = (np.arange(at, at + some)[:, None] >> np.arange(n)) & 1
+            bits = ((np.arange(at, at + some)[:, None] >> np.arange(n)) & 1).astype(np.uint8)
         else:
             bits = np.unpackbits(np.frombuffer(rng.bytes(-(-some * n // 8)), np.uint8), count=some * n).reshape(some, n)
         beyond += (np.abs((1.0 - 2.0 * bits) @ values.T) >= reached).sum(axis=0)

@@ -1,6 +1,8 @@
-"""``mlflow run . -e ablate_selector``: not yet."""
+"""``mlflow run . -e ablate_selector``: every ``-P name=value`` arrives here as ``--name value``."""
 
-import sys
+from cedkv.cli import comparison_command
+
+main = comparison_command("ablate_selector")
 
 if __name__ == "__main__":
-    sys.exit("ablate_selector is not there yet; run phase2_eval once per condition and compare the runs in the MLflow UI")
+    main(prog_name="ablate_selector")

@@ -1,6 +1,8 @@
-"""``mlflow run . -e compare_positioning``: not yet."""
+"""``mlflow run . -e compare_positioning``: every ``-P name=value`` arrives here as ``--name value``."""
 
-import sys
+from cedkv.cli import comparison_command
+
+main = comparison_command("compare_positioning")
 
 if __name__ == "__main__":
-    sys.exit("compare_positioning is not there yet; run phase2_eval once per condition and compare the runs in the MLflow UI")
+    main(prog_name="compare_positioning")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
-import torch
 
 from cedkv.config_sources import resolve
 from cedkv.driver import run_phase2
@@ -29,12 +27,8 @@ RULES = Rules(span_len=8, span_budget=4, min_span_distance=8)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Plain]:
-    """The outside model, and all cores: unlike the tiny ones, this model gains from them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield Plain(smollm2.folder(None))
-    torch.set_num_threads(before)
+def plain() -> Plain:
+    return Plain(smollm2.folder(None))
 
 
 @pytest.mark.parametrize(("overrides", "limit"), [((), 1e-4), (("prefix.kv_source=gather",), 3e-4)], ids=["default", "gather"])

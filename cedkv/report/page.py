@@ -1,0 +1,299 @@
+"""``report.html``: a run, or a comparison of runs, as one file that needs no network and no server.
+
+Verdicts and tables are HTML made here; the sample browser reads the JSON inside the page. Text out of models and samples
+is hostile until shown otherwise: it goes into that JSON only, and from there into text nodes. The page's policy lets no
+script run but its own, by digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cedkv.config import Phase2Config
+from cedkv.config_sources import to_yaml
+from cedkv.gates import Check
+from cedkv.report.build import Records, Results, verdict_word
+from cedkv.report.comparison import ConditionResult
+from cedkv.report.files import clean
+from cedkv.report.text import about, explain, number, run_name
+from cedkv.types import Record
+
+MAX_SAMPLES = 500
+"""ON samples, and OFF prompts, of one condition that a page holds; more would make it slow to open."""
+
+TokenText = Callable[[int], str]
+
+_FOLDER = Path(__file__).with_name("templates")
+_SCRIPTS = ("tokens.js", "page.js", "sample.js")
+_SIDES = ("base", "teacher", "select")
+_QUANTITIES = {"kl_to_teacher": "KL to teacher, nats", "off_delta": "KL on OFF prompts, nats"}
+
+
+def run_page(
+    config: Phase2Config,
+    records: Records,
+    results: Results,
+    figures: dict[str, str],
+    sources: dict[str, str],
+    run_id: str,
+    token_text: TokenText,
+) -> str:
+    """The page of one run.
+
+    Args:
+        figures: caption -> SVG of our own making; it goes into the page as it is.
+        sources: where ON and OFF samples come from, for the fine print.
+        token_text: a token's text, leading space included.
+    """
+    name = run_name(config, results.phase)
+    samples = _Samples(token_text)
+    samples.add(name, config, records, results)
+    return _render(
+        "run",
+        name,
+        about(config, len(records.on), len(records.off)),
+        samples,
+        figures,
+        results=results,
+        comparisons=_paired(results.comparisons),
+        bars=_bars(results.metrics),
+        run_id=run_id,
+        sources=sources,
+        yaml=to_yaml(config),
+    )
+
+
+def comparison_page(
+    name: str,
+    results: Sequence[ConditionResult],
+    comparisons: list[dict[str, Any]],
+    questions: list[dict[str, Any]],
+    figures: dict[str, str],
+    token_text: TokenText,
+) -> str:
+    """The page of several conditions on the same samples.
+
+    Args:
+        comparisons: paired comparisons with left, right, quantity, n, difference, low, high, and where known p, p_holm,
+            verdict, n_needed.
+        questions: what was asked, with its answer in words.
+        figures: caption -> SVG of our own making; it goes into the page as it is.
+        token_text: a token's text, leading space included.
+
+    Raises:
+        ValueError: there is no condition.
+    """
+    if not results:
+        raise ValueError("a comparison needs at least one condition")
+    samples = _Samples(token_text)
+    for condition in results:
+        samples.add(condition.label, condition.config, condition.records, condition.results)
+    return _render(
+        "comparison",
+        name,
+        about(results[0].config, len(results[0].records.on), len(results[0].records.off)) + f", {len(results)} conditions",
+        samples,
+        figures,
+        conditions=results,
+        comparisons=_paired(comparisons),
+        questions=questions,
+        checks=list(dict.fromkeys((check.gate, check.name) for c in results for check in c.results.checks)),
+    )
+
+
+class _Samples:
+    """The data of the sample browser: conditions, what they share by index, and the text of every token in use."""
+
+    def __init__(self, token_text: TokenText) -> None:
+        self._token_text = token_text
+        self._index: dict[str, int] = {}
+        self.tokens: dict[int, str] = {}
+        self.sources: list[Record] = []
+        self.conditions: list[dict[str, Any]] = []
+
+    def add(self, label: str, config: Phase2Config, records: Records, results: Results) -> None:
+        """Add a condition: the first ON samples, and the OFF prompts that moved most."""
+        moved = sorted(records.off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
+        pairs = list(zip(records.on, records.selections, strict=True))
+        self.conditions.append(
+            {
+                "label": label,
+                "n_on": len(records.on),
+                "n_off": len(records.off),
+                "p99": _short(results.metrics["phase2_off_delta_p99_select"]),
+                "limit": config.thresholds.off_delta_p99_max,
+                "on": [self._on(record, selection) for record, selection in pairs[:MAX_SAMPLES]],
+                "off": [self._off(record) for record in moved[:MAX_SAMPLES]],
+            }
+        )
+
+    def _on(self, record: Record, selection: Record) -> dict[str, Any]:
+        source = {
+            "demo": self._known(selection["demo_token_ids"]),
+            "query": self._known(selection["query_token_ids"]),
+            "answer": self._known([selection["answer_token_id"]])[0],
+            "kinds": [kind[0] for kind in selection["token_kinds"]],
+            "scores": [_short(score) for score in selection["scores"]],
+            "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
+        }
+        states = [selection, *selection["random"]]
+        in_spans = {i for span in selection["spans"] for i in range(span["start"], span["end"])}
+        return {
+            "id": record["sample_id"],
+            "source": self._share(source),
+            "prefix_of": selection.get("prefix_of", record["sample_id"]),
+            "arms": {arm: self._arm(record, arm) for arm in _SIDES},
+            "random": [
+                {"token": self._known([token])[0], "right": right, "logprob": _short(logprob), "kl": _short(divergence)}
+                for token, right, logprob, divergence in zip(
+                    record["token_random"],
+                    record["correct_random"],
+                    record["answer_logprob_random"],
+                    record["kl_random_teacher"],
+                    strict=True,
+                )
+            ],
+            "spans": [[[span["start"], span["end"], _short(span["score"])] for span in state["spans"]] for state in states],
+            "always": [token for token in selection["kept_tokens"] if token not in in_spans],
+            "slots": [[state["prefix_slots"], len(state["kept_tokens"])] for state in states],
+            "ratio": _short(record["rel_kl_to_teacher"]),
+            "delta": _short(record["phase2_delta_on_select"]),
+            "gain": _short(record["phase2_answer_logprob_gain"]),
+            "drop": _short(record.get("phase2_selection_score_causal_drop")),
+        }
+
+    def _arm(self, record: Record, arm: str) -> dict[str, Any]:
+        return {
+            "token": self._known([record[f"token_{arm}"]])[0],
+            "right": record[f"correct_{arm}"],
+            "logprob": _short(record[f"answer_logprob_{arm}"]),
+            "kl": _short(record.get(f"kl_{arm}_teacher")),
+            "top": [
+                [self._known([entry["token_id"]])[0], _short(math.exp(entry["logprob"] or 0.0))]
+                for entry in record["topk"][arm]
+            ],
+        }
+
+    def _off(self, record: Record) -> dict[str, Any]:
+        return {
+            "id": record["sample_id"],
+            "delta": _short(record["phase2_delta_off_select"]),
+            "base": self._known([record["token_base"]])[0],
+            "select": self._known([record["token_select"]])[0],
+            "state": record["state_of"],
+            "prompt": self._known(record["token_ids"]),
+        }
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        for token in ids:
+            if token not in self.tokens:
+                self.tokens[token] = self._token_text(token)
+        return list(ids)
+
+    def _share(self, source: Record) -> int:
+        """Index of a source; conditions that ask the same of the same sample share one."""
+        key = json.dumps(source)
+        if key not in self._index:
+            self._index[key] = len(self.sources)
+            self.sources.append(source)
+        return self._index[key]
+
+
+def _render(kind: str, title: str, about: str, samples: _Samples, figures: dict[str, str], **more: Any) -> str:
+    script = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "word": verdict_word, "explain": explain, "marker": _marker, "places": _places}
+    data = {"kind": kind, "tokens": samples.tokens, "sources": samples.sources, "conditions": samples.conditions}
+    return environment.get_template("page.html.j2").render(
+        kind=kind,
+        title=title,
+        about=about,
+        figures=figures,
+        data=embedded(data),
+        script=script,
+        digest=digest,
+        most=MAX_SAMPLES,
+        n_on=max(condition["n_on"] for condition in samples.conditions),
+        n_off=max(condition["n_off"] for condition in samples.conditions),
+        **more,
+    )
+
+
+def embedded(data: dict[str, Any]) -> str:
+    """JSON that is safe inside a ``<script>`` element: ASCII, and no ``<``, ``>`` or ``&``."""
+    text = json.dumps(clean(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _short(value: float | None) -> float | None:
+    """Four significant digits, which is what the page shows; None for what is missing or not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _marker(check: Check) -> float | None:
+    """Where the observed value stands, in percent of a bar from 0 to twice the limit; beyond 100 is beyond the bar."""
+    if check.observed is None or check.limit is None or not (math.isfinite(check.observed) and math.isfinite(check.limit)):
+        return None
+    away = check.observed - check.limit
+    if check.limit == 0:
+        return 50.0 + math.copysign(51.0, away) * (away != 0)
+    return 50.0 + 50.0 * away / abs(check.limit)
+
+
+def _bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float | None]]:
+    """Arms that were run, for the accuracy bars: name, what it sees, accuracy, spread over random trials."""
+    arms = (
+        ("base", "the query alone", "phase2_on_acc_base"),
+        ("random", "prefix of random spans + query", "phase2_on_acc_student_random_mean"),
+        ("select", "prefix of the selected spans + query", "phase2_on_acc_student_select"),
+        ("teacher", "whole demonstration + query", "phase2_on_acc_teacher"),
+    )
+    return [
+        (arm, sees, value, metrics["phase2_on_acc_student_random_std"] if arm == "random" else None)
+        for arm, sees, name in arms
+        if (value := metrics[name]) is not None
+    ]
+
+
+def _paired(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows for the table of paired comparisons, and which optional columns there are.
+
+    Intervals of one quantity are drawn on one scale, zero in the middle.
+    """
+    comparisons = [clean(row) for row in comparisons]
+    optional = [name for name in ("p", "p_holm", "verdict", "n_needed") if any(c.get(name) is not None for c in comparisons)]
+    ends = ("low", "high", "difference")
+    rows = []
+    for row in comparisons:
+        alike = [other for other in comparisons if other["quantity"] == row["quantity"]]
+        widest = max(abs(other[end] or 0.0) for other in alike for end in ends)
+        at = {end: 50.0 + 48.0 * row[end] / (widest or 1.0) for end in ends if row[end] is not None}
+        places = 3 - math.floor(math.log10(widest)) if widest else 1
+        what = _QUANTITIES.get(row["quantity"], row["quantity"])
+        rows.append({**row, "what": what, "at": at, "places": max(0, min(6, places))})
+    return {"rows": rows, "optional": optional}
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits with a real minus sign; an exponent keeps its hyphen, so that it can be copied."""
+    text = number(value)
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def _places(value: float | None, places: int) -> str:
+    """A signed number with fixed places and a real minus sign."""
+    if value is None:
+        return "–"
+    text = f"{value:+.{places}f}"
+    return "0" if not text.strip("+-0.") else text.replace("-", "−")

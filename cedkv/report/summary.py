@@ -1,0 +1,189 @@
+"""A comparison in words: ``summary.md``, and the description of its run in the MLflow UI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cedkv.report.build import verdict_word
+from cedkv.report.comparison import ConditionResult
+from cedkv.report.questions import plural, sentence
+from cedkv.report.text import about, number
+from cedkv.stats import gap_recovered
+from cedkv.stats_grid import best_condition, distinct
+
+Section = list[str]
+QUANTITIES = {"accuracy": "accuracy", "kl_to_teacher": "KL to teacher, nats", "off_delta": "OFF delta, nats"}
+
+
+def summary_markdown(
+    name: str,
+    results: Sequence[ConditionResult],
+    comparisons: Sequence[dict[str, Any]],
+    questions: Sequence[dict[str, Any]],
+    relations: Sequence[dict[str, Any]],
+    equal: Sequence[dict[str, Any]],
+    limit: int | None = None,
+) -> str:
+    """What won, in plain words, then the tables.
+
+    Args:
+        comparisons, questions, relations, equal: of ``stats_grid`` and ``questions``.
+        limit: most characters; whole sections, and rows of tables from the end, are then left out with a word on it.
+    """
+    sections = [
+        _head(name, results),
+        _questions(questions),
+        _conditions(results),
+        _relations(relations),
+        _equal(equal),
+        _comparisons(comparisons),
+    ]
+    return _fit([section for section in sections if section], limit)
+
+
+def _head(name: str, results: Sequence[ConditionResult]) -> Section:
+    first = results[0]
+    best, rule = best_condition(results)
+    passing = {gate: sum(c.results.verdicts.get(gate, False) for c in results) for gate in ("gateA", "gateB")}
+    lines = [f"# {name}", ""]
+    if best is None:
+        lines += [f"**No winner.** {sentence(rule.removeprefix('no winner: '))}."]
+    else:
+        verdict = "wins"
+        if "not resolved from" in rule:
+            verdict = "comes first, but its lead is not resolved"
+        elif "the only candidate" in rule:
+            verdict = "is the only candidate left"
+        lines += [f"**{best.label}** {verdict}: {_plain(rule)}."]
+    size = about(first.config, len(first.records.on), len(first.records.off))
+    lines += [
+        "",
+        f"{plural(len(results), 'condition')} on the same samples ({size}); {passing['gateA']} pass Gate A, "
+        f"{passing['gateB']} pass Gate B.",
+    ]
+    return [*lines, ""]
+
+
+def _questions(questions: Sequence[dict[str, Any]]) -> Section:
+    rows = [f"- **{row['question']}** {_plain(row['answer'])}" for row in questions[1:]]
+    head = (
+        "Intervals are 95 %, over samples, paired where two things are compared, and not corrected for the number of answers."
+    )
+    return ["## Answers", "", head, "", *rows, ""] if rows else []
+
+
+def _conditions(results: Sequence[ConditionResult]) -> Section:
+    ordered = sorted(results, key=lambda c: (c.reference, _or(c.results.metrics["phase2_kl_select_teacher_mean"], np.inf)))
+    first = {id(c) for c in distinct(results)}
+    head = "Candidates first, then reference points (they are compared with, and never win), each by KL to the teacher."
+    columns = ("condition", "tokens kept", "accuracy", "random", "gap recovered", "KL to teacher", "ratio to base", "OFF p99",
+               "Gate A", "Gate B")  # fmt: skip
+    rows = []
+    for c in ordered:
+        m = c.results.metrics
+        kind = " *(oracle)*" if c.oracle else " *(reference)*" if c.reference else ""
+        kind += "" if id(c) in first else " *(equal on paper)*"
+        gap = gap_recovered(c.records.on, c.config.seed)
+        gates = (c.results.verdicts.get(gate) for gate in ("gateA", "gateB"))
+        rows.append(
+            (c.label + kind, number(_kept(c)), number(m["phase2_on_acc_student_select"]),
+             number(m["phase2_on_acc_student_random_mean"]), _between(gap["value"], gap["low"], gap["high"]),
+             number(m["phase2_kl_select_teacher_mean"]), number(m["phase2_rel_kl_to_teacher_select"]),
+             number(m["phase2_off_delta_p99_select"]), *("–" if gate is None else verdict_word(gate) for gate in gates))
+        )  # fmt: skip
+    m = results[0].results.metrics
+    levels = (
+        f"base answers {number(m['phase2_on_acc_base'])}, the teacher {number(m['phase2_on_acc_teacher'])}; "
+        f"base's KL to the teacher is {number(m['phase2_kl_base_teacher_mean'])} nats"
+    )
+    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(1, 8)), ""]
+
+
+def _relations(relations: Sequence[dict[str, Any]]) -> Section:
+    words = {True: "holds", False: "**does not hold**", None: "not resolved"}
+    rows = [(row["relation"], words[row["holds"]], row["figures"]) for row in relations]
+    return ["## Known relations", "", *_table(("relation", "here", "figures"), rows), ""] if rows else []
+
+
+def _equal(equal: Sequence[dict[str, Any]]) -> Section:
+    rows = [
+        (row["left"], row["right"], row["quantity"], number(row["largest"]), number(row["limit"]), number(row["floor"]),
+         row["verdict"] if row["verdict"] == "pass" else f"**{row['verdict']}**")
+        for row in sorted(equal, key=lambda row: row["verdict"] == "pass")
+    ]  # fmt: skip
+    columns = ("left", "right", "what", "largest", "limit", "floor", "verdict")
+    return ["## Equal on paper", "", *_table(columns, rows, numeric=(3, 4, 5)), ""] if rows else []
+
+
+def _comparisons(comparisons: Sequence[dict[str, Any]]) -> Section:
+    ordered = sorted(comparisons, key=lambda row: row["verdict"] == "not resolved")
+    rows = [
+        (f"{row['left']} − {row['right']}", QUANTITIES.get(row["quantity"], row["quantity"]), str(row["n"]),
+         _between(row["difference"], row["low"], row["high"]), _p(row["p_holm"]), row["verdict"],
+         "–" if row["n_needed"] is None else str(row["n_needed"]))
+        for row in ordered
+    ]  # fmt: skip
+    columns = ("left − right", "of", "n", "difference, 95 %", "p (Holm)", "verdict", "n needed")
+    resolved = sum(row["verdict"] != "not resolved" for row in comparisons)
+    head = (
+        f"{resolved} of {plural(len(comparisons), 'comparison')} resolved: p < 0.05 after Holm's correction over all of them, "
+        "and an interval without 0. *n needed*: samples a single test would need to resolve this difference in 4 of 5 cases."
+    )
+    return ["## Paired comparisons", "", head, "", *_table(columns, rows, numeric=(2, 3, 4, 6)), ""] if rows else []
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Section:
+    rule = ["---:" if i in numeric else "---" for i in range(len(columns))]
+    return [f"| {' | '.join(_plain(cell) for cell in row)} |" if row is not rule else f"| {' | '.join(rule)} |"
+            for row in (columns, rule, *rows)]  # fmt: skip
+
+
+def _fit(sections: Sequence[Section], limit: int | None) -> str:
+    """The sections as text. Beyond the limit the last section that has rows to spare loses rows, then goes, and so on."""
+    whole = "\n".join(line for section in sections for line in section)
+    if limit is None or len(whole) <= limit:
+        return whole.rstrip() + "\n"
+    word = "\n*The rest is in summary.md.*\n"
+    shown = ""
+    for section in sections:
+        for at, line in enumerate(section):
+            if len(shown) + len(line) + 1 + len(word) > limit:
+                heading = shown.rstrip().rfind("\n## ")
+                if at and heading >= 0 and not _has_rows(section[:at]):
+                    shown = shown[:heading]  # a heading, or a table's head, without anything below it says nothing
+                return shown.rstrip() + "\n" + word
+            shown += line + "\n"
+    return shown.rstrip() + "\n"
+
+
+def _has_rows(lines: Sequence[str]) -> bool:
+    table = [line for line in lines if line.startswith("|")]
+    return len(table) > 2 or any(line.startswith("- ") for line in lines)
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _between(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return number(value)
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]".replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def _kept(condition: ConditionResult) -> float | None:
+    kept = [len(record["kept_tokens"]) for record in condition.records.selections if "kept_tokens" in record]
+    return float(np.mean(kept)) if kept else None
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -1,0 +1,102 @@
+"use strict";
+// Elements, numbers and tokens. What is shown goes into text nodes and attributes; nothing is ever parsed as HTML.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+/** An element; attributes that are null or false are left out, children that are null too, strings become text. */
+function el(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** Four significant digits, or a dash. */
+function number(value) {
+  return value === null || value === undefined ? "–" : String(Number(value.toPrecision(4))).replace(/^-/, "−");
+}
+
+function percent(value) {
+  if (value === null) return "–";
+  return value > 0 && value < 0.001 ? "<0.1 %" : (100 * value).toFixed(1) + " %";
+}
+
+const mean = (values) => {
+  const known = values.filter((value) => value !== null);
+  return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
+};
+
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu;
+
+/** Text in which nothing is hidden: newlines, leading spaces, control and direction characters have a sign. */
+function visible(text) {
+  if (text === "") return "⟨empty⟩";
+  const spaces = text.length - text.replace(/^ +/, "").length;
+  return "·".repeat(spaces) + text.slice(spaces).replace(INVISIBLE, (character) => {
+    const code = character.codePointAt(0);
+    if (code === 10) return "⏎";
+    if (code < 32) return String.fromCodePoint(0x2400 + code);
+    return code === 127 ? "␡" : "⟨U+" + code.toString(16).toUpperCase().padStart(4, "0") + "⟩";
+  });
+}
+
+const tokenText = (id) => visible(data.tokens[id]);
+
+/** A name or an id, on its own against the direction of what stands around it. */
+const plain = (text) => el("bdi", {}, visible(text));
+
+/** A token by itself, as in a table. */
+function piece(id, answer) {
+  const text = tokenText(id);
+  const name = text + " (token id " + id + (id === answer ? ", the answer)" : ")");
+  return el("bdi", { class: id === answer ? "piece answer" : "piece", title: name }, text);
+}
+
+/** A tick or a cross that is also a word for those who do not see it. */
+function verdict(right) {
+  return el("span", { class: right ? "right" : "wrong" }, el("span", { "aria-hidden": "true" }, right ? "✓" : "✗"),
+    el("span", { class: "hidden" }, right ? "right" : "wrong"));
+}
+
+/** Tokens in a row, without scores. */
+const row = (ids) => el("div", { class: "tokens" }, ids.map((id) => el("bdi", { class: "t", title: "token id " + id }, tokenText(id))));
+
+const KINDS = { b: "BOS", i: "input", d: "delimiter", a: "answer" };
+
+/** Where lines of a demonstration end: after an empty line, or, where there is none, after each newline. */
+function lineEnds(texts) {
+  const blank = texts.join("").includes("\n\n");
+  let end = "";
+  return texts.map((text, i) => {
+    end = (end + text).slice(-2);
+    const next = texts[i + 1] || "";
+    return !next.startsWith("\n") && (blank ? end === "\n\n" : end.endsWith("\n"));
+  });
+}
+
+/** The demonstration: colour and title say a token's attention, lines under it the spans that are kept. */
+function demo(source, spans, always, numbers) {
+  const counted = source.scores.filter((score, i) => i > 0 && score !== null);
+  const most = Math.max(...counted, 1e-12);
+  const ends = lineEnds(source.demo.map((id) => data.tokens[id]));
+  const parts = [];
+  source.demo.forEach((id, i) => {
+    const at = spans.findIndex(([start, end]) => start <= i && i < end);
+    const kept = at >= 0 || always.includes(i);
+    const score = source.scores[i];
+    const title = ["token " + i, "id " + id, KINDS[source.kinds[i]] || source.kinds[i], "attention " + number(score),
+      i === 0 ? "an attention sink, not counted" : null,
+      at >= 0 ? "kept, span " + (at + 1) : kept ? "kept always" : "not kept"].filter(Boolean).join(" · ");
+    const names = ["t", i === 0 ? "sink" : null, kept ? "kept" : null, at >= 0 && spans[at][0] === i ? "first" : null,
+      source.kinds[i] === "a" ? "given" : null];
+    const token = el("bdi", { class: names.filter(Boolean).join(" "), title }, tokenText(id),
+      numbers ? el("small", {}, score === null ? "–" : (100 * score).toFixed(1)) : null);
+    if (i > 0 && score !== null) token.style.setProperty("--heat", Math.round(100 * Math.sqrt(Math.min(1, score / most))) + "%");
+    parts.push(token);
+    if (ends[i]) parts.push(el("br"));
+  });
+  return { tokens: el("p", { class: numbers ? "tokens demo numbers" : "tokens demo" }, parts), most };
+}
