@@ -35,6 +35,14 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
+class MainCommand(GroupedCommand, click.Group):
+    """The program: without a subcommand it runs an evaluation."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
 def configured(command: Callable[..., None]) -> Callable[..., None]:
     """The two options every command has: a file, and any key."""
     command = click.option(
@@ -130,7 +138,10 @@ def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=MainCommand, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.option(
     "--phase", type=click.Choice(["1.5", "2"]), default="2", show_default=True,
     help="What to run|2: all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
@@ -142,7 +153,16 @@ def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     help="Phase 2|Real weights or a clear error. Always on; switching it off is refused.",
 )  # fmt: skip
 @click.version_option(__version__, prog_name="cedkv")
-def main(phase: Literal["1.5", "2"], path: str | None, overrides: tuple[str, ...], strict: str, **options: Any) -> None:
+@click.pass_context
+def main(
+    ctx: click.Context,
+    /,
+    phase: Literal["1.5", "2"],
+    path: str | None,
+    overrides: tuple[str, ...],
+    strict: str,
+    **options: Any,
+) -> None:
     """Can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
     Every run is an MLflow run (experiment "cedkv" unless MLflow's own environment says otherwise); its files are in
@@ -155,6 +175,8 @@ def main(phase: Literal["1.5", "2"], path: str | None, overrides: tuple[str, ...
       python -m cedkv --phase 2 --phase2-model-id smollm2-135m --phase2-select-mode random_span
       python -m cedkv --phase 1.5 --phase2-model-id /path/to/model
     """
+    if ctx.invoked_subcommand is not None:
+        return
     try:
         _strict_only(strict)
     except ConfigError as error:
