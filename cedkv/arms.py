@@ -19,8 +19,9 @@ from cedkv.errors import DataError
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch
 from cedkv.lm.prefix import encode
-from cedkv.lm.scoring import TeacherReading, kl, next_token_logprobs, read_teacher
+from cedkv.lm.scoring import kl, next_token_logprobs
 from cedkv.lm.source import LanguageModel
+from cedkv.lm.teacher import TeacherReading, read_queries, read_teacher
 from cedkv.positioning import place
 from cedkv.selectors.common import SelectionTask, candidates
 from cedkv.types import Evidence, OnSample, Placement, Selection
@@ -44,6 +45,7 @@ class Batch:
     """B samples and everything about them that conditions share.
 
     partners: for each row the row whose prefix ``wrong_demo`` gives it; None when no condition asks for it.
+    drops: causal drops by sample and span, which a repetition takes from the run itself.
     """
 
     lm: LanguageModel
@@ -51,6 +53,7 @@ class Batch:
     reading: TeacherReading
     other: TeacherReading | None
     partners: list[int] | None
+    drops: dict[Any, dict[int, float]] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -78,18 +81,25 @@ def read(
     configs: Sequence[Phase2Config],
     samples: list[OnSample],
     partners: list[int] | None,
-    keep_cache: bool,
     announce: Announce,
+    keep: Sequence[int] = (),
+    drops: dict[Any, dict[int, float]] | None = None,
 ) -> Batch:
-    """The teacher's one pass for all conditions, and one over another query where ``transfer_span`` asks for it."""
+    """The teacher's one pass for all conditions, and another query over its cache where ``transfer_span`` asks for it.
+
+    Args:
+        keep: rows whose demo's cache is wanted in any case.
+        drops: causal drops that are known already.
+    """
     needed = wanted(configs)
     layers = frozenset().union(*(lm.selection_layers(config.layer_scope.selection) for config in configs))
     window = max(config.select.query_window for config in configs)
     demos, names = [s.demo_token_ids for s in samples], [s.sample_id for s in samples]
-    keep_cache = keep_cache or "causal_drop" in needed or any(c.prefix.kv_source == "gather" for c in configs)
+    if needed & {"causal_drop", "other_attention"} or any(c.prefix.kv_source == "gather" for c in configs):
+        keep = range(len(samples))
     announce("teacher", len(samples))
     reader = AttentionReader(layers, window, layers if "accumulated" in needed else frozenset())
-    reading = read_teacher(lm, demos, [s.query_token_ids for s in samples], names, reader, keep_cache)
+    reading = read_teacher(lm, demos, [s.query_token_ids for s in samples], names, reader, keep)
     other = None
     if "other_attention" in needed:
         missing = [s.sample_id for s in samples if s.other_query_ids is None]
@@ -97,8 +107,9 @@ def read(
             raise DataError(f'sample {missing[0]}: transfer_span needs "other_query_text" in every line of data.on_path')
         announce("other query", len(samples))
         queries = [s.other_query_ids or () for s in samples]
-        other = read_teacher(lm, demos, queries, names, AttentionReader(layers, window), keep_cache=False)
-    return Batch(lm, samples, reading, other, partners)
+        rows = [reading.demo_row[row] for row in range(len(samples))]
+        other = read_queries(lm, reading.kept(), rows, queries, names, AttentionReader(layers, window))
+    return Batch(lm, samples, reading, other, partners, {} if drops is None else drops)
 
 
 def evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:
@@ -145,7 +156,9 @@ def student(batch: Batch, config: Phase2Config, known: Sequence[Evidence], mode:
                 room,
             )
         )
-    prefix = encode(batch.lm, config.prefix.kv_source, batch.samples, placements, batch.reading.demo, batch.reading.offsets)
+    gathers = config.prefix.kv_source == "gather"
+    rows = [batch.reading.demo_row[row] for row in range(len(batch.samples))] if gathers else []
+    prefix = encode(batch.lm, config.prefix.kv_source, batch.samples, placements, batch.reading.demo, rows)
     made = Student(selections, placements, prefix, batch.samples)
     return _swapped(made, batch.partners) if selectors.uses_partner(mode) else made
 
@@ -191,20 +204,13 @@ def _swapped(made: Student, partners: list[int] | None) -> Student:
 
 def _causal_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, float]:
     """KL(teacher || teacher without the span) for every candidate: the query over the demo's cache with the span masked."""
-
-    def compute() -> dict[int, float]:
-        lm, sample, demo, offset = batch.lm, batch.samples[row], batch.reading.demo, batch.reading.offsets[row]
-        if demo is None:
-            raise ValueError("causal drops need the teacher's cache")
+    lm, sample, reading = batch.lm, batch.samples[row], batch.reading
+    key = (sample.sample_id, config.select.span_len, config.select.center_policy)
+    if key not in batch.drops:
         found = candidates(sample.token_kinds, config.select)
-        drops: dict[int, float] = {}
-        for at in range(0, len(found), lm.batch_size):
-            part = found[at : at + lm.batch_size]
-            hidden = demo.rows([row] * len(part)).hide([(offset + c.start, offset + c.end) for c in part])
-            queries, names = [sample.query_token_ids] * len(part), [sample.sample_id] * len(part)
-            without = next_token_logprobs(lm, queries, names, hidden)
-            moved = kl(batch.reading.logprobs[row].expand_as(without), without).tolist()
-            drops.update((c.start, value) for c, value in zip(part, moved, strict=True))
-        return drops
-
-    return batch.once(("causal_drop", row, config.select.span_len, config.select.center_policy), compute)
+        hidden = reading.demos([row] * len(found)).hide([(c.start, c.end) for c in found])
+        queries, names = [sample.query_token_ids] * len(found), [sample.sample_id] * len(found)
+        without = next_token_logprobs(lm, queries, names, hidden)
+        moved = kl(reading.logprobs[row].expand_as(without), without).tolist()
+        batch.drops[key] = {c.start: value for c, value in zip(found, moved, strict=True)}
+    return batch.drops[key]

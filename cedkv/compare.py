@@ -184,9 +184,9 @@ def _announce(lm: LanguageModel, conditions: Sequence[Condition], samples: Sampl
     """Say how much there is to do, and about how long it takes: tokens, by the speed of one batch."""
     units = plan(conditions, len(samples.on), len(samples.off), "2")
     total = sum(evaluations(conditions, unit, "2") for unit in units)
-    rows = [s.teacher_ids for s in samples.on[: lm.batch_size]]
+    rows = [s.teacher_ids for s in samples.on[:32]]
     since = time.perf_counter()
-    next_token_logprobs(lm, rows, [s.sample_id for s in samples.on[: lm.batch_size]])
+    next_token_logprobs(lm, rows, [s.sample_id for s in samples.on[:32]])
     speed = sum(map(len, rows)) / (time.perf_counter() - since)
     each = max(c.config.prefix_len for c in conditions) / 2 + sum(len(s.token_ids) for s in samples.off) / len(samples.off)
     minutes = total * each / speed / 60

@@ -43,7 +43,7 @@ class RuntimeBlock(Block):
     allow_mock_fallback: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     torch_dtype: Dtype = "float32"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     fail_on_gate: bool = False
 
     @model_validator(mode="after")
@@ -161,6 +161,11 @@ class Phase2Config(Block):
         """The limit of a check whose two sides are equal on paper: the threshold, or the dtype's limit if null."""
         value = getattr(self.thresholds, threshold)
         return KL_LIMIT[self.runtime.torch_dtype] if value is None else float(value)
+
+    @property
+    def rows_per_pass(self) -> int | None:
+        """Rows in a forward pass at most; None for as many as fit."""
+        return None if self.runtime.batch_size == "auto" else self.runtime.batch_size
 
     def dotted(self) -> dict[str, Any]:
         """The resolved configuration as ``{"phase2.select.mode": ...}``."""

@@ -22,7 +22,7 @@ from cedkv.lm.cache import PrefixBatch
 from cedkv.lm.scoring import kl, next_token_logprobs
 from cedkv.lm.source import LanguageModel
 from cedkv.plumbing import PlumbingInput, measure, snapshot
-from cedkv.records import off_record, on_record, plumbing_records, repro_record, selection_record
+from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.samples.load import Samples
 from cedkv.types import OffSample, Record
 
@@ -31,14 +31,17 @@ Step = Callable[[str, int], None]
 """Called before an arm is computed, with the arm's name and the number of evaluations (sample x arm) it makes."""
 
 
+UNIT, UNIT_OFF, UNIT_TOKENS = 32, 128, 32_768
+"""ON samples of a unit at most, its OFF prompts, and its tokens of demo and query, where the batch size is automatic."""
+
+
 @dataclass(frozen=True)
 class Unit:
-    """A batch of ON samples with the OFF prompts that run under their states; ``repeat`` 0 is the run itself."""
+    """A batch of ON samples with the OFF prompts that run under their states, repetitions for ``repro_tolerance`` included."""
 
     key: str
     on: tuple[int, ...]
     off: tuple[int, ...]
-    repeat: int
 
 
 @dataclass(frozen=True)
@@ -49,42 +52,40 @@ class Condition:
     config: Phase2Config
 
 
-def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase) -> list[Unit]:
-    """The units of a run: its samples in batches, then the repeats for ``repro_tolerance`` in other batches.
+def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1) -> list[Unit]:
+    """The units of a run: its samples in batches.
 
     OFF prompt j runs under the state of ON sample ``j mod n_on``. Phase 1.5 has no OFF prompts.
+
+    Args:
+        longest: tokens of the longest demo + query; long ones make smaller units, so that memory stays bounded.
 
     Raises:
         ConfigError: partners (2i, 2i + 1) are asked for and cannot be in one batch.
     """
-    config = conditions[0].config
-    size = config.runtime.batch_size
     groups = _groups(conditions, n_on)
+    size = conditions[0].config.rows_per_pass
+    if size is None:
+        size = max(len(groups[0]), min(UNIT, UNIT_TOKENS // longest, UNIT_OFF * n_on // max(1, n_off)))
     units: list[Unit] = []
     for chunk in _chunks(groups, size):
         there = set(chunk)
         off = tuple(j for j in range(n_off) if j % n_on in there) if phase == "2" else ()
-        units.append(Unit(f"main/{len(units):05d}", chunk, off, 0))
-    for repeat in range(1, config.eval.repro_runs):
-        order = generator(config.seed, "repro_order", repeat, "").permutation(len(groups)).tolist()
-        # another order and batch size: results must not depend on the company
-        chunks = _chunks([groups[i] for i in order], max(1, size - repeat))
-        units += [Unit(f"repro-{repeat}/{i:05d}", chunk, (), repeat) for i, chunk in enumerate(chunks)]
+        units.append(Unit(f"unit/{len(units):05d}", chunk, off))
     return units
 
 
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """How many (sample, arm) evaluations a unit reports to its step function."""
-    n, n_off = len(unit.on), len(unit.off)
-    shared = n * (1 + ("other_attention" in arms.wanted([c.config for c in conditions])))
-    if unit.repeat:
-        return shared + n * len(conditions)
-    shared += n + n_off
+    n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
+    teacher = n * (1 + ("other_attention" in arms.wanted([c.config for c in conditions])))
+    shared = teacher + n + n_off
     if phase == "2":
         keys = {arms.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
         shared += n * len(keys)
-    plumbed = sum(i < conditions[0].config.eval.gate_a_samples for i in unit.on)
-    return shared + len(conditions) * (n + n_off + plumbed)
+    plumbed = sum(i < sizes.gate_a_samples for i in unit.on)
+    repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
+    return shared + len(conditions) * (n + n_off + plumbed) + repeated
 
 
 def run(
@@ -98,106 +99,112 @@ def run(
 def _execute(
     lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, unit: Unit, phase: Phase, step: Step
 ) -> dict[str, list[Record]]:
+    sizes = conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
-    plumbed = [row for row, i in enumerate(unit.on) if i < conditions[0].config.eval.gate_a_samples and not unit.repeat]
-    partners = [_partner(unit, i, len(samples.on)) for i in unit.on] if _paired(conditions) else None
-    again = f"repeat {unit.repeat}: " if unit.repeat else ""
-
-    def announce(arm: str, n: int) -> None:
-        step(f"{again}{arm}", n)
-
-    batch = arms.read(lm, [c.config for c in conditions], on, partners, bool(plumbed), announce)
-    if unit.repeat:
-        return {c.key: _repeat(batch, c.config, unit.repeat, announce) for c in conditions}
-    announce("base", len(on))
+    plumbed = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
+    batch = arms.read(lm, [c.config for c in conditions], on, _partners(conditions, unit.on, len(samples.on)), step, plumbed)
+    step("base", len(on))
     base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
     off = [samples.off[j] for j in unit.off]
-    rows = [unit.on.index(j % len(samples.on)) for j in unit.off]
-    alone = _off_alone(lm, off, announce)
+    owners = [unit.on.index(j % len(samples.on)) for j in unit.off]
+    if off:
+        step("OFF base", len(off))
+    alone = next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off]) if off else None
     found = {}
     for condition in conditions:
         config = condition.config
         known = arms.evidence(batch, config)
-        announce("select", len(on))
+        step("select", len(on))
         state = arms.student(batch, config, known, config.select.mode, "select", 0)
         untouched = _snapshots(batch, state, plumbed)
-        answers = arms.answer(batch, config, state)
-        records = _off(batch, config, off, rows, alone, state, announce)
+        select = arms.answer(batch, config, state)
+        records = _off(batch, config, off, owners, alone, state, step) if alone is not None else []
         trials = range(config.eval.n_random_trials if phase == "2" else 0)
-        drawn = [arms.random_answer(batch, config, known, trial, announce) for trial in trials]
+        drawn = [arms.random_answer(batch, config, known, trial, step) for trial in trials]
         if plumbed:
-            announce("gate A", len(plumbed))
-            given = _plumbing_input(batch, config, plumbed, base, answers, state, untouched)
+            step("gate A", len(plumbed))
+            given = _plumbing_input(batch, config, plumbed, base, select, state, untouched)
             records += plumbing_records(given.names, measure(lm, config, given))
-        topk = config.reporting.topk_tokens
+        by_arm = {"base": base, "teacher": batch.reading.logprobs, "select": select}
+        randoms = [logprobs for _, _, logprobs in drawn]
+        measured = answers(by_arm, randoms, [s.answer_token_id for s in on], lm.tokenizer, config.reporting.topk_tokens)
         for row, sample in enumerate(on):
-            by_arm = {"base": base[row], "teacher": batch.reading.logprobs[row], "select": answers[row]}
-            chosen, random = state.selections[row], [logprobs[row] for _, _, logprobs in drawn]
-            records.append(on_record(sample, by_arm, random, known[row], chosen, config.select.span_len, lm.tokenizer, topk))
+            chosen, placed = state.selections[row], state.placements[row]
+            records.append(on_record(sample, measured[row], known[row], chosen, config.select.span_len))
             random_states = [(selections[row], placements[row]) for selections, placements, _ in drawn]
-            records.append(
-                selection_record(sample, state.owners[row], known[row], chosen, state.placements[row], random_states)
-            )
+            records.append(selection_record(sample, state.owners[row], known[row], chosen, placed, random_states))
         found[condition.key] = records
+    for repeat in range(1, sizes.repro_runs):
+        for key, records in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
+            found[key] += records
     return found
 
 
-def _repeat(batch: arms.Batch, config: Phase2Config, repeat: int, announce: Step) -> list[Record]:
-    announce("select", len(batch.samples))
-    state = arms.student(batch, config, arms.evidence(batch, config), config.select.mode, "select", 0)
-    answers = arms.answer(batch, config, state)
-    return [repro_record(repeat, sample, answers[row]) for row, sample in enumerate(batch.samples)]
+def _repeat(
+    batch: arms.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Step
+) -> dict[str, list[Record]]:
+    """Teacher, selection and select arm once more, in two batches dealt anew: results must not depend on the company.
 
+    Causal drops are taken from the run itself: they are many passes a sample, and batches of their own.
+    """
+    groups = _groups(conditions, len(unit.on)) if _paired(conditions) else [(row,) for row in range(len(unit.on))]
+    order = generator(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
+    found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    for rows in _chunks([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
+        ids = [unit.on[row] for row in rows]
 
-def _off_alone(lm: LanguageModel, off: Sequence[OffSample], announce: Step) -> torch.Tensor | None:
-    if not off:
-        return None
-    announce("OFF base", len(off))
-    return next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off])
+        def announce(arm: str, n: int) -> None:
+            step(f"repeat {repeat}: {arm}", n)
+
+        samples = [batch.samples[row] for row in rows]
+        configs = [condition.config for condition in conditions]
+        again = arms.read(batch.lm, configs, samples, _partners(conditions, ids, n_on), announce, drops=batch.drops)
+        for condition in conditions:
+            config = condition.config
+            announce("select", len(samples))
+            state = arms.student(again, config, arms.evidence(again, config), config.select.mode, "select", 0)
+            select = arms.answer(again, config, state)
+            found[condition.key] += [repro_record(repeat, s, select[row]) for row, s in enumerate(samples)]
+    return found
 
 
 def _off(
     batch: arms.Batch,
     config: Phase2Config,
     off: Sequence[OffSample],
-    rows: Sequence[int],
-    alone: torch.Tensor | None,
+    owners: Sequence[int],
+    alone: torch.Tensor,
     state: arms.Student,
-    announce: Step,
+    step: Step,
 ) -> list[Record]:
-    """OFF prompts under the select arm's states; prefixes are picked out batch by batch, not all at once."""
-    lm, records = batch.lm, []
-    injection = lm.injection_layers(config.layer_scope.injection)
-    if alone is not None:
-        announce("OFF select", len(off))
-        for at in range(0, len(off), lm.batch_size):
-            part, states = off[at : at + lm.batch_size], list(rows[at : at + lm.batch_size])
-            ids, names = [u.student_ids for u in part], [u.sample_id for u in part]
-            under = next_token_logprobs(lm, ids, names, state.prefix.rows(states), injection)
-            deltas = kl(under, alone[at : at + lm.batch_size]).tolist()
-            for i, (sample, row) in enumerate(zip(part, states, strict=True)):
-                records.append(off_record(sample, batch.names[row], alone[at + i], under[i], deltas[i]))
-    return records
+    """OFF prompts under the select arm's states."""
+    step("OFF select", len(off))
+    injection = batch.lm.injection_layers(config.layer_scope.injection)
+    ids, names = [u.student_ids for u in off], [u.sample_id for u in off]
+    under = next_token_logprobs(batch.lm, ids, names, state.prefix, injection, owners)
+    deltas, before, after = kl(under, alone).tolist(), alone.argmax(dim=1).tolist(), under.argmax(dim=1).tolist()
+    return [off_record(sample, batch.names[owners[i]], before[i], after[i], deltas[i]) for i, sample in enumerate(off)]
 
 
 def _paired(conditions: Sequence[Condition]) -> bool:
     return any(selectors.uses_partner(c.config.select.mode) for c in conditions)
 
 
-def _partner(unit: Unit, index: int, n_on: int) -> int:
-    """Row of the sample's partner: 2i and 2i + 1 are partners, a last one without takes the one before it."""
-    other = index ^ 1 if (index ^ 1) < n_on else index - 1
-    return unit.on.index(other)
+def _partners(conditions: Sequence[Condition], on: Sequence[int], n_on: int) -> list[int] | None:
+    """For each sample the row of its partner: 2i and 2i + 1 are partners, a last one without takes the one before it."""
+    if not _paired(conditions):
+        return None
+    return [on.index(i ^ 1 if (i ^ 1) < n_on else i - 1) for i in on]
 
 
 def _groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, ...]]:
     """Samples that must share a batch: each alone, or partners together."""
     if not _paired(conditions):
         return [(i,) for i in range(n_on)]
-    batch_size = conditions[0].config.runtime.batch_size
-    if n_on < 2 or batch_size < 2:
+    rows = conditions[0].config.rows_per_pass or UNIT
+    if n_on < 2 or rows < 2:
         raise ConfigError(
-            f"wrong_demo takes the prefix of another sample in the same batch: runtime.batch_size = {batch_size} and "
+            f"wrong_demo takes the prefix of another sample in the same batch: runtime.batch_size = {rows} and "
             f"eval.on_samples = {n_on} must both be at least 2"
         )
     pairs: list[tuple[int, ...]] = [(i, i + 1) for i in range(0, n_on - 1, 2)]
@@ -217,9 +224,9 @@ def _chunks(groups: Sequence[tuple[int, ...]], size: int) -> list[tuple[int, ...
 
 def _snapshots(batch: arms.Batch, state: arms.Student, rows: list[int]) -> list[PrefixBatch]:
     """Copies of what later passes read from, the demos' caches and the prefixes, before anything has read from them."""
-    if not rows or batch.reading.demo is None:
+    if not rows:
         return []
-    demos = batch.once("untouched demos", lambda: snapshot(batch.reading.demo.rows(rows)))  # type: ignore[union-attr]
+    demos = batch.once("untouched demos", lambda: snapshot(batch.reading.demos(rows)))
     return [demos, snapshot(state.prefix.rows(rows))]
 
 
@@ -228,20 +235,17 @@ def _plumbing_input(
     config: Phase2Config,
     rows: list[int],
     base: torch.Tensor,
-    answers: torch.Tensor,
+    select: torch.Tensor,
     state: arms.Student,
     untouched: list[PrefixBatch],
 ) -> PlumbingInput:
-    if batch.reading.demo is None:
-        raise ValueError("the plumbing checks need the teacher's cache")
     return PlumbingInput(
         samples=[batch.samples[row] for row in rows],
         owners=[state.owners[row] for row in rows],
         base=base[rows],
         teacher=batch.reading.logprobs[rows],
-        select=answers[rows],
-        demo=batch.reading.demo.rows(rows),
-        offsets=[batch.reading.offsets[row] for row in rows],
+        select=select[rows],
+        demo=batch.reading.demos(rows),
         placements=[state.placements[row] for row in rows],
         prefix=state.prefix.rows(rows),
         untouched=untouched,

@@ -9,7 +9,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
     "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
     "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
-    "batch_size": ("runtime.batch_size", "rows in one forward pass"),
+    "batch_size": ("runtime.batch_size", "rows in one forward pass, or auto"),
     "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
     "max_on": ("eval.on_samples", "ON samples"),
     "max_off": ("eval.off_samples", "OFF prompts"),

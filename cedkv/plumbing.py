@@ -19,14 +19,17 @@ from cedkv.config import Phase2Config
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch, assemble, rotate_keys
 from cedkv.lm.prefix import encode
-from cedkv.lm.scoring import TeacherReading, kl, log_softmax, next_token_logprobs, prefill, read_teacher
+from cedkv.lm.scoring import kl, left_padded, log_softmax, next_token_logprobs, prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.store import load_prefix, save_prefix
+from cedkv.lm.teacher import TeacherReading, read_teacher
 from cedkv.positioning import place
 from cedkv.types import OnSample, Placement
 
 ROTATION_SHIFT = 37
 """Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
+ROTATION_TOKENS = 32
+"""First demo tokens whose keys are moved; their keys do not depend on the condition."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class PlumbingInput:
     """What the arms computed for B samples: log-probabilities are (B, vocabulary).
 
     owners: the samples whose demos the prefixes are of (others than ``samples`` under ``wrong_demo`` only).
-    demo, offsets: the demos' caches, as in ``TeacherReading``.
+    demo: the demos' caches, demo token t in slot t.
     untouched: copies of the demos' caches and of the prefixes, made before their first use.
     once: keeps what does not depend on the condition, by key.
     """
@@ -45,7 +48,6 @@ class PlumbingInput:
     teacher: torch.Tensor
     select: torch.Tensor
     demo: PrefixBatch
-    offsets: list[int]
     placements: Sequence[Placement]
     prefix: PrefixBatch
     untouched: Sequence[PrefixBatch]
@@ -79,30 +81,34 @@ def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> di
         "batch_consistency": batch_consistency(lm, config, given),
     }
     if lm.can_rotate:
-        found["rotation_equivariance"] = rotation_equivariance(lm, given)
+        found["rotation_equivariance"] = given.once("rotation", lambda: rotation_equivariance(lm, given))
     found["source_cache_unchanged"] = source_cache_unchanged(lm, config, given)
     return found
 
 
 @torch.inference_mode()
 def teacher_incremental(lm: LanguageModel, given: PlumbingInput) -> list[float]:
-    """KL(demo cached, then query || one uncached pass): the model's own growing cache, sample by sample."""
-    out = []
-    for row, sample in enumerate(given.samples):
-        demo = torch.tensor([sample.demo_token_ids], device=lm.device)
-        query = torch.tensor([sample.query_token_ids], device=lm.device)
-        length, total = demo.shape[1], demo.shape[1] + query.shape[1]
-        at = torch.arange(total, device=lm.device)[None]
-        ones = torch.ones_like(at)
-        first = lm.model(
-            input_ids=demo, attention_mask=ones[:, :length], position_ids=at[:, :length], use_cache=True, logits_to_keep=1
-        )
+    """KL(demo cached, then query || one uncached pass): the model's own growing cache, no cache of ours."""
+    demos = [sample.demo_token_ids for sample in given.samples]
+    out = torch.empty(len(demos), dtype=given.teacher.dtype, device=given.teacher.device)
+
+    def compute(part: list[int]) -> torch.Tensor:
+        ids, mask, positions = left_padded([demos[i] for i in part], lm.device)
+        first = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        more_ids, more_mask, more = left_padded([given.queries[i] for i in part], lm.device)
         second = lm.model(
-            input_ids=query, attention_mask=ones, position_ids=at[:, length:], past_key_values=first.past_key_values,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        out.append(float(kl(log_softmax(second.logits[:, -1]), given.teacher[row : row + 1])))
-    return out
+            input_ids=more_ids,
+            attention_mask=torch.cat([mask, more_mask], dim=1),
+            position_ids=more + mask.sum(dim=1, keepdim=True),
+            past_key_values=first.past_key_values,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return kl(log_softmax(second.logits[:, -1]), given.teacher[part])
+
+    for part, found in lm.batching.passes([len(demo) for demo in demos], compute):
+        out[part] = found
+    return out.tolist()
 
 
 def null_effect(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
@@ -133,7 +139,7 @@ def keep_all(lm: LanguageModel, given: PlumbingInput) -> list[float]:
     ]
     worst = torch.zeros(len(given.samples), dtype=given.teacher.dtype, device=given.teacher.device)
     for kv_source in ("prefill", "gather"):
-        prefix = encode(lm, kv_source, given.samples, placements, given.demo, given.offsets)
+        prefix = encode(lm, kv_source, given.samples, placements, given.demo, range(len(given.samples)))
         worst = worst.maximum(kl(next_token_logprobs(lm, given.queries, given.names, prefix), given.teacher))
     return worst.tolist()
 
@@ -161,14 +167,14 @@ def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingIn
         nothing = AttentionReader(frozenset(), 1)
         demo, query, name = [sample.demo_token_ids], [sample.query_token_ids], [sample.sample_id]
         found: TeacherReading = given.once(
-            ("alone", sample.sample_id), lambda: read_teacher(lm, demo, query, name, nothing, keep_cache=True)
+            ("alone", sample.sample_id), lambda: read_teacher(lm, demo, query, name, nothing, keep=[0])
         )
         return found
 
     out = []
     for row, (sample, owner, placement) in enumerate(zip(given.samples, given.owners, given.placements, strict=True)):
         reading = alone(owner)
-        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], reading.demo, reading.offsets)
+        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], reading.demo, [0])
         select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
         pairs = ((alone(sample).logprobs, given.teacher[row : row + 1]), (select, given.select[row : row + 1]))
         out.append(max(float(kl(one, many)) for one, many in pairs))
@@ -176,12 +182,10 @@ def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingIn
 
 
 def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float]:
-    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of the kept tokens run at p and at p+d."""
-    rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(given.owners, given.placements, strict=True)]
-    here = [list(p.key_positions) for p in given.placements]
-    there = [[position + ROTATION_SHIFT for position in row] for row in here]
-    keys, _ = prefill(lm, rows, here, given.names)
-    moved, _ = prefill(lm, rows, there, given.names)
+    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens run at p and at p+d."""
+    rows = [sample.demo_token_ids[:ROTATION_TOKENS] for sample in given.samples]
+    keys, _ = prefill(lm, rows, [range(len(row)) for row in rows], given.names)
+    moved, _ = prefill(lm, rows, [range(ROTATION_SHIFT, ROTATION_SHIFT + len(row)) for row in rows], given.names)
     shift = torch.full(keys[0].shape[::2], ROTATION_SHIFT, device=lm.device)
     worst = torch.zeros(len(rows), device=lm.device)
     for key, expected in zip(keys, moved, strict=True):

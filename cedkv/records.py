@@ -16,49 +16,59 @@ from cedkv.selectors.common import attention_score
 from cedkv.types import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
 
 
-def on_record(
-    sample: OnSample,
-    arms: dict[str, torch.Tensor],
-    randoms: Sequence[torch.Tensor],
-    evidence: Evidence,
-    selection: Selection,
-    span_len: int,
-    tokenizer: Any,
-    topk: int,
-) -> Record:
-    """One ON sample under every arm.
+def answers(
+    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], wanted: Sequence[int], tokenizer: Any, topk: int
+) -> list[Record]:
+    """What B samples answer under every arm: one part of their records each.
 
     Args:
-        arms: base, teacher, select -> (vocabulary,) log-probabilities.
+        arms: base, teacher, select -> (B, vocabulary) log-probabilities.
         randoms: the same for each random trial.
+        wanted: the B answers' tokens.
         topk: tokens of each arm's distribution to keep.
     """
-    answer = sample.answer_token_id
     base, teacher, select = arms["base"], arms["teacher"], arms["select"]
-    kl_base_teacher = float(kl(base, teacher))
-    kl_select_teacher = float(kl(select, teacher))
-    scores = [span.score for span in selection.spans]
-    attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
-    record: Record = {"type": "sample", "kind": "on", "sample_id": sample.sample_id, "answer_token_id": answer}
+    at = torch.tensor(wanted, device=base.device)
+    columns: dict[str, list[Any]] = {}
     for name, logprobs in arms.items():
-        token = int(logprobs.argmax())
-        record[f"token_{name}"] = token
-        record[f"correct_{name}"] = token == answer
-        record[f"answer_logprob_{name}"] = float(logprobs[answer])
-    tokens = [int(logprobs.argmax()) for logprobs in randoms]
-    record |= {
-        "token_random": tokens,
-        "correct_random": [token == answer for token in tokens],
-        "answer_logprob_random": [float(logprobs[answer]) for logprobs in randoms],
-        "kl_base_teacher": kl_base_teacher,
-        "kl_select_teacher": kl_select_teacher,
-        "kl_random_teacher": [float(kl(logprobs, teacher)) for logprobs in randoms],
-        "kl_random_base": [float(kl(logprobs, base)) for logprobs in randoms],
-        "rel_kl_to_teacher": kl_select_teacher / (kl_base_teacher + 1e-6),
-        "phase2_delta_on_select": float(kl(select, base)),
-        "phase2_answer_logprob_gain": float(select[answer] - base[answer]),
+        greedy = logprobs.argmax(dim=1)
+        columns[f"token_{name}"] = greedy.tolist()
+        columns[f"correct_{name}"] = (greedy == at).tolist()
+        columns[f"answer_logprob_{name}"] = _at(logprobs, at).tolist()
+    tokens = [logprobs.argmax(dim=1) for logprobs in randoms]
+    columns |= {
+        "token_random": _by_sample([found.tolist() for found in tokens], len(wanted)),
+        "correct_random": _by_sample([(found == at).tolist() for found in tokens], len(wanted)),
+        "answer_logprob_random": _by_sample([_at(logprobs, at).tolist() for logprobs in randoms], len(wanted)),
+        "kl_base_teacher": kl(base, teacher).tolist(),
+        "kl_select_teacher": kl(select, teacher).tolist(),
+        "kl_random_teacher": _by_sample([kl(logprobs, teacher).tolist() for logprobs in randoms], len(wanted)),
+        "kl_random_base": _by_sample([kl(logprobs, base).tolist() for logprobs in randoms], len(wanted)),
+        "phase2_delta_on_select": kl(select, base).tolist(),
+        "phase2_answer_logprob_gain": (_at(select, at) - _at(base, at)).tolist(),
+    }
+    columns["rel_kl_to_teacher"] = [
+        student / (alone + 1e-6)
+        for student, alone in zip(columns["kl_select_teacher"], columns["kl_base_teacher"], strict=True)
+    ]
+    tops = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
+    return [
+        {**{name: values[row] for name, values in columns.items()}, "topk": {name: top[row] for name, top in tops.items()}}
+        for row in range(len(wanted))
+    ]
+
+
+def on_record(sample: OnSample, measured: Record, evidence: Evidence, selection: Selection, span_len: int) -> Record:
+    """One ON sample under every arm; ``measured`` is its part of ``answers``."""
+    attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
+    record: Record = {
+        "type": "sample",
+        "kind": "on",
+        "sample_id": sample.sample_id,
+        "answer_token_id": sample.answer_token_id,
+        **measured,
         "phase2_selection_score_attention": float(np.mean(attention)),
-        "selector_score": float(np.mean(scores)),
+        "selector_score": float(np.mean([span.score for span in selection.spans])),
     }
     if evidence.causal_drop is not None:
         drops = evidence.causal_drop
@@ -68,20 +78,19 @@ def on_record(
         record["candidate_attention"] = [
             attention_score(Candidate(start, start + span_len), evidence) for start in sorted(drops)
         ]
-    record["topk"] = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
     return record
 
 
-def off_record(sample: OffSample, state_of: str, alone: torch.Tensor, under: torch.Tensor, delta: float) -> Record:
-    """One OFF prompt alone (base) and under a state (select)."""
+def off_record(sample: OffSample, state_of: str, alone: int, under: int, delta: float) -> Record:
+    """One OFF prompt: its greedy token alone (base) and under a state (select), and KL(select || base) in nats."""
     return {
         "type": "sample",
         "kind": "off",
         "sample_id": sample.sample_id,
         "state_of": state_of,
-        "token_base": int(alone.argmax()),
-        "token_select": int(under.argmax()),
-        "same_token": int(alone.argmax()) == int(under.argmax()),
+        "token_base": alone,
+        "token_select": under,
+        "same_token": alone == under,
         "phase2_delta_off_select": delta,
         "prompt_text": sample.prompt_text,
         "token_ids": list(sample.token_ids),
@@ -148,9 +157,22 @@ def _state(selection: Selection, placement: Placement) -> Record:
     }
 
 
-def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[dict[str, Any]]:
-    values, ids = logprobs.topk(n)
+def _at(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(B,) log-probability of one token a row."""
+    return logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _by_sample(by_trial: Sequence[Sequence[Any]], n: int) -> list[list[Any]]:
+    return [[values[row] for values in by_trial] for row in range(n)]
+
+
+def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[dict[str, Any]]]:
+    """The n most probable tokens of each row."""
+    values, ids = logprobs.topk(min(n, logprobs.shape[1]), dim=1)
     return [
-        {"token_id": token, "text": tokenizer.decode([token]), "logprob": value}
-        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+        [
+            {"token_id": token, "text": tokenizer.decode([token]), "logprob": value}
+            for token, value in zip(row_ids, row_values, strict=True)
+        ]
+        for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)
     ]

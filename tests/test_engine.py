@@ -9,7 +9,7 @@ import pytest
 from cedkv.errors import DataError
 from cedkv.eval_phase2 import Condition, evaluations, plan
 from cedkv.selectors import NAMES, uses_partner
-from cedkv.types import Record
+from cedkv.types import OnSample, Record
 from tests import tiny
 
 
@@ -33,17 +33,44 @@ def by_id(records: list[Record], kind: str) -> dict[str, Record]:
     return {record["sample_id"]: record for record in records if record.get("kind") == kind}
 
 
-def test_every_sample_is_in_exactly_one_unit_of_each_repeat() -> None:
-    config = tiny.config("x", "eval.on_samples=10", "eval.repro_runs=3")
-    units = plan([Condition("run", config)], 10, 23, "2")
-    for repeat in range(3):
-        assert sorted(i for unit in units if unit.repeat == repeat for i in unit.on) == list(range(10))
+def test_every_sample_is_in_exactly_one_unit() -> None:
+    units = plan([Condition("run", tiny.config("x", "eval.on_samples=10"))], 10, 23, "2")
+    assert sorted(i for unit in units for i in unit.on) == list(range(10))
     assert sorted(j for unit in units for j in unit.off) == list(range(23))
     for unit in units:
         assert all(j % 10 in unit.on for j in unit.off)
     assert len({unit.key for unit in units}) == len(units)
-    main, repeats = ([set(u.on) for u in units if bool(u.repeat) is kind] for kind in (False, True))
-    assert not any(batch in main for batch in repeats), "a repetition in the same batches would prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("n_on", "n_off", "longest", "largest"), [(64, 128, 100, 32), (64, 1000, 100, 8), (64, 0, 4096, 8), (4, 4, 10**6, 1)]
+)
+def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, largest: int) -> None:
+    """Many OFF prompts a state, or long demos, must not make a unit that memory cannot hold."""
+    config = tiny.config("x", "runtime.batch_size=auto")
+    units = plan([Condition("run", config)], n_on, n_off, "2", longest)
+    assert max(len(unit.on) for unit in units) == largest
+    assert sum(len(unit.on) for unit in units) == n_on
+
+
+def test_repetitions_are_in_other_company(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample once a repetition, in batches that are none of the run's: the same batches would prove nothing."""
+    from cedkv import arms
+
+    batches: list[tuple[str, ...]] = []
+    real = arms.read
+
+    def read(lm: object, configs: object, samples: list[OnSample], *rest: object, **named: object) -> object:
+        batches.append(tuple(sample.sample_id for sample in samples))
+        return real(lm, configs, samples, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(arms, "read", read)
+    records, _, _ = records_of(llama_folder, "eval.on_samples=8", "eval.repro_runs=3", "runtime.batch_size=8")
+    assert [len(batch) for batch in batches] == [8, 4, 4, 4, 4]
+    assert len({frozenset(batch) for batch in batches}) == 5
+    for repeat in (1, 2):
+        ids = sorted(r["sample_id"] for r in records if r["type"] == "repro" and r["repeat"] == repeat)
+        assert ids == sorted(by_id(records, "on"))
 
 
 @pytest.mark.parametrize("phase", ["1.5", "2"])
@@ -159,9 +186,9 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
         counted["teacher"] += len(demos)
         return real_teacher(lm, demos, *rest, **named)  # type: ignore[arg-type]
 
-    def base(lm: object, rows: list[object], names: object, prefix: object = None, layers: object = None) -> object:
+    def base(lm: object, rows: list[object], names: object, prefix: object = None, *rest: object) -> object:
         counted["base"] += len(rows) * (prefix is None)
-        return real_base(lm, rows, names, prefix, layers)  # type: ignore[arg-type]
+        return real_base(lm, rows, names, prefix, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(arms, "read_teacher", teacher)
     monkeypatch.setattr(eval_phase2, "next_token_logprobs", base)

@@ -56,8 +56,9 @@ def rotated_the_wrong_way(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
 def gathered_off_by_one(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
     real = prefix_module.gather
 
-    def shifted(source: Any, offsets: Any, placements: Any, inv_freq: Any) -> Any:
-        return real(source, [max(0, offset - 1) for offset in offsets], placements, inv_freq)
+    def shifted(source: Any, rows: Any, placements: Any, inv_freq: Any) -> Any:
+        before = [replace(p, kept_tokens=tuple(max(0, token - 1) for token in p.kept_tokens)) for p in placements]
+        return real(source, rows, before, inv_freq)
 
     monkeypatch.setattr(prefix_module, "gather", shifted)
 
@@ -75,7 +76,7 @@ def nulls_not_masked(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
 
 def mask_one_short(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
     """The last kept token is masked out."""
-    real = scoring._last_logits
+    real = scoring.last_logits
 
     def short(lm: Any, rows: Any, prefix: PrefixBatch | None, layers: Any) -> Any:
         if prefix is not None:
@@ -83,19 +84,19 @@ def mask_one_short(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
             prefix = replace(prefix, visible=prefix.visible & ~last)
         return real(lm, rows, prefix, layers)
 
-    monkeypatch.setattr(scoring, "_last_logits", short)
+    monkeypatch.setattr(scoring, "last_logits", short)
 
 
 def swapped_samples(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
     """Every query runs under its neighbour's prefix."""
-    real = scoring._last_logits
+    real = scoring.last_logits
 
     def swapped(lm: Any, rows: Any, prefix: PrefixBatch | None, layers: Any) -> Any:
         n = len(rows)
         prefix = prefix.rows([(i + 1) % n for i in range(n)]) if prefix is not None and n > 1 else prefix
         return real(lm, rows, prefix, layers)
 
-    monkeypatch.setattr(scoring, "_last_logits", swapped)
+    monkeypatch.setattr(scoring, "last_logits", swapped)
 
 
 def use_changes_the_prefix(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
@@ -125,8 +126,8 @@ def bfloat16_passed_off_as_float32(monkeypatch: pytest.MonkeyPatch, lm: Any) -> 
 
 def prefix_without_effect(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
     """The student ignores its prefix and its place: nothing of it reaches the answer."""
-    real = scoring._last_logits
-    monkeypatch.setattr(scoring, "_last_logits", lambda lm, rows, prefix, layers: real(lm, rows, None, None))
+    real = scoring.last_logits
+    monkeypatch.setattr(scoring, "last_logits", lambda lm, rows, prefix, layers: real(lm, rows, None, None))
 
 
 CAUGHT_BY: dict[Plant, str] = {

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -38,6 +39,10 @@ class AttentionReader:
     accumulate: frozenset[int] = frozenset()
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     received: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def again(self) -> AttentionReader:
+        """A reader of the same attention for another pass, empty."""
+        return AttentionReader(self.layers, self.window, self.accumulate)
 
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> None:
         """Read one layer's attention; arguments as in ``attention_rows``."""
@@ -67,6 +72,9 @@ class HiddenPrefix:
     slots: int
     visible_layers: frozenset[int]
 
+
+_SPECIAL = frozenset({"softcap", "position_bias", "s_aux", "cache"})
+"""Arguments of an attention call that ``sdpa_attention_forward`` handles, or refuses, by itself."""
 
 _reader: ContextVar[AttentionReader | None] = ContextVar("cedkv_attention_reader", default=None)
 _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", default=None)
@@ -136,6 +144,13 @@ def cedkv_attention(
         attention_mask = None if attention_mask is None else attention_mask[..., hidden.slots :]
     if reader is not None:
         reader.read(layer, query, key, attention_mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    grouped = attention_mask is not None and query.shape[1] != key.shape[1]
+    if grouped and query.device.type == "cpu" and not kwargs.keys() & _SPECIAL:
+        # transformers repeats K/V for every query head where there is a mask; on CPUs sdpa reads grouped heads as they are
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=True
+        )
+        return output.transpose(1, 2).contiguous(), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
 

@@ -6,11 +6,12 @@ is made from it for every forward pass, because caches grow in place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from cedkv.types import Placement
 
@@ -24,41 +25,52 @@ class PrefixBatch:
     keys, values: one (B, H_kv, V, D_h) tensor a layer; keys are rotated.
     visible: (B, V) bool, False for null slots.
     query_start: (B,) position of each query's first token.
+    head: how many of the last slots are no prefix but tokens that all queries begin with; every layer sees those.
     """
 
     keys: Layers
     values: Layers
     visible: torch.Tensor
     query_start: torch.Tensor
+    head: int = 0
 
     @property
     def slots(self) -> int:
         return self.visible.shape[1]
 
     def rows(self, index: Sequence[int]) -> PrefixBatch:
-        """The prefixes of these rows, in this order, repeats allowed."""
-        if list(index) == list(range(len(self.visible))):
+        """The prefixes of these rows, in this order, repeats allowed; copied only where rows are picked out."""
+        index = list(index)
+        if index == list(range(len(self.visible))):
             return self
-        at = torch.tensor(list(index), device=self.visible.device)
-        return PrefixBatch(
-            tuple(k.index_select(0, at) for k in self.keys),
-            tuple(v.index_select(0, at) for v in self.values),
-            self.visible.index_select(0, at),
-            self.query_start.index_select(0, at),
-        )
+        if index == list(range(index[0], index[0] + len(index))):
+            return self._each(lambda tensor: tensor[index[0] : index[0] + len(index)])
+        if index == index[:1] * len(index):
+            return self._each(lambda tensor: tensor[index[:1]].expand(len(index), *tensor.shape[1:]))
+        return self._each(lambda tensor: tensor[index])
+
+    def _each(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> PrefixBatch:
+        keys, values = tuple(map(pick, self.keys)), tuple(map(pick, self.values))
+        return PrefixBatch(keys, values, pick(self.visible), pick(self.query_start), self.head)
 
     def hide(self, spans: Sequence[tuple[int, int]]) -> PrefixBatch:
         """Slots ``[start, end)`` of each row are masked out, the rest stays."""
         visible = self.visible.clone()
         for row, (start, end) in enumerate(spans):
             visible[row, start:end] = False
-        return PrefixBatch(self.keys, self.values, visible, self.query_start)
+        return replace(self, visible=visible)
 
     def fresh_cache(self) -> DynamicCache:
-        """A new cache holding this prefix. It refers to the tensors; growing it copies and leaves them as they are."""
+        """A new cache holding this prefix. It refers to the tensors; growing it copies and leaves them as they are.
+
+        Layers are filled by hand: ``update`` would copy a prefix once more before its first use.
+        """
         cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
-            cache.update(key, value, layer)
+        for key, value in zip(self.keys, self.values, strict=True):
+            layer = DynamicLayer()
+            layer.keys, layer.values, layer.dtype, layer.device = key, value, key.dtype, key.device
+            layer.is_initialized = True
+            cache.layers.append(layer)
         return cache
 
 
@@ -109,26 +121,26 @@ def rotate_keys(keys: torch.Tensor, shift: torch.Tensor, inv_freq: torch.Tensor)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(keys.dtype)
 
 
-def gather(source: PrefixBatch, offsets: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor) -> PrefixBatch:
+def gather(source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor) -> PrefixBatch:
     """Take the kept tokens' K/V out of the demo's own cache and move the keys to their new positions.
 
     Args:
-        source: the demos' caches, with demo token t of row b in slot ``offsets[b] + t`` and at position t.
-        offsets: per row.
-        placements: one a row, of the same rows.
+        source: demos' caches, demo token t in slot t and at position t.
+        rows: for each placement the row of ``source`` its tokens are of.
         inv_freq: (D_h / 2,) see ``rotate_keys``.
     """
     device = source.visible.device
     longest = max(len(placement.kept_tokens) for placement in placements)
     index = torch.zeros(len(placements), longest, dtype=torch.long, device=device)
     shift = torch.zeros_like(index)
-    for row, (offset, placement) in enumerate(zip(offsets, placements, strict=True)):
+    for row, placement in enumerate(placements):
         kept = torch.tensor(placement.kept_tokens, device=device)
-        index[row, : len(kept)] = kept + offset
+        index[row, : len(kept)] = kept
         shift[row, : len(kept)] = torch.tensor(placement.key_positions, device=device) - kept
+    of = torch.tensor(list(rows), device=device)[:, None]
 
     def taken(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.gather(2, index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+        return tensor[of, :, index].transpose(1, 2)  # (B, K, H_kv, D_h) -> (B, H_kv, K, D_h)
 
     keys = tuple(taken(key) for key in source.keys)
     if shift.any():

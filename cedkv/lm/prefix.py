@@ -16,19 +16,19 @@ def encode(
     samples: Sequence[OnSample],
     placements: Sequence[Placement],
     demo: PrefixBatch | None,
-    offsets: list[int],
+    rows: Sequence[int],
 ) -> PrefixBatch:
     """The prefixes of B samples.
 
     Args:
         kv_source: ``prefill`` runs the kept tokens alone at their positions, so they see each other and no other token;
             ``gather`` takes their K/V out of the demo's own cache, where they have seen the whole demo before them.
-        demo, offsets: the same samples' demo caches, as in ``TeacherReading``; needed by ``gather`` only.
+        demo, rows: demos' caches and each sample's row in them; needed by ``gather`` only.
     """
     if kv_source == "gather":
         if demo is None:
             raise ValueError("gather needs the teacher's cache")
-        return gather(demo, offsets, placements, lm.inv_freq)
-    rows = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
-    keys, values = prefill(lm, rows, [p.key_positions for p in placements], [s.sample_id for s in samples])
+        return gather(demo, rows, placements, lm.inv_freq)
+    tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
+    keys, values = prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])
     return assemble(keys, values, placements)

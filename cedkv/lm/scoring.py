@@ -1,67 +1,30 @@
-"""Batched forward passes: next-token distributions, the teacher's reading of a demo, the prefill of a prefix.
+"""Batched forward passes: next-token distributions, and the prefill of a prefix.
 
 Every pass has an explicit attention mask of length past + query (asserted) and explicit positions. Rows of different
 length are padded on the left where the last token's logits are read, so that ``logits_to_keep=1`` serves all of them:
 
     prefix (V slots)     query, padded on the left          one row of the mask
     k k k k . . . .      - - - q q q q                      1 1 1 1 0 0 0 0  0 0 0 1 1 1 1
+
+A token goes through the model once: what all rows begin with (a chat template's head) is run once for each prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cedkv.errors import NumericsError
-from cedkv.lm.attention import AttentionReader, HiddenPrefix, hiding, reading
+from cedkv.lm.attention import HiddenPrefix, hiding
 from cedkv.lm.cache import Layers, PrefixBatch, read_cache
 from cedkv.lm.source import LanguageModel
 
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True)
-class TeacherReading:
-    """One pass over demo + query for B samples.
-
-    logprobs: (B, vocabulary) of the token after the query.
-    demo: the demos' K/V as a prefix (left-padded: see ``offsets``), or None when not asked for.
-    offsets: slot of demo token 0, per row.
-    demo_lengths, query_lengths: tokens, per row.
-    seen: the attention that was read, (B, window, T) and (B, T) a layer.
-    names: sample ids.
-    """
-
-    logprobs: torch.Tensor
-    demo: PrefixBatch | None
-    offsets: list[int]
-    demo_lengths: list[int]
-    query_lengths: list[int]
-    seen: AttentionReader
-    names: list[str]
-
-    def attention(self, row: int, layers: frozenset[int], window: int) -> NDArray[np.float64]:
-        """(L,) attention of the query's last ``window`` tokens to the demo, mean over those, heads and ``layers``."""
-        wanted = min(window, self.query_lengths[row])  # rows before the query's first token belong to the demo
-        at = slice(self.offsets[row], self.offsets[row] + self.demo_lengths[row])
-        rows = torch.stack([self.seen.rows[layer][row, -wanted:, at] for layer in sorted(layers)])
-        return self._finite(rows.mean(dim=(0, 1)), row)
-
-    def accumulated(self, row: int, layers: frozenset[int]) -> NDArray[np.float64]:
-        """(L,) attention received from later tokens, over how many those are, mean over heads and ``layers``."""
-        length, total = self.demo_lengths[row], self.demo_lengths[row] + self.query_lengths[row]
-        at = slice(self.offsets[row], self.offsets[row] + length)
-        received = torch.stack([self.seen.received[layer][row, at] for layer in sorted(layers)]).mean(dim=0)
-        later = total - 1 - torch.arange(length, device=received.device)
-        return self._finite(received / later, row)
-
-    def _finite(self, scores: torch.Tensor, row: int) -> NDArray[np.float64]:
-        _require_finite(scores[None], "attention scores", [self.names[row]])
-        return scores.double().cpu().numpy()
+HEAD = 8
+"""Tokens that rows must have in common before running them apart pays for the extra pass."""
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -75,27 +38,6 @@ def kl(student: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (student.exp() * (student - reference)).sum(dim=-1).clamp_min(0)
 
 
-def _left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids, mask and 0-based positions, each (B, T), of rows aligned at their end."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    return ids.to(device), mask.to(device), positions.to(device)
-
-
-def _require_finite(values: torch.Tensor, what: str, names: Sequence[str]) -> None:
-    bad = [names[row] for row in (~values.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()]
-    if bad:
-        raise NumericsError(
-            f"{what} of {len(bad)} of {len(names)} samples are not finite (first: {bad[0]}); nothing can be decided from "
-            "them. Try runtime.torch_dtype=float32; if it stays, the weights or the sample are damaged"
-        )
-
-
 @torch.inference_mode()
 def next_token_logprobs(
     lm: LanguageModel,
@@ -103,90 +45,33 @@ def next_token_logprobs(
     names: Sequence[str],
     prefix: PrefixBatch | None = None,
     injection_layers: frozenset[int] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Log-probabilities after each row, (B, vocabulary).
 
     Args:
         rows: B token sequences.
         names: sample ids, for errors.
-        prefix: one prefix a row; None for none.
+        prefix: None for none.
         injection_layers: layers that see the prefix; None for all.
+        owners: which prefix each row runs under; None: a prefix for each row, in order.
 
     Raises:
         NumericsError: a logit is not finite.
     """
-    out: list[torch.Tensor | None] = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length share a batch: less padding
-    for at in range(0, len(order), lm.batch_size):
-        batch = order[at : at + lm.batch_size]
-        part = prefix.rows(batch) if prefix is not None else None
-        logits = _last_logits(lm, [rows[i] for i in batch], part, injection_layers)
-        _require_finite(logits, "logits", [names[i] for i in batch])
-        for i, row in zip(batch, log_softmax(logits), strict=True):
-            out[i] = row
-    return torch.stack([row for row in out if row is not None])
+    owners = list(range(len(rows)) if owners is None else owners)
+    head = _common_head(rows)
+    if head >= HEAD and (1 if prefix is None else len(set(owners))) < len(rows):
+        prefix, owners = _extended(lm, rows[0][:head], names, prefix, injection_layers, owners)
+        rows = [row[head:] for row in rows]
 
+    def compute(part: list[int]) -> torch.Tensor:
+        under = None if prefix is None else prefix.rows([owners[i] for i in part])
+        logits = last_logits(lm, [rows[i] for i in part], under, injection_layers)
+        require_finite(logits, "logits", [names[i] for i in part])
+        return log_softmax(logits)
 
-def _last_logits(
-    lm: LanguageModel, rows: Sequence[Ids], prefix: PrefixBatch | None, injection_layers: frozenset[int] | None
-) -> torch.Tensor:
-    ids, mask, positions = _left_padded(rows, lm.device)
-    if prefix is None:
-        return lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1).logits[
-            :, -1
-        ]
-    full = torch.cat([prefix.visible.to(mask.dtype), mask], dim=1)
-    if full.shape[1] != prefix.slots + ids.shape[1]:
-        raise AssertionError(f"mask covers {full.shape[1]} of {prefix.slots} + {ids.shape[1]} positions")
-    hidden = HiddenPrefix(prefix.slots, injection_layers) if injection_layers is not None else None
-    with hiding(hidden):
-        return lm.model(
-            input_ids=ids,
-            attention_mask=full,
-            position_ids=positions + prefix.query_start[:, None],
-            past_key_values=prefix.fresh_cache(),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-
-@torch.inference_mode()
-def read_teacher(
-    lm: LanguageModel,
-    demos: Sequence[Ids],
-    queries: Sequence[Ids],
-    names: Sequence[str],
-    reader: AttentionReader,
-    keep_cache: bool,
-) -> TeacherReading:
-    """One pass over demo + query for at most ``batch_size`` samples: distribution, attention, and the demo's K/V.
-
-    Args:
-        reader: which attention to read; it is filled and becomes part of the reading.
-        keep_cache: also keep the demo's K/V (needed by gather and causal drop).
-    """
-    ids, mask, positions = _left_padded([tuple(d) + tuple(q) for d, q in zip(demos, queries, strict=True)], lm.device)
-    demo_lengths, query_lengths = [len(d) for d in demos], [len(q) for q in queries]
-    offsets = [ids.shape[1] - d - q for d, q in zip(demo_lengths, query_lengths, strict=True)]
-    with reading(reader):
-        output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=keep_cache, logits_to_keep=1)
-    reader.require_complete()
-    _require_finite(output.logits[:, -1], "teacher logits", names)
-    prefix = None
-    if keep_cache:
-        keys, values = read_cache(output.past_key_values)
-        longest = max(o + d for o, d in zip(offsets, demo_lengths, strict=True))
-        slot = torch.arange(longest, device=lm.device)[None]
-        start = torch.tensor(offsets, device=lm.device)[:, None]
-        length = torch.tensor(demo_lengths, device=lm.device)
-        prefix = PrefixBatch(
-            tuple(k[:, :, :longest] for k in keys),
-            tuple(v[:, :, :longest] for v in values),
-            (slot >= start) & (slot < start + length[:, None]),
-            length,
-        )
-    logprobs = log_softmax(output.logits[:, -1])
-    return TeacherReading(logprobs, prefix, offsets, demo_lengths, query_lengths, reader, list(names))
+    return gathered(lm, [len(row) for row in rows], compute)
 
 
 @torch.inference_mode()
@@ -200,18 +85,157 @@ def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], na
     Raises:
         NumericsError: a key or value of a row is not finite.
     """
+
+    def compute(part: list[int]) -> tuple[Layers, Layers]:
+        width = max(len(rows[i]) for i in part)
+        ids, at, mask = (torch.zeros(len(part), width, dtype=torch.long) for _ in range(3))
+        for row, i in enumerate(part):
+            length = len(rows[i])
+            ids[row, :length], at[row, :length], mask[row, :length] = torch.tensor(rows[i]), torch.tensor(positions[i]), 1
+        output = lm.model.base_model(
+            input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), position_ids=at.to(lm.device), use_cache=True
+        )
+        keys, values = read_cache(output.past_key_values)
+        require_finite(keys[-1], "keys", [names[i] for i in part])
+        require_finite(values[-1], "values", [names[i] for i in part])
+        return keys, values
+
+    return joined(lm, [len(row) for row in rows], compute)
+
+
+def whole(keys: Layers, values: Layers, lengths: Sequence[int]) -> PrefixBatch:
+    """K/V of whole demos as a prefix: all ``lengths[b]`` first slots of row b are visible, the query follows at once."""
+    device = keys[0].device
+    length = torch.tensor(lengths, device=device)
+    visible = torch.arange(keys[0].shape[2], device=device)[None] < length[:, None]
+    return PrefixBatch(keys, values, visible, length)
+
+
+def left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, mask and 0-based positions, each (B, T), of rows aligned at their end."""
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
-    at = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, (tokens, places) in enumerate(zip(rows, positions, strict=True)):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        at[row, : len(tokens)] = torch.tensor(places)
-        mask[row, : len(tokens)] = 1
-    output = lm.model.base_model(
-        input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), position_ids=at.to(lm.device), use_cache=True
+    for row, tokens in enumerate(rows):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens)
+        mask[row, width - len(tokens) :] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def require_finite(values: torch.Tensor, what: str, names: Sequence[str]) -> None:
+    bad = [names[row] for row in (~values.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()]
+    if bad:
+        raise NumericsError(
+            f"{what} of {len(bad)} of {len(names)} samples are not finite (first: {bad[0]}); nothing can be decided from "
+            "them. Try runtime.torch_dtype=float32; if it stays, the weights or the sample are damaged"
+        )
+
+
+def last_logits(
+    lm: LanguageModel, rows: Sequence[Ids], prefix: PrefixBatch | None, injection_layers: frozenset[int] | None
+) -> torch.Tensor:
+    if prefix is None:
+        ids, mask, positions = left_padded(rows, lm.device)
+        output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+    else:
+        output = _over(lm.model, lm.device, rows, prefix, injection_layers, logits_to_keep=1)
+    return output.logits[:, -1]
+
+
+def _over(
+    model: Any,
+    device: torch.device,
+    rows: Sequence[Ids],
+    prefix: PrefixBatch,
+    injection_layers: frozenset[int] | None,
+    **more: Any,
+) -> Any:
+    """The output of a forward pass over a prefix: its cache is fresh, its mask and positions are explicit."""
+    ids, mask, positions = left_padded(rows, device)
+    full = torch.cat([prefix.visible.to(mask.dtype), mask], dim=1)
+    if full.shape[1] != prefix.slots + ids.shape[1]:
+        raise AssertionError(f"mask covers {full.shape[1]} of {prefix.slots} + {ids.shape[1]} positions")
+    hidden = HiddenPrefix(prefix.slots - prefix.head, injection_layers) if injection_layers is not None else None
+    with hiding(hidden):
+        return model(
+            input_ids=ids,
+            attention_mask=full,
+            position_ids=positions + prefix.query_start[:, None],
+            past_key_values=prefix.fresh_cache(),
+            use_cache=True,
+            **more,
+        )
+
+
+def _common_head(rows: Sequence[Ids]) -> int:
+    """How many tokens all rows begin with; the last of each row does not count, its logits are read."""
+    if len(rows) < 2:
+        return 0
+    ordered = [tuple(row) for row in rows]
+    first, last = min(ordered), max(ordered)  # what the first and the last in order share, all between them share
+    most = min(map(len, rows)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
+def _extended(
+    lm: LanguageModel,
+    head: Ids,
+    names: Sequence[str],
+    prefix: PrefixBatch | None,
+    injection_layers: frozenset[int] | None,
+    owners: Sequence[int],
+) -> tuple[PrefixBatch, list[int]]:
+    """The prefixes in use with ``head`` run behind them, once each, and the new owners."""
+    if prefix is None:
+        keys, values = prefill(lm, [head], [range(len(head))], names)
+        return replace(whole(keys, values, [len(head)]), head=len(head)), [0] * len(owners)
+    used = sorted(set(owners))
+    under = prefix.rows(used)
+
+    def compute(part: list[int]) -> tuple[Layers, Layers]:
+        output = _over(lm.model.base_model, lm.device, [head] * len(part), under.rows(part), injection_layers)
+        return read_cache(output.past_key_values)
+
+    keys, values = joined(lm, [len(head)] * len(used), compute)
+    seen = torch.ones(len(used), len(head), dtype=torch.bool, device=under.visible.device)
+    extended = PrefixBatch(
+        keys, values, torch.cat([under.visible, seen], dim=1), under.query_start + len(head), under.head + len(head)
     )
-    keys, values = read_cache(output.past_key_values)
-    _require_finite(keys[-1], "keys", names)
-    _require_finite(values[-1], "values", names)
-    return keys, values
+    return extended, [used.index(owner) for owner in owners]
+
+
+def gathered(lm: LanguageModel, lengths: Sequence[int], compute: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
+    """(B, ...) results of all passes, in the rows' own order."""
+    out: torch.Tensor | None = None
+    for part, found in lm.batching.passes(lengths, compute):
+        if out is None:
+            out = found.new_empty(len(lengths), *found.shape[1:])
+        out[part] = found
+    if out is None:
+        raise ValueError("no rows")
+    return out
+
+
+def joined(
+    lm: LanguageModel, lengths: Sequence[int], compute: Callable[[list[int]], tuple[Layers, Layers]]
+) -> tuple[Layers, Layers]:
+    """K/V of all passes, (B, H_kv, longest, D_h) a layer, in the rows' own order."""
+    out: tuple[list[torch.Tensor], ...] | None = None
+    for part, found in lm.batching.passes(lengths, compute):
+        if part == list(range(len(lengths))):
+            return found
+        if out is None:
+            extra = found[0][0].shape[2] - max(lengths[i] for i in part)  # slots in front of the rows
+            out = tuple([room_like(t, len(lengths), max(lengths) + extra) for t in side] for side in found)
+        for side, room in zip(found, out, strict=True):
+            for tensor, into in zip(side, room, strict=True):
+                into[part, :, : tensor.shape[2]] = tensor
+    if out is None:
+        raise ValueError("no rows")
+    return tuple(out[0]), tuple(out[1])
+
+
+def room_like(like: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """Zeros for K or V of ``rows`` rows."""
+    return like.new_zeros(rows, like.shape[1], length, like.shape[3])

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import cedkv
 from cedkv.config import Phase2Config
 from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import attention, smollm2
+from cedkv.lm import attention, linear, smollm2
+from cedkv.lm.batching import Batching
 from cedkv.lm.capabilities import Capabilities, can_rotate, read_capabilities, require, scope_layers
 
 _PROBE = "Word: blick\nSymbol: red\n\nIt's 1 of 27."
@@ -29,7 +30,7 @@ class LanguageModel:
     tokenizer: Any
     capabilities: Capabilities
     device: torch.device
-    batch_size: int
+    batching: Batching
     meta: dict[str, Any]
 
     @property
@@ -113,13 +114,14 @@ def load(config: Phase2Config) -> LanguageModel:
             f"{sorted(map(str, info['mismatched_keys']))[:3]} have another shape; they would be random numbers"
         )
     model = model.to(device).eval()
+    onednn = linear.use_onednn(model)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         capabilities=capabilities,
         device=device,
-        batch_size=config.runtime.batch_size,
-        meta=_meta(config, model, tokenizer, device),
+        batching=Batching(config.rows_per_pass, device),
+        meta={**_meta(config, model, tokenizer, device), "matmul": "onednn" if onednn else "torch"},
     )
 
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from cedkv.lm import attention
 from cedkv.lm.attention import AttentionReader, HiddenPrefix, attention_rows, hiding, reading
-from cedkv.lm.scoring import next_token_logprobs, prefill, read_teacher
+from cedkv.lm.scoring import next_token_logprobs, prefill
+from cedkv.lm.teacher import read_teacher
 from tests import tiny
 
 DEMOS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24], [30] * 6]
@@ -22,7 +23,7 @@ def test_rows_equal_eager_attention(model_folder: Path, window: int) -> None:
     """One by one and unpadded under eager, in a padded batch here; the window stops at the query's first token."""
     _, lm = tiny.load(model_folder)
     layers = frozenset({1, 3})
-    found = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, window, layers), keep_cache=False)
+    found = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, window, layers))
     eager = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="eager")
     for row, (demo, query) in enumerate(zip(DEMOS, QUERIES, strict=True)):
         maps = eager(torch.tensor([demo + query]), output_attentions=True).attentions
@@ -52,7 +53,7 @@ def test_received_attention_in_chunks_is_the_same(llama_folder: Path, monkeypatc
     found = []
     for chunk in (128, 3, 1):
         monkeypatch.setattr(attention, "ROW_CHUNK", chunk)
-        reading = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, 1, layers), keep_cache=False)
+        reading = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, 1, layers))
         found.append([reading.accumulated(row, layers) for row in range(3)])
     for other in found[1:]:
         assert all(abs(a - b).max() < 1e-6 for a, b in zip(found[0], other, strict=True))

@@ -10,7 +10,8 @@ import torch
 
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import assemble, gather, rotate_keys
-from cedkv.lm.scoring import next_token_logprobs, prefill, read_teacher
+from cedkv.lm.scoring import next_token_logprobs, prefill
+from cedkv.lm.teacher import read_teacher
 from cedkv.positioning import place
 from cedkv.types import Placement
 from tests import tiny
@@ -57,14 +58,14 @@ def test_null_slots_are_zero_and_hidden() -> None:
 
 
 def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
-    """Guards against row 0's choice for the whole batch, and against an offset of the left padding forgotten."""
+    """Guards against row 0's choice for the whole batch, and against the left padding of the pass left in the cache."""
     _, lm = tiny.load(model_folder)
-    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), AttentionReader(frozenset({3}), 1), keep_cache=True)
+    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), AttentionReader(frozenset({3}), 1), keep=[0, 1])
     assert reading.demo is not None
-    assert reading.offsets == [0, 5]
+    assert reading.demo.visible.sum(dim=1).tolist() == [8, 5]
     kept = [(0, 3, 4), (1, 2, 4)]
     placements = [place(k, len(d), "absolute", "shrink_to_selected", 8) for k, d in zip(kept, DEMOS, strict=True)]
-    prefix = gather(reading.demo, reading.offsets, placements, lm.inv_freq)
+    prefix = gather(reading.demo, [0, 1], placements, lm.inv_freq)
     for row, demo in enumerate(DEMOS):
         keys, values = prefill(lm, [demo], [range(len(demo))], ["x"])
         for layer in range(4):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import attention
+from cedkv.lm.batching import Batching
 from cedkv.lm.cache import rotate_keys
 from cedkv.lm.capabilities import can_rotate, read_capabilities, require, scope_layers
 from cedkv.lm.scoring import prefill
@@ -114,7 +115,8 @@ def test_keys_can_be_moved_where_it_is_said_they_can(hf_config: Any, expected: b
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)
-    lm: Any = SimpleNamespace(model=model, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    lm: Any = SimpleNamespace(model=model, device=cpu, batching=Batching(None, cpu))
     here, _ = prefill(lm, [[5, 6, 7, 8, 9]], [range(5)], ["a"])
     there, _ = prefill(lm, [[5, 6, 7, 8, 9]], [range(37, 42)], ["a"])
     inv_freq = model.base_model.rotary_emb.inv_freq

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from cedkv.errors import NumericsError
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import assemble
-from cedkv.lm.scoring import kl, next_token_logprobs, prefill, read_teacher
+from cedkv.lm.scoring import kl, next_token_logprobs, prefill
+from cedkv.lm.teacher import read_teacher
 from cedkv.positioning import place
 from tests import tiny
 
@@ -38,7 +41,7 @@ def test_student_with_everything_kept_is_the_teacher(model_folder: Path) -> None
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
     names = NAMES[:3]
-    teacher = read_teacher(lm, demos, queries, names, AttentionReader(frozenset({3}), 1), keep_cache=False)
+    teacher = read_teacher(lm, demos, queries, names, AttentionReader(frozenset({3}), 1))
     assert teacher.demo is None
     assert (teacher.logprobs - plain(model_folder, [d + q for d, q in zip(demos, queries, strict=True)])).abs().max() < 1e-4
     keys, values = prefill(lm, demos, [range(len(d)) for d in demos], names)
@@ -49,10 +52,10 @@ def test_student_with_everything_kept_is_the_teacher(model_folder: Path) -> None
 
 
 def test_demo_cache_of_the_teacher_serves_as_a_prefix(model_folder: Path) -> None:
-    """The left-padded demo cache, its mask and its query start belong together."""
+    """The demo cache, its mask and its query start belong together."""
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
-    teacher = read_teacher(lm, demos, queries, NAMES[:3], AttentionReader(frozenset({3}), 1), keep_cache=True)
+    teacher = read_teacher(lm, demos, queries, NAMES[:3], AttentionReader(frozenset({3}), 1), keep=range(3))
     assert teacher.demo is not None
     assert kl(next_token_logprobs(lm, queries, NAMES[:3], teacher.demo), teacher.logprobs).max() < 1e-6
 
@@ -70,6 +73,68 @@ def test_masked_null_slots_change_nothing_and_unmasked_ones_would(model_folder: 
     shrunk = [place(range(len(d)), len(d), "compact", "shrink_to_selected", 64) for d in ROWS[1:3]]
     assert kl(next_token_logprobs(lm, queries, NAMES[:2], assemble(keys, values, shrunk)), masked).max() < 1e-6
     assert kl(unmasked, masked).max() > 1e-3
+
+
+HEAD = list(range(100, 112))
+TAILS = [[5], [7, 8, 9], [10, 11], [20, 21, 22, 23]]
+
+
+def test_a_head_that_rows_share_is_run_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat template's head: as if each row had been run whole."""
+    _, lm = tiny.load(model_folder)
+    rows = [HEAD + tail for tail in TAILS]
+    through = count_tokens(lm, monkeypatch)
+    found = next_token_logprobs(lm, rows, NAMES[:4])
+    assert (found - plain(model_folder, rows)).abs().max() < 1e-4
+    assert through() <= len(HEAD) + 4 * max(map(len, TAILS))
+
+
+@pytest.mark.parametrize("layers", [None, frozenset({0, 2}), frozenset()])
+def test_under_prefixes_too_and_in_the_layers_that_see_them(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, layers: frozenset[int] | None
+) -> None:
+    """Layers that do not see the prefix see the head: it is no part of the prefix. Run apart, row by row, it is the same."""
+    _, lm = tiny.load(model_folder)
+    keys, values = prefill(lm, ROWS[1:3], [range(3), range(7)], NAMES[:2])
+    prefix = assemble(keys, values, [place(range(len(d)), len(d), "compact", "null_pad", 16) for d in ROWS[1:3]])
+    rows, owners = [HEAD + tail for tail in TAILS], [1, 0, 1, 1]
+    apart = [
+        next_token_logprobs(lm, [row], ["x"], prefix.rows([owner]), layers)[0] for row, owner in zip(rows, owners, strict=True)
+    ]
+    through = count_tokens(lm, monkeypatch)
+    found = next_token_logprobs(lm, rows, NAMES[:4], prefix, layers, owners)
+    assert kl(found, torch.stack(apart)).max() < 1e-6
+    assert through() <= 2 * len(HEAD) + 4 * max(map(len, TAILS))
+
+
+def test_a_demo_that_queries_share_is_run_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distribution, attention and cache are those of each sample by itself, in any order of demos."""
+    _, lm = tiny.load(model_folder)
+    long = list(range(200, 220))
+    demos, queries = [long, ROWS[2], long, long], [[50, 51], [60], [70, 71, 72], [80]]
+    reader = AttentionReader(frozenset({1, 3}), 2)
+    apart = [read_teacher(lm, [d], [q], ["x"], reader, keep=[0]) for d, q in zip(demos, queries, strict=True)]
+    through = count_tokens(lm, monkeypatch)
+    found = read_teacher(lm, demos, queries, NAMES[:4], reader, keep=range(4))
+    assert through() <= 2 * len(long) + 4 * 3
+    assert kl(found.logprobs, torch.cat([one.logprobs for one in apart])).max() < 1e-6
+    for row, one in enumerate(apart):
+        assert abs(found.attention(row, frozenset({3}), 2) - one.attention(0, frozenset({3}), 2)).max() < 1e-5
+        mine, its, length = found.demos([row]).keys[2], one.demos([0]).keys[2], len(demos[row])
+        assert torch.allclose(mine[:, :, :length], its[:, :, :length], atol=1e-4)
+    assert read_teacher(lm, demos, queries, NAMES[:4], reader).demo is None
+
+
+def count_tokens(lm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many tokens went through the model since, padding included."""
+    real, seen = lm.model.base_model.forward, []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        seen.append(named["input_ids"].numel())
+        return real(*args, **named)
+
+    monkeypatch.setattr(lm.model.base_model, "forward", counted)
+    return lambda: sum(seen)
 
 
 def test_positions_reach_the_model(model_folder: Path) -> None:

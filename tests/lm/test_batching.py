@@ -1,0 +1,71 @@
+"""Passes of rows of like length, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from cedkv.errors import ModelError
+from cedkv.lm.batching import TOKENS, Batching
+
+CPU = torch.device("cpu")
+
+
+def passes(batching: Batching, lengths: list[int], fits: int = 10**9) -> list[list[int]]:
+    """The rows of each pass; a pass of more than ``fits`` padded tokens runs out of memory."""
+
+    def compute(part: list[int]) -> None:
+        if len(part) * max(lengths[i] for i in part) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    return [part for part, _ in batching.passes(lengths, compute)]
+
+
+def test_every_row_once_and_like_lengths_together() -> None:
+    found = passes(Batching(2, CPU), [9, 1, 8, 2, 3])
+    assert found == [[1, 3], [4, 2], [0]]
+
+
+def test_an_automatic_pass_is_bounded_in_tokens_and_has_a_row_at_least() -> None:
+    limit = TOKENS["cpu"]
+    found = passes(Batching(None, CPU), [100] * 50 + [limit // 2] * 3 + [3 * limit])
+    assert sorted(i for part in found for i in part) == list(range(54))
+    assert [len(part) for part in found] == [limit // 100, limit // 100, 50 - 2 * (limit // 100), 2, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [None, 16])
+def test_out_of_memory_halves_the_pass_for_good_and_says_so(rows: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    batching = Batching(rows, CPU)
+    with caplog.at_level(logging.WARNING):
+        found = passes(batching, [10] * 16, fits=45)
+    assert [len(part) for part in found] == [4, 4, 4, 4]
+    assert sorted(i for part in found for i in part) == list(range(16))
+    assert [record.args for record in caplog.records] == [(16, 10, 8), (8, 10, 4)]
+    assert [len(part) for part in passes(batching, [10] * 8)] == [4, 4], "the next arm must not run out again"
+
+
+def test_a_single_row_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match=r"a single row of 50 tokens: CUDA out of memory.*shorten"):
+        passes(Batching(None, CPU), [50], fits=45)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def compute(part: list[int]) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        list(Batching(None, CPU).passes([1, 2], compute))
+
+
+def test_memory_that_the_processor_refuses_counts_too() -> None:
+    """Torch's CPU allocator raises a plain RuntimeError; this is its own text."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    def compute(part: list[int]) -> None:
+        if len(part) > 1:
+            raise RuntimeError(str(caught.value))
+
+    assert [part for part, _ in Batching(None, CPU).passes([5, 5], compute)] == [[0], [1]]
