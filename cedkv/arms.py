@@ -6,7 +6,8 @@ each scope, causal drops, random arms under the same settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ from cedkv.config import Phase2Config
 from cedkv.digest import generator
 from cedkv.errors import DataError
 from cedkv.lm.attention import AttentionReader
-from cedkv.lm.cache import PrefixBatch
-from cedkv.lm.prefix import encode
+from cedkv.lm.cache import Layers, PrefixBatch, assemble
+from cedkv.lm.prefix import kept_kv
 from cedkv.lm.scoring import kl, next_token_logprobs
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.teacher import TeacherReading, read_queries, read_teacher
@@ -31,13 +32,26 @@ Announce = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
-class Student:
-    """The states of B samples under one selector. ``owners`` are the samples whose demos the kept tokens are of."""
+class Choice:
+    """What is kept of B samples' demos, and where it goes."""
 
     selections: list[Selection]
     placements: list[Placement]
+    kv_source: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the kept tokens' K/V depend on."""
+        return (self.kv_source, *((p.kept_tokens, p.key_positions) for p in self.placements))
+
+
+@dataclass(frozen=True)
+class Student:
+    """The states of B samples under one selector. ``owners`` are the rows of the samples whose demos they are of."""
+
+    choice: Choice
     prefix: PrefixBatch
-    owners: list[OnSample]
+    owners: list[int]
 
 
 @dataclass(frozen=True)
@@ -130,12 +144,30 @@ def evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:
     return found
 
 
-def student(batch: Batch, config: Phase2Config, known: Sequence[Evidence], mode: str, purpose: str, trial: int) -> Student:
-    """Select, place and encode: the states of a batch.
+def students(batch: Batch, configs: Sequence[Phase2Config]) -> Iterator[tuple[list[Evidence], Student]]:
+    """The select arm's states under each condition in turn, with the evidence they were chosen by.
+
+    Spans are chosen for all conditions first: kept tokens that several conditions have in common (other padding, a
+    partner's prefix) are then encoded once.
 
     Raises:
         DataError: a sample without any span to choose.
     """
+    evidences = [evidence(batch, config) for config in configs]
+    choices = [choose(batch, c, known, c.select.mode, "select", 0) for c, known in zip(configs, evidences, strict=True)]
+    left = Counter(choice.key for choice in choices)
+    encoded: dict[Any, tuple[Layers, Layers]] = {}
+    for config, known, choice in zip(configs, evidences, choices, strict=True):
+        if choice.key not in encoded:
+            encoded[choice.key] = _kept_kv(batch, choice)
+        left[choice.key] -= 1
+        keys, values = encoded[choice.key] if left[choice.key] else encoded.pop(choice.key)
+        made = Student(choice, assemble(keys, values, choice.placements), list(range(len(batch.samples))))
+        yield known, _swapped(made, batch.partners) if selectors.uses_partner(config.select.mode) else made
+
+
+def choose(batch: Batch, config: Phase2Config, known: Sequence[Evidence], mode: str, purpose: str, trial: int) -> Choice:
+    """Select and place for every sample of the batch. Raises DataError for a sample without any span to choose."""
     selections, placements = [], []
     for sample, its in zip(batch.samples, known, strict=True):
         rng = generator(config.seed, purpose, trial, sample.sample_id)
@@ -156,19 +188,18 @@ def student(batch: Batch, config: Phase2Config, known: Sequence[Evidence], mode:
                 room,
             )
         )
-    gathers = config.prefix.kv_source == "gather"
-    rows = [batch.reading.demo_row[row] for row in range(len(batch.samples))] if gathers else []
-    prefix = encode(batch.lm, config.prefix.kv_source, batch.samples, placements, batch.reading.demo, rows)
-    made = Student(selections, placements, prefix, batch.samples)
-    return _swapped(made, batch.partners) if selectors.uses_partner(mode) else made
+    return Choice(selections, placements, config.prefix.kv_source)
 
 
-def answer(batch: Batch, config: Phase2Config, state: Student) -> torch.Tensor:
+def _kept_kv(batch: Batch, choice: Choice) -> tuple[Layers, Layers]:
+    rows = [batch.reading.demo_row[row] for row in range(len(batch.samples))] if choice.kv_source == "gather" else []
+    return kept_kv(batch.lm, choice.kv_source, batch.samples, choice.placements, batch.reading.demo, rows)
+
+
+def answer(batch: Batch, config: Phase2Config, prefix: PrefixBatch) -> torch.Tensor:
     """Log-probabilities (B, vocabulary) after each sample's query, under its state."""
     rows = [sample.query_token_ids for sample in batch.samples]
-    return next_token_logprobs(
-        batch.lm, rows, batch.names, state.prefix, batch.lm.injection_layers(config.layer_scope.injection)
-    )
+    return next_token_logprobs(batch.lm, rows, batch.names, prefix, batch.lm.injection_layers(config.layer_scope.injection))
 
 
 def random_key(config: Phase2Config, trial: int) -> tuple[Any, ...]:
@@ -180,13 +211,13 @@ def random_key(config: Phase2Config, trial: int) -> tuple[Any, ...]:
 
 def random_answer(
     batch: Batch, config: Phase2Config, known: Sequence[Evidence], trial: int, announce: Announce
-) -> tuple[list[Selection], list[Placement], torch.Tensor]:
-    """One random trial: its states (without the K/V, which nothing needs any more) and answers."""
+) -> tuple[Choice, torch.Tensor]:
+    """One random trial: what was kept (the K/V is needed no more) and the answers."""
 
-    def compute() -> tuple[list[Selection], list[Placement], torch.Tensor]:
+    def compute() -> tuple[Choice, torch.Tensor]:
         announce(f"random {trial + 1}/{config.eval.n_random_trials}", len(batch.samples))
-        state = student(batch, config, known, "random_span", "random", trial)
-        return state.selections, state.placements, answer(batch, config, state)
+        choice = choose(batch, config, known, "random_span", "random", trial)
+        return choice, answer(batch, config, assemble(*_kept_kv(batch, choice), choice.placements))
 
     return batch.once(random_key(config, trial), compute)
 
@@ -194,12 +225,9 @@ def random_answer(
 def _swapped(made: Student, partners: list[int] | None) -> Student:
     if partners is None:
         raise ValueError("wrong_demo needs a batch with partners")
-    return Student(
-        [made.selections[i] for i in partners],
-        [made.placements[i] for i in partners],
-        made.prefix.rows(partners),
-        [made.owners[i] for i in partners],
-    )
+    choice = made.choice
+    swapped = Choice([choice.selections[i] for i in partners], [choice.placements[i] for i in partners], choice.kv_source)
+    return Student(swapped, made.prefix.rows(partners), partners)
 
 
 def _causal_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, float]:

@@ -111,13 +111,13 @@ def _execute(
         step("OFF base", len(off))
     alone = next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off]) if off else None
     found = {}
-    for condition in conditions:
+    step("select", len(on))
+    for condition, (known, state) in zip(conditions, arms.students(batch, [c.config for c in conditions]), strict=True):
         config = condition.config
-        known = arms.evidence(batch, config)
-        step("select", len(on))
-        state = arms.student(batch, config, known, config.select.mode, "select", 0)
+        if condition is not conditions[0]:
+            step("select", len(on))
         untouched = _snapshots(batch, state, plumbed)
-        select = arms.answer(batch, config, state)
+        select = arms.answer(batch, config, state.prefix)
         records = _off(batch, config, off, owners, alone, state, step) if alone is not None else []
         trials = range(config.eval.n_random_trials if phase == "2" else 0)
         drawn = [arms.random_answer(batch, config, known, trial, step) for trial in trials]
@@ -126,13 +126,14 @@ def _execute(
             given = _plumbing_input(batch, config, plumbed, base, select, state, untouched)
             records += plumbing_records(given.names, measure(lm, config, given))
         by_arm = {"base": base, "teacher": batch.reading.logprobs, "select": select}
-        randoms = [logprobs for _, _, logprobs in drawn]
+        randoms = [logprobs for _, logprobs in drawn]
         measured = answers(by_arm, randoms, [s.answer_token_id for s in on], lm.tokenizer, config.reporting.topk_tokens)
         for row, sample in enumerate(on):
-            chosen, placed = state.selections[row], state.placements[row]
+            chosen, placed = state.choice.selections[row], state.choice.placements[row]
             records.append(on_record(sample, measured[row], known[row], chosen, config.select.span_len))
-            random_states = [(selections[row], placements[row]) for selections, placements, _ in drawn]
-            records.append(selection_record(sample, state.owners[row], known[row], chosen, placed, random_states))
+            random_states = [(choice.selections[row], choice.placements[row]) for choice, _ in drawn]
+            owner = on[state.owners[row]]
+            records.append(selection_record(sample, owner, known[row], chosen, placed, random_states))
         found[condition.key] = records
     for repeat in range(1, sizes.repro_runs):
         for key, records in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
@@ -159,11 +160,9 @@ def _repeat(
         samples = [batch.samples[row] for row in rows]
         configs = [condition.config for condition in conditions]
         again = arms.read(batch.lm, configs, samples, _partners(conditions, ids, n_on), announce, drops=batch.drops)
-        for condition in conditions:
-            config = condition.config
-            announce("select", len(samples))
-            state = arms.student(again, config, arms.evidence(again, config), config.select.mode, "select", 0)
-            select = arms.answer(again, config, state)
+        announce("select", len(samples) * len(conditions))
+        for condition, (_, state) in zip(conditions, arms.students(again, configs), strict=True):
+            select = arms.answer(again, condition.config, state.prefix)
             found[condition.key] += [repro_record(repeat, s, select[row]) for row, s in enumerate(samples)]
     return found
 
@@ -241,12 +240,12 @@ def _plumbing_input(
 ) -> PlumbingInput:
     return PlumbingInput(
         samples=[batch.samples[row] for row in rows],
-        owners=[state.owners[row] for row in rows],
+        owners=[batch.samples[state.owners[row]] for row in rows],
         base=base[rows],
         teacher=batch.reading.logprobs[rows],
         select=select[rows],
         demo=batch.reading.demos(rows),
-        placements=[state.placements[row] for row in rows],
+        placements=[state.choice.placements[row] for row in rows],
         prefix=state.prefix.rows(rows),
         untouched=untouched,
         once=batch.once,

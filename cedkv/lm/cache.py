@@ -121,13 +121,18 @@ def rotate_keys(keys: torch.Tensor, shift: torch.Tensor, inv_freq: torch.Tensor)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(keys.dtype)
 
 
-def gather(source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor) -> PrefixBatch:
+def gather(
+    source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor
+) -> tuple[Layers, Layers]:
     """Take the kept tokens' K/V out of the demo's own cache and move the keys to their new positions.
 
     Args:
         source: demos' caches, demo token t in slot t and at position t.
         rows: for each placement the row of ``source`` its tokens are of.
         inv_freq: (D_h / 2,) see ``rotate_keys``.
+
+    Returns:
+        Keys and values, (B, H_kv, max K, D_h) a layer; what is beyond a row's kept tokens means nothing.
     """
     device = source.visible.device
     longest = max(len(placement.kept_tokens) for placement in placements)
@@ -145,4 +150,4 @@ def gather(source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placem
     keys = tuple(taken(key) for key in source.keys)
     if shift.any():
         keys = tuple(rotate_keys(key, shift, inv_freq) for key in keys)
-    return assemble(keys, tuple(taken(value) for value in source.values), placements)
+    return keys, tuple(taken(value) for value in source.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cedkv.lm.cache import PrefixBatch, assemble, gather
+from cedkv.lm.cache import Layers, PrefixBatch, assemble, gather
 from cedkv.lm.scoring import prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.types import OnSample, Placement
@@ -18,17 +18,31 @@ def encode(
     demo: PrefixBatch | None,
     rows: Sequence[int],
 ) -> PrefixBatch:
-    """The prefixes of B samples.
+    """The prefixes of B samples; arguments as in ``kept_kv``."""
+    return assemble(*kept_kv(lm, kv_source, samples, placements, demo, rows), placements)
+
+
+def kept_kv(
+    lm: LanguageModel,
+    kv_source: str,
+    samples: Sequence[OnSample],
+    placements: Sequence[Placement],
+    demo: PrefixBatch | None,
+    rows: Sequence[int],
+) -> tuple[Layers, Layers]:
+    """K/V of B samples' kept tokens, before padding.
 
     Args:
         kv_source: ``prefill`` runs the kept tokens alone at their positions, so they see each other and no other token;
             ``gather`` takes their K/V out of the demo's own cache, where they have seen the whole demo before them.
         demo, rows: demos' caches and each sample's row in them; needed by ``gather`` only.
+
+    Returns:
+        Keys and values, (B, H_kv, max K, D_h) a layer; what is beyond a row's kept tokens means nothing.
     """
     if kv_source == "gather":
         if demo is None:
             raise ValueError("gather needs the teacher's cache")
         return gather(demo, rows, placements, lm.inv_freq)
     tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
-    keys, values = prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])
-    return assemble(keys, values, placements)
+    return prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])

@@ -30,9 +30,10 @@ def test_every_row_once_and_like_lengths_together() -> None:
 
 def test_an_automatic_pass_is_bounded_in_tokens_and_has_a_row_at_least() -> None:
     limit = TOKENS["cpu"]
-    found = passes(Batching(None, CPU), [100] * 50 + [limit // 2] * 3 + [3 * limit])
-    assert sorted(i for part in found for i in part) == list(range(54))
-    assert [len(part) for part in found] == [limit // 100, limit // 100, 50 - 2 * (limit // 100), 2, 1, 1]
+    each = limit // 100
+    found = passes(Batching(None, CPU), [100] * (2 * each + 1) + [limit // 2] * 3 + [3 * limit])
+    assert sorted(i for part in found for i in part) == list(range(2 * each + 5))
+    assert [len(part) for part in found] == [each, each, 2, 2, 1]
 
 
 @pytest.mark.parametrize("rows", [None, 16])

@@ -65,7 +65,7 @@ def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
     assert reading.demo.visible.sum(dim=1).tolist() == [8, 5]
     kept = [(0, 3, 4), (1, 2, 4)]
     placements = [place(k, len(d), "absolute", "shrink_to_selected", 8) for k, d in zip(kept, DEMOS, strict=True)]
-    prefix = gather(reading.demo, [0, 1], placements, lm.inv_freq)
+    prefix = assemble(*gather(reading.demo, [0, 1], placements, lm.inv_freq), placements)
     for row, demo in enumerate(DEMOS):
         keys, values = prefill(lm, [demo], [range(len(demo))], ["x"])
         for layer in range(4):

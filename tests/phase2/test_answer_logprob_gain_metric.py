@@ -1,7 +1,6 @@
 """What is written down about a sample, against an independent computation in numpy float64."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.records import off_record, on_record, repro_record
+from cedkv.records import answers, off_record, on_record, repro_record
 from cedkv.types import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
 from tests import making
 
@@ -47,10 +46,25 @@ def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(x) / np.exp(x).sum()
 
 
+def recorded(
+    base: torch.Tensor,
+    select: torch.Tensor,
+    randoms: list[torch.Tensor],
+    evidence: Evidence,
+    selection: Selection = SELECTION,
+    span_len: int = 2,
+) -> Record:
+    """The record of the second of three samples; its neighbours answer otherwise, so that a mix-up of rows would show."""
+    other = logprobs(9, 1)
+    arms = {name: torch.stack([other, its, other]) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
+    trials = [torch.stack([other, its, other]) for its in randoms]
+    measured = answers(arms, trials, [3, ANSWER, 4], Decoder(), 3)
+    return on_record(SAMPLE, measured[1], evidence, selection, span_len)
+
+
 @pytest.fixture(scope="module")
 def record() -> Record:
-    arms = {"base": BASE, "teacher": TEACHER, "select": SELECT}
-    return on_record(SAMPLE, arms, RANDOMS, Evidence(ATTENTION), SELECTION, 2, Decoder(), 3)
+    return recorded(BASE, SELECT, RANDOMS, Evidence(ATTENTION))
 
 
 def test_answer_logprob_gain(record: Record) -> None:
@@ -64,9 +78,9 @@ def test_answer_logprob_gain(record: Record) -> None:
 
 
 def test_gain_is_zero_for_equal_arms_and_changes_sign() -> None:
-    rest: tuple[Any, ...] = ([], Evidence(ATTENTION), SELECTION, 2, Decoder(), 1)
-    same = on_record(SAMPLE, {"base": BASE, "teacher": TEACHER, "select": BASE}, *rest)
-    turned = on_record(SAMPLE, {"base": SELECT, "teacher": TEACHER, "select": BASE}, *rest)
+    same = recorded(BASE, BASE, [], Evidence(ATTENTION))
+    turned = recorded(SELECT, BASE, [], Evidence(ATTENTION))
+    assert same["token_random"] == []
     assert same["phase2_answer_logprob_gain"] == same["phase2_delta_on_select"] == 0
     assert turned["phase2_answer_logprob_gain"] < -1
 
@@ -116,19 +130,18 @@ def test_scores_leave_out_the_sink(record: Record) -> None:
 def test_advisory_causal_drop() -> None:
     """Candidates stand in the order of their starts, in both lists; a candidate that is only the sink scores 0, not NaN."""
     drops = {3: 0.3, 0: 0.1, 4: 0.2}
-    arms = {"base": BASE, "teacher": TEACHER, "select": SELECT}
-    found = on_record(SAMPLE, arms, [], Evidence(ATTENTION, drops), SELECTION, 2, Decoder(), 1)
+    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, drops))
     assert found["candidate_causal_drop"] == [0.1, 0.3, 0.2]
     assert found["candidate_attention"] == pytest.approx([0.4, 0.2, 0.25])
     assert found["phase2_selection_score_causal_drop"] == pytest.approx((0.1 + 0.3) / 2)
     single = replace(SELECTION, spans=(Span(0, 1, 0.0), Span(3, 4, 0.1)))
-    found = on_record(SAMPLE, arms, [], Evidence(ATTENTION, drops), single, 1, Decoder(), 1)
+    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, drops), single, 1)
     assert found["candidate_attention"] == pytest.approx([0.0, 0.1, 0.3])
 
 
 def test_off_and_repeated_records() -> None:
     sample = OffSample("off-9", "Why?", (1, 2, 3), has_bos=False)
-    moved, kept = off_record(sample, "on-1", BASE, SELECT, 0.25), off_record(sample, "on-1", BASE, BASE, 0.0)
+    moved, kept = off_record(sample, "on-1", 2, ANSWER, 0.25), off_record(sample, "on-1", 2, 2, 0.0)
     assert (moved["token_base"], moved["token_select"], moved["same_token"]) == (2, ANSWER, False)
     assert (moved["phase2_delta_off_select"], moved["state_of"], moved["token_ids"]) == (0.25, "on-1", [1, 2, 3])
     assert kept["same_token"] is True
