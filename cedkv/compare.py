@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
+from tqdm import tqdm
 
 from cedkv import selectors, tracking
-from cedkv.conditions import build, factors, label
+from cedkv.conditions import build, factors, labels
 from cedkv.config import Phase2Config
 from cedkv.driver import OUTPUTS, Clock, datasets, evaluate, publish, token_text
+from cedkv.estimate import Work, duration, first_passes, seconds, work
 from cedkv.eval_phase2 import Condition, evaluations, plan
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
-from cedkv.lm.scoring import next_token_logprobs
 from cedkv.lm.source import LanguageModel
 from cedkv.report.build import decide, sort_records, verdict_word, write_config
 from cedkv.report.comparison import ConditionResult
@@ -61,7 +62,7 @@ def _run(
     folder: Path,
     children: dict[str, str],
 ) -> list[ConditionResult]:
-    clock = Clock()
+    clock = _Estimating()
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder)
     tracking.log_config(config)
@@ -73,10 +74,12 @@ def _run(
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
     inputs = datasets(samples, "2")
     tracking.log_datasets(inputs)
-    _announce(lm, conditions, samples)
+    clock.expect(conditions, samples)
     pending = dict.fromkeys(("gateA", "gateB", "phase2"), "pending")
     for condition in conditions:
-        children[condition.key] = tracking.create_child(label(condition, conditions[0]), pending)
+        named = labels(conditions)[condition.key]
+        tags = {"comparison": name, "condition": condition.key, "kind": _kind(condition.config)}
+        children[condition.key] = tracking.create_child(named, pending | tags)
         write_config(condition.config, OUTPUTS / children[condition.key])
     folders = {key: OUTPUTS / child for key, child in children.items()}
     found = evaluate(lm, conditions, samples, "2", folders, clock)
@@ -94,7 +97,7 @@ def _finish_children(
     found: Mapping[str, list[Record]],
     inputs: Mapping[str, tuple[str, pd.DataFrame]],
 ) -> list[ConditionResult]:
-    differing = factors(conditions)
+    differing, named = factors(conditions), labels(conditions)
     results = []
     for condition in conditions:
         key, config, child = condition.key, condition.config, children[condition.key]
@@ -108,7 +111,7 @@ def _finish_children(
         results.append(
             ConditionResult(
                 key=key,
-                label=label(condition, conditions[0]),
+                label=named[condition.key],
                 run_id=child,
                 config=config,
                 factors=differing[key],
@@ -133,7 +136,6 @@ def _publish(
     compared = grid_comparisons(results, config.seed)
     asked, known, equal = questions(results), relations(results), equal_on_paper(results)
     best, rule = best_condition(results)
-    summary = summary_markdown(name, results, compared, asked, known, equal)
     figures = comparison_figures(results)
     table = conditions_table(results)
     clock.enter("write")
@@ -143,17 +145,26 @@ def _publish(
         "equal_on_paper": equal, "seconds": clock.read(), "runtime": lm.meta, "config": config.model_dump(),
     }  # fmt: skip
     write_json(folder / "comparison.json", content)
-    write_text(folder / "summary.md", summary)
+    write_text(folder / "summary.md", summary_markdown(name, results, compared, asked, known, equal))
     drawn = {caption: to_svg(figure) for caption, figure in figures.items()}
-    write_text(folder / "report.html", comparison_page(name, results, compared, asked, drawn, token_text(lm)))
+    page = comparison_page(name, results, compared, asked, known, equal, drawn, token_text(lm))
+    write_text(folder / "report.html", page)
     (folder / "figures").mkdir(exist_ok=True)
     for at, figure in enumerate(figures.values(), 1):
-        save_png(figure, folder / "figures" / f"{at:02d}.png")
-    verdicts = {f"{check}_passed": str(sum(r.results.verdicts[check] for r in results)) for check in ("gateA", "gateB")}
-    tags = {"best": "none" if best is None else best.label, "best.rule": rule, **verdicts}
+        save_png(figure, folder / "figures" / f"{at:02d}_{figure.get_label()}.png")
+    passed = {gate: sum(r.results.verdicts[gate] for r in results) for gate in ("gateA", "gateB")}
+    tags = {"best": "none" if best is None else best.label, "best.rule": rule}
+    tags |= {"best.run_id": "none" if best is None else best.run_id, "factors": ", ".join(results[0].factors)}
+    tags |= {f"{gate}_passed": f"{n} of {len(results)}" for gate, n in passed.items()}
+    metrics = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in content["seconds"].items()}
+    metrics |= {"conditions": len(results), "comparisons_resolved": sum(c["verdict"] != "not resolved" for c in compared)}
     tables = {"conditions.json": table, "comparisons.json": pd.DataFrame(compared)}
-    tracking.log_comparison(tags, tables, summary[:7900], folder)
-    click.echo(f"\n{table.drop(columns=['run_id']).to_string(index=False)}\n")
+    description = summary_markdown(name, results, compared, asked, known, equal, limit=7900)
+    tracking.log_results(metrics, tags, tables, description, folder)
+    click.echo(f"\n{_aligned(table)}\n")
+    for row in (*known, *equal):
+        if (word := _remark(row)) is not None:
+            click.echo(word)
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")
     click.echo(f"MLflow   {tracking.where_to_look()}")
@@ -161,35 +172,69 @@ def _publish(
 
 def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
     """One row a condition: what it is, its main figures, its verdicts, its run."""
+    columns = {
+        "acc_select": "phase2_on_acc_student_select", "acc_random": "phase2_on_acc_student_random_mean",
+        "acc_base": "phase2_on_acc_base", "acc_teacher": "phase2_on_acc_teacher",
+        "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select", "off_delta_p99": "phase2_off_delta_p99_select",
+        "delta_on": "phase2_delta_on_mean_select",
+    }  # fmt: skip
     rows = []
     for result in results:
-        m = result.results.metrics
-        kind = "oracle" if result.oracle else "reference" if result.reference else "candidate"
-        rows.append(
-            {
-                "condition": result.label, "kind": kind,
-                "acc_select": number(m["phase2_on_acc_student_select"]),
-                "acc_random": number(m["phase2_on_acc_student_random_mean"]),
-                "rel_kl_to_teacher": number(m["phase2_rel_kl_to_teacher_select"]),
-                "off_delta_p99": number(m["phase2_off_delta_p99_select"]),
-                "delta_on": number(m["phase2_delta_on_mean_select"]),
-                **{gate: verdict_word(value) for gate, value in result.results.verdicts.items()},
-                "run_id": result.run_id,
-            }
-        )  # fmt: skip
+        figures: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
+        verdicts = {gate: verdict_word(value) for gate, value in result.results.verdicts.items()}
+        rows.append({"condition": result.label, "kind": _kind(result.config), **figures, **verdicts, "run_id": result.run_id})
     return pd.DataFrame(rows)
 
 
-def _announce(lm: LanguageModel, conditions: Sequence[Condition], samples: Samples) -> None:
-    """Say how much there is to do, and about how long it takes: tokens, by the speed of one batch."""
-    units = plan(conditions, len(samples.on), len(samples.off), "2")
-    total = sum(evaluations(conditions, unit, "2") for unit in units)
-    rows = [s.teacher_ids for s in samples.on[: lm.batch_size]]
-    since = time.perf_counter()
-    next_token_logprobs(lm, rows, [s.sample_id for s in samples.on[: lm.batch_size]])
-    speed = sum(map(len, rows)) / (time.perf_counter() - since)
-    each = max(c.config.prefix_len for c in conditions) / 2 + sum(len(s.token_ids) for s in samples.off) / len(samples.off)
-    minutes = total * each / speed / 60
-    click.echo(
-        f"{len(conditions)} conditions, {total} evaluations, about {minutes:.0f} minutes at {speed:.0f} tokens/s", err=True
-    )
+def _kind(config: Phase2Config) -> str:
+    if selectors.is_oracle(config.select.mode):
+        return "oracle"
+    return "candidate" if selectors.reference(config.select.mode) is None else "reference"
+
+
+def _aligned(table: pd.DataFrame) -> str:
+    """The table for the console: words to the left, figures to the right, four digits."""
+    shown = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
+    figures = set(shown.select_dtypes("number"))
+    columns = []
+    for name in shown:
+        cells = [name, *(number(None if pd.isna(value) else value) if name in figures else str(value) for value in shown[name])]
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if name in figures else cell.ljust(width) for cell in cells])
+    levels = f"base {number(table['acc_base'][0])}   teacher {number(table['acc_teacher'][0])}"
+    return "\n".join([f"accuracy   {levels}", "", *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
+
+
+def _remark(row: Mapping[str, Any]) -> str | None:
+    """What a reader of the console must not miss: a known relation that does not hold, an equality that is broken."""
+    if row.get("holds", True) is False:
+        return f"note     does not hold here: {row['relation']} ({row['figures']})"
+    if row.get("verdict", "pass") != "pass":
+        return f"note     not equal: {row['left']} and {row['right']}, {row['quantity']} {number(row['largest'])}"
+    return None
+
+
+class _Estimating(Clock):
+    """A clock that says how long a grid will take, as soon as its first batch has been read by teacher and base."""
+
+    _expected: tuple[Work, tuple[Work, Work]] | None = None
+
+    def expect(self, conditions: Sequence[Condition], samples: Samples) -> None:
+        """Say how much there is to do; the next stages are its first ones."""
+        units = plan(conditions, len(samples.on), len(samples.off), "2")
+        total = work(conditions, units, samples)
+        self._expected = total, first_passes(conditions, units[0], samples)
+        count = sum(evaluations(conditions, unit, "2") for unit in units)
+        click.echo(
+            f"{len(conditions)} conditions on {len(samples.on)} ON samples and {len(samples.off)} OFF prompts: {count} "
+            f"evaluations, {total.tokens:,} tokens in {total.passes:,} forward passes",
+            err=True,
+        )
+
+    def enter(self, stage: str) -> None:
+        super().enter(stage)
+        if self._expected and "base" in self.seconds:
+            total, first = self._expected
+            measured = [(done, self.seconds[arm]) for done, arm in zip(first, ("teacher", "base"), strict=True)]
+            tqdm.write(f"about {duration(seconds(total, *measured))}, by the speed of the first batch", file=sys.stderr)
+            self._expected = None

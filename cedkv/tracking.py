@@ -82,11 +82,6 @@ def end_children(run_ids: Iterable[str]) -> None:
                 client.set_terminated(run_id, "FAILED")
 
 
-def log_comparison(tags: Mapping[str, str], tables: Mapping[str, pd.DataFrame], description: str, folder: Path) -> None:
-    """What a comparison's parent run has: tags, tables at its root, description, output folder."""
-    log_results({}, tags, tables, description, folder)
-
-
 def log_config(config: Phase2Config) -> None:
     """The resolved configuration as parameters under its dotted names."""
     params = [Param(key, _text(value)[:6000]) for key, value in config.dotted().items()]

@@ -176,8 +176,10 @@ def share_axis(axes: Axes, along: Along, values: Sequence[float]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
 
 
-def nats_axis(axes: Axes, along: Along, values: Sequence[float]) -> float:
+def nats_axis(axes: Axes, along: Along, values: Sequence[float], sparse: bool = False) -> float:
     """A logarithmic axis of nats with ticks that are read at once; it ends two decades below the values' median.
+
+    ``sparse`` is for a small panel: a tick a decade where there are two of them.
 
     Returns:
         Its lower end: smaller values are to be drawn there.
@@ -188,7 +190,7 @@ def nats_axis(axes: Axes, along: Along, values: Sequence[float]) -> float:
         least, top = least / 1.2, top * 1.2
     axes.set(**{f"{along}scale": "log", f"{along}lim": (least, top)})
     decades = np.log10(top / least)
-    digits: tuple[float, ...] = (1, 2, 5) if decades < 3.2 else (1,)
+    digits: tuple[float, ...] = (1, 2, 5) if decades < (1.5 if sparse else 3.2) else (1,)
     if decades < 1:
         digits = (1, 1.5, 2, 3, 4, 5, 7)
     exponents = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(top))) + 1)

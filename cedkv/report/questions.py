@@ -162,6 +162,22 @@ def lengths(results: Sequence[ConditionResult]) -> list[Family]:
     return found
 
 
+def transfers(results: Sequence[ConditionResult]) -> list[Family]:
+    """Families with spans of the query itself, of another query of its demo, and, where there, of another episode."""
+    found = []
+    for group in families(distinct(results), MODE):
+        at = {setting(c, MODE): c for c in group}
+        if "transfer_span" in at and "attention_diversity_span" in at:
+            found.append([at[mode] for mode in ("attention_diversity_span", "transfer_span", "wrong_demo") if mode in at])
+    return found
+
+
+def selectors_with_whole(results: Sequence[ConditionResult]) -> list[Family]:
+    """Families that differ in the selector alone and have the whole demonstration as a prefix."""
+    found = families(distinct(results), MODE)
+    return [group for group in found if any(setting(c, MODE) == "full_demo" for c in group) and group[0].records.off]
+
+
 def _each(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
     """The answer of every family, named by its first condition where there are several."""
     if len(groups) == 1:
@@ -239,12 +255,10 @@ def _lengths(results: Sequence[ConditionResult]) -> str:
 
 
 def _transfer(results: Sequence[ConditionResult]) -> str:
-    pairs = []
-    for group in families(results, MODE):
-        at = {setting(c, MODE): c for c in group}
-        if "transfer_span" in at and "attention_diversity_span" in at:
-            pairs.append([at["transfer_span"], at["attention_diversity_span"]])
-    return _each(pairs, lambda pair: f"another query's spans against the query's own: {_both(*pair)}") if pairs else ""
+    def answer(group: Family) -> str:
+        return f"another query's spans against the query's own: {_both(group[1], group[0])}"
+
+    return _each(found, answer) if (found := transfers(results)) else ""
 
 
 def _off(results: Sequence[ConditionResult]) -> str:
@@ -260,8 +274,7 @@ def _off(results: Sequence[ConditionResult]) -> str:
         words = {False: "less do", True: "more do", None: "not resolved from it are"}
         return ". ".join([*parts, *(sentence(f"{words[side]} {', '.join(names)}") for side, names in told.items() if names)])
 
-    groups = [g for g in families(results, MODE) if any(setting(c, MODE) == "full_demo" for c in g) and g[0].records.off]
-    return _each(groups, answer) if groups else ""
+    return _each(found, answer) if (found := selectors_with_whole(results)) else ""
 
 
 def _ranks(results: Sequence[ConditionResult]) -> str:
