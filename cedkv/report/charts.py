@@ -186,7 +186,7 @@ def off_by_selector(group: Sequence[ConditionResult]) -> Figure:
         axes.remove()
     for at in range(max(0, len(others) - columns), len(others)):
         panels[at].tick_params(labelbottom=True)
-    figure.supxlabel("KL(select || base), nats", fontsize=8.5)
+        panels[at].set_xlabel("KL(select || base), nats", fontsize=8)
     handles = [key("candidate", BLUE, line="-"), key("reference point", GREY, line="-")]
     legend(figure, [*handles, key("the whole demonstration", GREEN, line="--")])
     return figure

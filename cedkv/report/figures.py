@@ -59,7 +59,11 @@ SHOWN = {
     "accuracy": "Accuracy (share of ON samples answered right)",
     "kl_to_teacher": "Mean KL(student || teacher) over ON samples",
 }
-OWNERS = {"attention_diversity_span": "its query", "transfer_span": "another query", "wrong_demo": "another episode"}
+CHOSEN_FOR = {
+    "attention_diversity_span": "the query\nitself",
+    "transfer_span": "another query,\nsame demo",
+    "wrong_demo": "another\nepisode",
+}
 ORDER = "from the nearest to the teacher (smallest mean KL) down; reference points (hollow) below, the first condition in bold"
 
 
@@ -146,8 +150,8 @@ def _varied(results: Sequence[ConditionResult]) -> dict[str, Figure]:
         ("positioning", "", "Compact against absolute positions", positions(results), lambda c: str(setting(c, PLACE)), False),
         ("span_length", "", "Many short spans or few long ones, the same number of tokens", lengths(results),
          lambda c: shape(c).replace(" × ", "\n× "), True),
-        ("transfer", "spans of ...", "Spans chosen for the query itself, for another query of the same demonstration, and for "
-         "another episode", transfers(results), lambda c: OWNERS[setting(c, MODE)], False),
+        ("transfer", "spans chosen for", "Spans chosen for the query itself, for another query of the same demonstration, "
+         "and for another episode", transfers(results), lambda c: CHOSEN_FOR[setting(c, MODE)], False),
     ]  # fmt: skip
     found = {}
     for name, below, caption, groups, tick, random in kinds:

@@ -94,11 +94,6 @@ def contrast(
     return f"{levels}, difference {signed(row['difference'])} [{signed(low)}, {signed(high)}]", low, high
 
 
-def ends(values: Sequence[float], condition: ConditionResult, name: str) -> tuple[float | None, float | None]:
-    """Interval of a mean, (None, None) for too few values or such as are not finite."""
-    return interval(values, condition.config.seed, name) if np.isfinite(values).all() else (None, None)
-
-
 def more(low: float | None, high: float | None) -> bool | None:
     """Whether a difference is above 0; None where its interval holds 0 or is not known."""
     if low is None or high is None:
@@ -109,7 +104,7 @@ def more(low: float | None, high: float | None) -> bool | None:
 def level(condition: ConditionResult, quantity: str) -> str:
     """A condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
     mine = series(condition, quantity)
-    low, high = ends(mine, condition, f"{condition.label}-{quantity}")
+    low, high = interval(mine, condition.config.seed, f"{condition.label}-{quantity}")
     mean = float(np.mean(mine)) if mine else math.nan
     return short(mean) + ("" if low is None or high is None else f" [{short(low)}, {short(high)}]")
 
@@ -224,7 +219,7 @@ def _sinks(results: Sequence[ConditionResult]) -> str:
                 change[source] = [a - b for a, b in pairs]
         if len(change) == 2:
             extra = [a - b for a, b in zip(change["gather"], change["prefill"], strict=True)]
-            low, high = ends(extra, group[0], "sinks-by-source")
+            low, high = interval(extra, group[0].config.seed, "sinks-by-source")
             if low is not None and high is not None:
                 word = {
                     True: "sinks help prefill more",
