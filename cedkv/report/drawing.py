@@ -134,7 +134,9 @@ def rows_panel(axes: Axes, rows: Sequence[Row], least: float = -math.inf) -> Non
                 fontsize=8 if at == 0 else 7.2, fontweight="bold" if row.strong else "normal",
             )  # fmt: skip
         for value, marker, colour in row.others:
-            axes.plot([value], [y], marker, color=colour, markersize=4.5 if marker == "x" else 8, markeredgewidth=1.3)
+            axes.plot(
+                [max(value, least)], [y], marker, color=colour, markersize=4.5 if marker == "x" else 8, markeredgewidth=1.3
+            )
         if row.mark.value < least:
             axes.plot([least], [y], "<", color=row.colour, markerfacecolor=PAPER if row.hollow else row.colour, clip_on=False)
             axes.text(0.025, y, nats(row.mark.value), transform=transform, va="center_baseline", fontsize=7.2)
@@ -217,7 +219,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 def nats(value: float) -> str:
     """A number of nats on an axis."""
-    return f"{value:.6g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
+    return f"{value:.6g}" if value >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
 
 
 def wrapped(label: str, width: int = 36) -> list[str]:
@@ -235,8 +237,8 @@ def wrapped(label: str, width: int = 36) -> list[str]:
 
 
 def rows_height(rows: Sequence[Row]) -> float:
-    """Inches for a panel of rows."""
-    return sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows)
+    """Inches for a panel of rows; with less than two or three of them, axis and legend would leave it no room."""
+    return max(0.65, sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows))
 
 
 def to_svg(figure: Figure) -> str:

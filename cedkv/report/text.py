@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cedkv.config import Phase2Config
 from cedkv.gates import Check
 from cedkv.report.build import Results, verdict_word
@@ -21,8 +23,8 @@ def run_name(config: Phase2Config, phase: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, or a dash."""
-    return "–" if value is None else f"{value:.4g}"
+    """Four significant digits, or a dash for what is missing or not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def about(config: Phase2Config, n_on: int, n_off: int) -> str:
