@@ -20,7 +20,7 @@ from cedkv.eval_phase2 import Condition, evaluations, plan
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
 from cedkv.lm.source import LanguageModel
-from cedkv.report.build import decide, sort_records, verdict_word, write_config
+from cedkv.report.build import decide, sort_records, write_config
 from cedkv.report.comparison import ConditionResult
 from cedkv.report.drawing import save_png, to_svg
 from cedkv.report.figures import comparison_figures
@@ -28,7 +28,8 @@ from cedkv.report.files import write_json, write_text
 from cedkv.report.page import comparison_page
 from cedkv.report.questions import questions, relations
 from cedkv.report.summary import summary_markdown
-from cedkv.report.text import number
+from cedkv.report.tables import conditions_table
+from cedkv.report.text import aligned, remark
 from cedkv.samples.load import Samples, load_samples
 from cedkv.stats_grid import best_condition, equal_on_paper, grid_comparisons
 from cedkv.types import Record
@@ -76,10 +77,10 @@ def _run(
     tracking.log_datasets(inputs)
     clock.expect(conditions, samples)
     pending = dict.fromkeys(("gateA", "gateB", "phase2"), "pending")
+    named = labels(conditions)
     for condition in conditions:
-        named = labels(conditions)[condition.key]
-        tags = {"comparison": name, "condition": condition.key, "kind": _kind(condition.config)}
-        children[condition.key] = tracking.create_child(named, pending | tags)
+        tags = {"comparison": name, "condition": condition.key, "kind": selectors.kind(condition.config.select.mode)}
+        children[condition.key] = tracking.create_child(named[condition.key], pending | tags)
         write_config(condition.config, OUTPUTS / children[condition.key])
     folders = {key: OUTPUTS / child for key, child in children.items()}
     found = evaluate(lm, conditions, samples, "2", folders, clock)
@@ -161,57 +162,13 @@ def _publish(
     tables = {"conditions.json": table, "comparisons.json": pd.DataFrame(compared)}
     description = summary_markdown(name, results, compared, asked, known, equal, limit=7900)
     tracking.log_results(metrics, tags, tables, description, folder)
-    click.echo(f"\n{_aligned(table)}\n")
+    click.echo(f"\n{aligned(table)}\n")
     for row in (*known, *equal):
-        if (word := _remark(row)) is not None:
+        if (word := remark(row)) is not None:
             click.echo(word)
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")
     click.echo(f"MLflow   {tracking.where_to_look()}")
-
-
-def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
-    """One row a condition: what it is, its main figures, its verdicts, its run."""
-    columns = {
-        "acc_select": "phase2_on_acc_student_select", "acc_random": "phase2_on_acc_student_random_mean",
-        "acc_base": "phase2_on_acc_base", "acc_teacher": "phase2_on_acc_teacher",
-        "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select", "off_delta_p99": "phase2_off_delta_p99_select",
-        "delta_on": "phase2_delta_on_mean_select",
-    }  # fmt: skip
-    rows = []
-    for result in results:
-        figures: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
-        verdicts = {gate: verdict_word(value) for gate, value in result.results.verdicts.items()}
-        rows.append({"condition": result.label, "kind": _kind(result.config), **figures, **verdicts, "run_id": result.run_id})
-    return pd.DataFrame(rows)
-
-
-def _kind(config: Phase2Config) -> str:
-    if selectors.is_oracle(config.select.mode):
-        return "oracle"
-    return "candidate" if selectors.reference(config.select.mode) is None else "reference"
-
-
-def _aligned(table: pd.DataFrame) -> str:
-    """The table for the console: words to the left, figures to the right, four digits."""
-    shown = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
-    figures = set(shown.select_dtypes("number"))
-    columns = []
-    for name in shown:
-        cells = [name, *(number(None if pd.isna(value) else value) if name in figures else str(value) for value in shown[name])]
-        width = max(map(len, cells))
-        columns.append([cell.rjust(width) if name in figures else cell.ljust(width) for cell in cells])
-    levels = f"base {number(table['acc_base'][0])}   teacher {number(table['acc_teacher'][0])}"
-    return "\n".join([f"accuracy   {levels}", "", *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
-
-
-def _remark(row: Mapping[str, Any]) -> str | None:
-    """What a reader of the console must not miss: a known relation that does not hold, an equality that is broken."""
-    if row.get("holds", True) is False:
-        return f"note     does not hold here: {row['relation']} ({row['figures']})"
-    if row.get("verdict", "pass") != "pass":
-        return f"note     not equal: {row['left']} and {row['right']}, {row['quantity']} {number(row['largest'])}"
-    return None
 
 
 class _Estimating(Clock):

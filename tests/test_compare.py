@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from cedkv import compare, driver
 from cedkv.config import Phase2Config
 from cedkv.errors import NumericsError
+from cedkv.report.tables import conditions_table
+from cedkv.report.text import aligned, remark
 from entrypoints import ablate_selector, compare_positioning
 from tests import making, tiny
 
@@ -157,17 +159,17 @@ def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
 
 def test_notes_on_the_console_are_what_must_not_be_missed() -> None:
     fine: list[dict[str, Any]] = [{"holds": True}, {"holds": None}, {"verdict": "pass"}]
-    assert [compare._remark(row) for row in fine] == [None] * 3
+    assert [remark(row) for row in fine] == [None] * 3
     broken = {"relation": "a > b", "holds": False, "figures": "1 against 2"}
-    assert compare._remark(broken) == "note     does not hold here: a > b (1 against 2)"
+    assert remark(broken) == "note     does not hold here: a > b (1 against 2)"
     unequal = {"left": "a", "right": "b", "quantity": "KL", "largest": 0.1, "verdict": "fail"}
-    assert compare._remark(unequal) == "note     not equal: a and b, KL 0.1"
+    assert remark(unequal) == "note     not equal: a and b, KL 0.1"
 
 
 def test_a_figure_that_could_not_be_computed_is_a_dash_on_the_console() -> None:
-    table = compare.conditions_table(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {})))
+    table = conditions_table(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {})))
     table.loc[1, "acc_random"] = None
-    lines = compare._aligned(table).splitlines()
+    lines = aligned(table).splitlines()
     assert "–" in lines[-1]
     assert "nan" not in "".join(lines)
     assert lines[2].split() == [c for c in table if c not in ("acc_base", "acc_teacher", "run_id")]
