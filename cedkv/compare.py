@@ -169,6 +169,7 @@ def _publish(
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")
     click.echo(f"MLflow   {tracking.where_to_look()}")
+    click.echo(f"compare  {tracking.compare_view(run_id, 'CHART')}")
 
 
 class _Estimating(Clock):

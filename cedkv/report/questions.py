@@ -263,7 +263,10 @@ def _off(results: Sequence[ConditionResult]) -> str:
         for c in group:
             if c is not whole:
                 text, low, high = contrast(c, whole, "off_delta")
-                told[more(low, high)].append(f"{c.label} (p99 {short(p99(series(c, 'off_delta')))}, mean {text})")
+                change = text.partition(", difference ")[2] or text  # the whole demonstration's own mean is said once
+                told[more(low, high)].append(
+                    f"{c.label} (p99 {short(p99(series(c, 'off_delta')))}, change of the mean {change})"
+                )
         own = series(whole, "off_delta")
         parts = [f"the whole demonstration moves them by {short(float(np.mean(own)))} nats in the mean, p99 {short(p99(own))}"]
         words = {False: "less do", True: "more do", None: "not resolved from it are"}
