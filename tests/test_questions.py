@@ -46,6 +46,7 @@ def standard(**kl: float) -> list[ConditionResult]:
         for i, mean in enumerate(means)
     ]  # fmt: skip
     given[2]["correct"] = some(0.0)
+    given[8]["off"] = around(0.8)  # gather without sinks
     return making.grid(*zip(settings, given, strict=True), n=N)
 
 
@@ -74,16 +75,17 @@ def test_a_question_without_its_conditions_is_not_asked() -> None:
 
 def test_known_relations_hold_or_do_not_or_are_open() -> None:
     holds = {row["relation"]: row["holds"] for row in relations(standard())}
-    assert list(holds.values()) == [True, True, True, True]
+    assert list(holds.values()) == [True, True, True, True, True, True]
     assert "gather without sinks is farther from the teacher than with 4 (attention_diversity · gather)" in holds
-    broken = standard(c8=0.4, c10=0.9)
+    broken = standard(c0=1.4, c8=0.4, c10=0.9)
+    broken[8].records.off[:] = [{**r, "phase2_delta_off_select": 0.1} for r in broken[8].records.off]
     broken[0].records.on[:] = [{**r, "correct_select": False, "correct_random": [True, True]} for r in broken[0].records.on]
     broken[2].records.on[:] = [{**r, "correct_select": True} for r in broken[2].records.on]
     broken[3].records.on[:] = [{**r, "correct_select": False} for r in broken[3].records.on]
-    assert [row["holds"] for row in relations(broken)] == [False, False, False, True]
+    assert [row["holds"] for row in relations(broken)] == [False, False, False, False, False, True]
     level = making.grid(*zip(modes("attention_diversity_span", "wrong_demo"), [{"correct": some(0.5), "random": some(0.5)}] * 2,
                              strict=True), n=N)  # fmt: skip
-    assert [row["holds"] for row in relations(level)] == [None, False]
+    assert [row["holds"] for row in relations(level)] == [None, True, False]
 
 
 @pytest.mark.parametrize(

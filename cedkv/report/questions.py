@@ -45,12 +45,18 @@ def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
     if attention and any(record["correct_random"] for record in attention.records.on):
         text, low, high = contrast(attention, attention, "accuracy", arm="random")
         add("attention answers more than random spans", f"accuracy {text}", more(low, high), n)
+        text, low, high = contrast(attention, attention, "kl_to_teacher", arm="random")
+        add("random spans are farther from the teacher than attention's", f"KL {text}", _less(low, high), n)
     for group in families(chosen, SINK):
         first, last = min(group, key=lambda c: setting(c, SINK)), max(group, key=lambda c: setting(c, SINK))
         if setting(first, SOURCE) == "gather" and setting(first, SINK) == 0 and not first.reference:
             text, low, high = contrast(first, last, "kl_to_teacher")
             relation = f"gather without sinks is farther from the teacher than with {setting(last, SINK)} ({first.label})"
             add(relation, f"KL {text}", more(low, high), n)
+            text, low, high = contrast(first, last, "off_delta")
+            relation = f"gather without sinks moves OFF prompts more than with {setting(last, SINK)} ({first.label})"
+            if first.records.off:
+                add(relation, f"KL on OFF prompts {text}", more(low, high), len(first.records.off))
     if wrong:
         text, low, _ = contrast(wrong, wrong, "accuracy", arm="base")
         add("the prefix of another episode is no better than base", f"accuracy {text}", None if low is None else low <= 0, n)
@@ -99,6 +105,12 @@ def more(low: float | None, high: float | None) -> bool | None:
     if low is None or high is None:
         return None
     return True if low > 0 else False if high < 0 else None
+
+
+def _less(low: float | None, high: float | None) -> bool | None:
+    """Whether a difference is below 0; None as in ``more``."""
+    above = more(low, high)
+    return None if above is None else not above
 
 
 def level(condition: ConditionResult, quantity: str) -> str:
