@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
+from tqdm import tqdm
 
 from cedkv import selectors, tracking
-from cedkv.conditions import build, factors, label
+from cedkv.conditions import build, factors, labels
 from cedkv.config import Phase2Config
 from cedkv.driver import OUTPUTS, Clock, datasets, evaluate, publish, token_text
-from cedkv.eval_phase2 import Condition, evaluations, plan
+from cedkv.estimate import duration, teacher_tokens, tokens
+from cedkv.eval_phase2 import Condition, evaluations, plan_samples
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
-from cedkv.lm.scoring import next_token_logprobs
 from cedkv.lm.source import LanguageModel
-from cedkv.report.build import decide, sort_records, verdict_word, write_config
+from cedkv.report.build import decide, sort_records, write_config
 from cedkv.report.comparison import ConditionResult
 from cedkv.report.drawing import save_png, to_svg
 from cedkv.report.figures import comparison_figures
@@ -27,7 +28,8 @@ from cedkv.report.files import write_json, write_text
 from cedkv.report.page import comparison_page
 from cedkv.report.questions import questions, relations
 from cedkv.report.summary import summary_markdown
-from cedkv.report.text import number
+from cedkv.report.tables import conditions_table
+from cedkv.report.text import aligned, remark
 from cedkv.samples.load import Samples, load_samples
 from cedkv.stats_grid import best_condition, equal_on_paper, grid_comparisons
 from cedkv.types import Record
@@ -61,7 +63,7 @@ def _run(
     folder: Path,
     children: dict[str, str],
 ) -> list[ConditionResult]:
-    clock = Clock()
+    clock = _Estimating()
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder)
     tracking.log_config(config)
@@ -73,10 +75,12 @@ def _run(
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
     inputs = datasets(samples, "2")
     tracking.log_datasets(inputs)
-    _announce(lm, conditions, samples)
+    clock.expect(conditions, samples)
     pending = dict.fromkeys(("gateA", "gateB", "phase2"), "pending")
+    named = labels(conditions)
     for condition in conditions:
-        children[condition.key] = tracking.create_child(label(condition, conditions[0]), pending)
+        tags = {"comparison": name, "condition": condition.key, "kind": selectors.kind(condition.config.select.mode)}
+        children[condition.key] = tracking.create_child(named[condition.key], pending | tags)
         write_config(condition.config, OUTPUTS / children[condition.key])
     folders = {key: OUTPUTS / child for key, child in children.items()}
     found = evaluate(lm, conditions, samples, "2", folders, clock)
@@ -94,7 +98,7 @@ def _finish_children(
     found: Mapping[str, list[Record]],
     inputs: Mapping[str, tuple[str, pd.DataFrame]],
 ) -> list[ConditionResult]:
-    differing = factors(conditions)
+    differing, named = factors(conditions), labels(conditions)
     results = []
     for condition in conditions:
         key, config, child = condition.key, condition.config, children[condition.key]
@@ -108,7 +112,7 @@ def _finish_children(
         results.append(
             ConditionResult(
                 key=key,
-                label=label(condition, conditions[0]),
+                label=named[condition.key],
                 run_id=child,
                 config=config,
                 factors=differing[key],
@@ -133,7 +137,6 @@ def _publish(
     compared = grid_comparisons(results, config.seed)
     asked, known, equal = questions(results), relations(results), equal_on_paper(results)
     best, rule = best_condition(results)
-    summary = summary_markdown(name, results, compared, asked, known, equal)
     figures = comparison_figures(results)
     table = conditions_table(results)
     clock.enter("write")
@@ -143,53 +146,53 @@ def _publish(
         "equal_on_paper": equal, "seconds": clock.read(), "runtime": lm.meta, "config": config.model_dump(),
     }  # fmt: skip
     write_json(folder / "comparison.json", content)
-    write_text(folder / "summary.md", summary)
+    write_text(folder / "summary.md", summary_markdown(name, results, compared, asked, known, equal))
     drawn = {caption: to_svg(figure) for caption, figure in figures.items()}
-    write_text(folder / "report.html", comparison_page(name, results, compared, asked, drawn, token_text(lm)))
+    page = comparison_page(name, results, compared, asked, known, equal, drawn, token_text(lm))
+    write_text(folder / "report.html", page)
     (folder / "figures").mkdir(exist_ok=True)
     for at, figure in enumerate(figures.values(), 1):
-        save_png(figure, folder / "figures" / f"{at:02d}.png")
-    verdicts = {f"{check}_passed": str(sum(r.results.verdicts[check] for r in results)) for check in ("gateA", "gateB")}
-    tags = {"best": "none" if best is None else best.label, "best.rule": rule, **verdicts}
+        save_png(figure, folder / "figures" / f"{at:02d}_{figure.get_label()}.png")
+    passed = {gate: sum(r.results.verdicts[gate] for r in results) for gate in ("gateA", "gateB")}
+    tags = {"best": "none" if best is None else best.label, "best.rule": rule}
+    tags |= {"best.run_id": "none" if best is None else best.run_id, "factors": ", ".join(results[0].factors)}
+    tags |= {f"{gate}_passed": f"{n} of {len(results)}" for gate, n in passed.items()}
+    metrics = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in content["seconds"].items()}
+    metrics |= {"conditions": len(results), "comparisons_resolved": sum(c["verdict"] != "not resolved" for c in compared)}
     tables = {"conditions.json": table, "comparisons.json": pd.DataFrame(compared)}
-    tracking.log_comparison(tags, tables, summary[:7900], folder)
-    click.echo(f"\n{table.drop(columns=['run_id']).to_string(index=False)}\n")
+    description = summary_markdown(name, results, compared, asked, known, equal, limit=7900)
+    tracking.log_results(metrics, tags, tables, description, folder)
+    click.echo(f"\n{aligned(table)}\n")
+    for row in (*known, *equal):
+        if (word := remark(row)) is not None:
+            click.echo(word)
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")
     click.echo(f"MLflow   {tracking.where_to_look()}")
+    click.echo(f"compare  {tracking.compare_view(run_id, 'CHART')}")
 
 
-def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
-    """One row a condition: what it is, its main figures, its verdicts, its run."""
-    rows = []
-    for result in results:
-        m = result.results.metrics
-        kind = "oracle" if result.oracle else "reference" if result.reference else "candidate"
-        rows.append(
-            {
-                "condition": result.label, "kind": kind,
-                "acc_select": number(m["phase2_on_acc_student_select"]),
-                "acc_random": number(m["phase2_on_acc_student_random_mean"]),
-                "rel_kl_to_teacher": number(m["phase2_rel_kl_to_teacher_select"]),
-                "off_delta_p99": number(m["phase2_off_delta_p99_select"]),
-                "delta_on": number(m["phase2_delta_on_mean_select"]),
-                **{gate: verdict_word(value) for gate, value in result.results.verdicts.items()},
-                "run_id": result.run_id,
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+class _Estimating(Clock):
+    """A clock that says how long a grid will take, as soon as the teacher has read its first batch."""
 
+    _expected: tuple[int, int] | None = None
 
-def _announce(lm: LanguageModel, conditions: Sequence[Condition], samples: Samples) -> None:
-    """Say how much there is to do, and about how long it takes: tokens, by the speed of one batch."""
-    units = plan(conditions, len(samples.on), len(samples.off), "2")
-    total = sum(evaluations(conditions, unit, "2") for unit in units)
-    rows = [s.teacher_ids for s in samples.on[:32]]
-    since = time.perf_counter()
-    next_token_logprobs(lm, rows, [s.sample_id for s in samples.on[:32]])
-    speed = sum(map(len, rows)) / (time.perf_counter() - since)
-    each = max(c.config.prefix_len for c in conditions) / 2 + sum(len(s.token_ids) for s in samples.off) / len(samples.off)
-    minutes = total * each / speed / 60
-    click.echo(
-        f"{len(conditions)} conditions, {total} evaluations, about {minutes:.0f} minutes at {speed:.0f} tokens/s", err=True
-    )
+    def expect(self, conditions: Sequence[Condition], samples: Samples) -> None:
+        """Say how much there is to do; the next stages are its first ones."""
+        units = plan_samples(conditions, samples, "2")
+        total = tokens(conditions, units, samples)
+        self._expected = total, teacher_tokens(units[0], samples)
+        count = sum(evaluations(conditions, unit, "2") for unit in units)
+        click.echo(
+            f"{len(conditions)} conditions on {len(samples.on)} ON samples and {len(samples.off)} OFF prompts: {count} "
+            f"evaluations, {total:,} tokens through the model",
+            err=True,
+        )
+
+    def enter(self, stage: str) -> None:
+        super().enter(stage)
+        if self._expected and "teacher" in self.seconds:
+            total, first = self._expected
+            time = duration(total / first * self.seconds["teacher"])
+            tqdm.write(f"about {time}, by the speed of the first batch", file=sys.stderr)
+            self._expected = None

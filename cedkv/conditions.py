@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -14,8 +15,9 @@ from cedkv.errors import ConfigError
 from cedkv.eval_phase2 import Condition
 from cedkv.options import COMPARISONS
 
+MODE, PLACE = "select.mode", "injection.positioning_mode"
 POSITIONING_DEFAULTS = {
-    "injection.positioning_mode": ["compact", "absolute"],
+    PLACE: ["compact", "absolute"],
     "prefix.padding_mode": ["null_pad", "shrink_to_selected"],
     "prefix.kv_source": ["prefill", "gather"],
     "select.keep_sink": ["0", "4"],
@@ -23,7 +25,7 @@ POSITIONING_DEFAULTS = {
 
 
 def build(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
-    """The conditions of a comparison; the first one is the configuration itself where the lists contain it.
+    """The conditions of a comparison. The first values of the lists make the first one, which all others are compared with.
 
     Args:
         lists: option name (of ``COMPARISONS``) -> comma-separated values (``select_modes`` also ``all``). With any given,
@@ -31,11 +33,10 @@ def build(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> l
             ``compare_positioning`` its full grid.
 
     Raises:
-        ConfigError: a value that its key refuses, or a condition that cannot be.
+        ConfigError: a list with an empty or a repeated value, a value that its key refuses, a condition that cannot be
+            (it is named), or fewer than two conditions.
     """
-    given = {COMPARISONS[name][option][0]: _values(text) for option, text in lists.items() if text}
-    if given.get("select.mode") == ["all"]:
-        given["select.mode"] = list(selectors.NAMES)
+    given = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
     if name == "compare_positioning":
         settings = _product({**POSITIONING_DEFAULTS, **given})
     elif given:
@@ -44,7 +45,7 @@ def build(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> l
         settings = _standard(config)
     conditions: dict[str, Condition] = {}
     for setting in settings:
-        made = resolve_over(config, setting)
+        made = _resolved(config, setting)
         conditions.setdefault(made.model_dump_json(), Condition(_key(setting), made))
     found = list(conditions.values())
     if len(found) < 2:
@@ -60,18 +61,51 @@ def factors(conditions: Sequence[Condition]) -> dict[str, dict[str, object]]:
     return {key: {name.removeprefix("phase2."): values[name] for name in differing} for key, values in flat.items()}
 
 
-def label(condition: Condition, first: Condition) -> str:
-    """A short name: the selector, and what else differs from the first condition."""
-    mine, base = condition.config.dotted(), first.config.dotted()
-    changed = [
-        f"{name.rsplit('.', 1)[-1]} {mine[name]}" for name in mine if mine[name] != base[name] and name != "phase2.select.mode"
-    ]
-    return " · ".join([condition.config.select.mode.removesuffix("_span"), *changed])
+def labels(conditions: Sequence[Condition]) -> dict[str, str]:
+    """For each condition's key a short name. Where the conditions are a whole product, everything that varies: ``compact ·
+    gather · sink 4``; otherwise the selector, and what else differs from the first condition.
+    """
+    varied = factors(conditions)
+    first = next(iter(varied.values()))
+    sizes = [len({str(values[name]) for values in varied.values()}) for name in first]
+    whole = math.prod(sizes) == len(conditions)
+    found = {}
+    for condition in conditions:
+        values = varied[condition.key]
+        shown = {name: value for name, value in values.items() if whole or value != first[name]}
+        parts = [] if whole and MODE not in shown else [condition.config.select.mode.removesuffix("_span")]
+        parts += [_word(name, shown[name]) for name in sorted(shown, key=lambda name: name != PLACE) if name != MODE]
+        found[condition.key] = " · ".join(parts)
+    return found
 
 
-def _values(text: str) -> list[str]:
-    """``a,b`` or ``[0,1],all`` -> its values; commas inside brackets do not split."""
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+def _word(name: str, value: object) -> str:
+    if name in (PLACE, "prefix.padding_mode", "prefix.kv_source"):
+        return str(value).removesuffix("_to_selected")
+    return f"{name.rsplit('.', 1)[-1].removeprefix('keep_')} {value}"
+
+
+def _values(option: str, text: str) -> list[str]:
+    """``a,b`` or ``[0,1],all`` -> its values; commas inside brackets do not split. ``all`` selectors are their names."""
+    found = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
+    if "" in found:
+        raise ConfigError(f"{option} = {text!r}: a value is empty; separate values by single commas")
+    if option == "select_modes" and found == ["all"]:
+        return list(selectors.NAMES)
+    if option == "select_modes" and "all" in found:
+        raise ConfigError(f"{option} = {text!r}: 'all' stands alone; it is every selector already")
+    twice = sorted({value for value in found if found.count(value) > 1})
+    if twice:
+        raise ConfigError(f"{option} = {text!r}: {', '.join(map(repr, twice))} appears twice; give each value once")
+    return found
+
+
+def _resolved(config: Phase2Config, setting: Mapping[str, str]) -> Phase2Config:
+    """The configuration of a condition; what is wrong with it is said together with its name."""
+    try:
+        return resolve_over(config, setting)
+    except ConfigError as error:
+        raise ConfigError(f"condition {_key(setting)}: {error}") from None
 
 
 def _product(lists: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cedkv import tracking
 from cedkv.config import Phase2Config
-from cedkv.eval_phase2 import Condition, Phase, evaluations, plan, run
+from cedkv.eval_phase2 import Condition, Phase, evaluations, plan_samples, run
 from cedkv.lm import source
 from cedkv.lm.source import LanguageModel
 from cedkv.report.build import Records, Results, decide, sort_records, verdict_word, write_config, write_results
@@ -105,7 +105,7 @@ def evaluate(
     Returns:
         The records of every condition, by its key.
     """
-    units = plan(conditions, len(samples.on), len(samples.off), phase)
+    units = plan_samples(conditions, samples, phase)
     total = sum(evaluations(conditions, unit, phase) for unit in units)
     found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
     shown = sys.stderr.isatty()

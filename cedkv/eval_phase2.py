@@ -75,6 +75,11 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
     return units
 
 
+def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase) -> list[Unit]:
+    """``plan`` for samples that are there."""
+    return plan(conditions, len(samples.on), len(samples.off), phase, max(len(s.teacher_ids) for s in samples.on))
+
+
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """How many (sample, arm) evaluations a unit reports to its step function."""
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval

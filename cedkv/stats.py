@@ -37,9 +37,11 @@ class Comparison:
 
 
 def interval(differences: Sequence[float], seed: int, name: str) -> tuple[float | None, float | None]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979); (None, None) for fewer than two samples."""
+    """95 % percentile bootstrap interval of the mean (Efron 1979); (None, None) for fewer than two samples, and for such as
+    are not finite.
+    """
     values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return None, None
     if np.ptp(values) == 0:  # every resample is the same
         return float(values[0]), float(values[0])

@@ -173,7 +173,7 @@ def listed(names: Sequence[str], room: int) -> str:
         text = ", ".join(names[:shown]) + more
         if len(text) <= room:
             return text
-    return f"{len(names)} others"
+    return f"{len(names)} other{'s' * (len(names) > 1)}"
 
 
 def equal_on_paper(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import mlflow
 import pandas as pd
@@ -82,11 +83,6 @@ def end_children(run_ids: Iterable[str]) -> None:
                 client.set_terminated(run_id, "FAILED")
 
 
-def log_comparison(tags: Mapping[str, str], tables: Mapping[str, pd.DataFrame], description: str, folder: Path) -> None:
-    """What a comparison's parent run has: tags, tables at its root, description, output folder."""
-    log_results({}, tags, tables, description, folder)
-
-
 def log_config(config: Phase2Config) -> None:
     """The resolved configuration as parameters under its dotted names."""
     params = [Param(key, _text(value)[:6000]) for key, value in config.dotted().items()]
@@ -135,6 +131,22 @@ def where_to_look() -> str:
     if uri.startswith(("http://", "https://")) and run is not None:
         return f"{_without_credentials(uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
+
+
+def compare_view(run_id: str, mode: str) -> str:
+    """The UI's page that compares the nested runs of a run: ``CHART`` a bar chart a metric, ``ARTIFACT`` tables side by side.
+
+    Sorted by a metric, because the UI hides nested runs below their parent while runs are sorted by time.
+    """
+    uri = mlflow.get_tracking_uri()
+    server = _without_credentials(uri) if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    with _readable("the run was not found"):
+        experiment = mlflow.get_run(run_id).info.experiment_id
+    asked = {
+        "compareRunsMode": mode, "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
+        "orderByKey": "metrics.`phase2_rel_kl_to_teacher_select`", "orderByAsc": "true",
+    }  # fmt: skip
+    return f"{server}/#/experiments/{experiment}/runs?{urlencode(asked, quote_via=quote)}"
 
 
 def _run_id() -> str:

@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from cedkv.config import SelectBlock
+from cedkv import selectors
+from cedkv.conditions import factors, labels
+from cedkv.config import Phase2Config, SelectBlock
+from cedkv.config_sources import resolve_over
 from cedkv.digest import generator
+from cedkv.eval_phase2 import Condition
+from cedkv.report.build import Records, decide
+from cedkv.report.comparison import ConditionResult
 from cedkv.selectors.common import SelectionTask, candidates
 from cedkv.types import Evidence, Record, TokenKind
 
@@ -69,3 +75,44 @@ def repeats(on_records: Sequence[Record], runs: int, wrong: int = 0) -> list[Rec
         for repeat in range(1, runs)
         for row, record in enumerate(on_records)
     ]
+
+
+def grid(
+    *conditions: tuple[dict[str, str], dict[str, Any]], n: int = 12, config: Phase2Config | None = None
+) -> list[ConditionResult]:
+    """Finished conditions of ``n`` ON samples and OFF prompts, without a model.
+
+    Args:
+        conditions: settings, and what differs from samples every gate likes: ``correct`` and ``random`` (one value a sample),
+            ``kl`` (select to teacher), ``off``, ``base``; each a value or a list of n.
+    """
+    base = config or Phase2Config()
+    made = [Condition(str(settings), resolve_over(base, settings)) for settings, _ in conditions]
+    named, varied = labels(made), factors(made)
+    found = []
+    for condition, (_, given) in zip(made, conditions, strict=True):
+
+        def each(name: str, default: Any, given: dict[str, Any] = given) -> list[Any]:
+            value = given.get(name, default)
+            return list(value) if isinstance(value, list) else [value] * n
+
+        kls, deltas = each("kl", 0.5), each("off", 0.01)
+        ons = [
+            on(sample_id=f"on-{i}", correct_select=right, correct_base=alone, kl_select_teacher=kl, answer_logprob_select=-kl,
+               correct_random=[bool(drawn)] * 2, topk={}, **given.get("extra", {}))
+            for i, (right, alone, kl, drawn) in enumerate(
+                zip(each("correct", True), each("base", False), kls, each("random", False), strict=True)
+            )
+        ]  # fmt: skip
+        offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta) for i, delta in enumerate(deltas)]
+        repeated = [record for repeat in (1, 2) for record in [{**r, "repeat": repeat} for r in ons]]
+        records = Records(ons, offs, [{"kept_tokens": [0, 1]}] * n, [plumbing(sample_id=r["sample_id"]) for r in ons], repeated)
+        mode = condition.config.select.mode
+        found.append(
+            ConditionResult(
+                condition.key, named[condition.key], f"run-{len(found)}", condition.config, varied[condition.key],
+                selectors.is_oracle(mode), selectors.reference(mode) is not None, records,
+                decide(condition.config, records, "2"),
+            )
+        )  # fmt: skip
+    return found

@@ -70,7 +70,19 @@ def compared(run: Run) -> str:
         {**pair, "high": 0.5, "p": 0.3, "p_holm": 0.6, "verdict": "undecided", "n_needed": 410},
         {**pair, "low": None, "high": None, "p": None, "p_holm": None, "verdict": "too few", "n_needed": None},
     ]
-    return comparison_page("grid <1>", conditions, pairs, [{"question": "Which?", "answer": "<None>"}], {}, hostile)
+    asked = [{"question": "Which?", "answer": "<None>"}]
+    known = [{"relation": f"<relation {holds}>", "holds": holds, "figures": "0 < 1"} for holds in (True, False, None)]
+    same = {"left": "first", "right": "<teacher>", "quantity": "KL", "n": 12, "largest": None, "floor": 1e-9, "limit": 1e-4}
+    equal = [{**same, "verdict": "insufficient"}, {**same, "largest": 0.5, "verdict": "fail"}]
+    return comparison_page("grid <1>", conditions, pairs, asked, known, equal, {}, hostile)
+
+
+def test_a_relation_that_does_not_hold_and_a_broken_equality_are_said(run: Run) -> None:
+    text = compared(run)
+    known = re.findall(r"&lt;relation (\w+)&gt;.*?badge (\w+)", text)
+    assert known == [("True", "pass"), ("False", "fail"), ("None", "insufficient")]
+    equal = text[text.index('id="equal"') :]
+    assert re.findall(r"&lt;teacher&gt;</th><td><span class=\"badge (\w+)\"", equal) == ["insufficient", "fail"]
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def test_gate_a_alone_and_figures_that_are_missing(run: Run) -> None:
 
 def test_a_comparison_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one condition"):
-        comparison_page("x", [], [], [], {}, hostile)
+        comparison_page("x", [], [], [], [], [], {}, hostile)
 
 
 def luminance(colour: str) -> float:

@@ -216,3 +216,17 @@ def test_where_to_look_has_no_credentials(store: str, monkeypatch: pytest.Monkey
         found = tracking.where_to_look()
     assert found.startswith("https://host:5000/mlflow/#/experiments/")
     assert found.endswith(f"/runs/{run_id}")
+
+
+def test_nested_runs_are_compared_by_a_link(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their filter has backticks, quotes and spaces, which a terminal would cut a link at."""
+    with tracking.tracked_run("n", {}) as run_id:
+        pass
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    found = tracking.compare_view(run_id, "CHART")
+    assert found.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter=tags.")
+    assert re.fullmatch(r"[\w:/.#?&=%-]+", found)
+    assert f"mlflow.parentRunId%60%20%3D%20%27{run_id}%27&" in found
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000")
+    monkeypatch.setattr(mlflow, "get_run", lambda _: mlflow.MlflowClient(store).get_run(run_id))
+    assert tracking.compare_view(run_id, "ARTIFACT").startswith("https://host:5000/#/experiments/")

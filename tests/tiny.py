@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve
-from cedkv.eval_phase2 import Condition, Phase, plan, run
+from cedkv.eval_phase2 import Condition, Phase, plan_samples, run
 from cedkv.lm import source
 from cedkv.samples.load import load_samples
 from cedkv.samples.off_prompts import FORMS, TOPICS
@@ -93,7 +93,7 @@ def grid_records(
     lm = source.load(first)
     samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions)
     grid = [Condition(key, its) for key, its in made.items()]
-    units = plan(grid, len(samples.on), len(samples.off), phase)
+    units = plan_samples(grid, samples, phase)
     found: dict[str, list[Record]] = {key: [] for key in made}
     for _, records in run(lm, grid, samples, units, phase, steps or (lambda *_: None)):
         for key, new in records.items():

@@ -60,8 +60,8 @@ def next_token_logprobs(
         NumericsError: a logit is not finite.
     """
     owners = list(range(len(rows)) if owners is None else owners)
-    head = _common_head(rows)
-    if head >= HEAD and (1 if prefix is None else len(set(owners))) < len(rows):
+    head = shared_head(rows, 1 if prefix is None else len(set(owners)))
+    if head:
         prefix, owners = _extended(lm, rows[0][:head], names, prefix, injection_layers, owners)
         rows = [row[head:] for row in rows]
 
@@ -168,14 +168,18 @@ def _over(
         )
 
 
-def _common_head(rows: Sequence[Ids]) -> int:
-    """How many tokens all rows begin with; the last of each row does not count, its logits are read."""
-    if len(rows) < 2:
+def shared_head(rows: Sequence[Ids], prefixes: int) -> int:
+    """How many tokens all rows begin with, if running them once for each of so many prefixes pays; else 0.
+
+    The last token of a row does not count, its logits are read.
+    """
+    if len(rows) <= prefixes:
         return 0
     ordered = [tuple(row) for row in rows]
     first, last = min(ordered), max(ordered)  # what the first and the last in order share, all between them share
     most = min(map(len, rows)) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
+    head = next((i for i in range(most) if first[i] != last[i]), most)
+    return head if head >= HEAD else 0
 
 
 def _extended(

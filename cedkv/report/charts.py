@@ -36,7 +36,7 @@ from cedkv.report.drawing import (
     rows_panel,
     share_axis,
 )
-from cedkv.report.questions import PLACE, SINK, SOURCE
+from cedkv.report.questions import MODE, PLACE, SINK, SOURCE, plural
 from cedkv.report.text import number
 from cedkv.stats import interval
 from cedkv.stats_grid import best_condition, series, setting
@@ -109,7 +109,7 @@ def varied(
         axes.set_xlim(-0.5, len(ticks) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.set(title=AXIS[quantity], xlabel=below)
-    handles = [key(label, colour, marker, "-") for (_, _, colour, marker), label in zip(drawn, _names(groups), strict=False)]
+    handles = [key(label, colour, marker, "-") for (_, _, colour, marker), label in zip(drawn, names(groups), strict=False)]
     if len(drawn) > len(groups):
         handles.append(key("random spans", GREY, "x", ":"))
     legend(figure, [*handles, key("base", INK, line=":"), key("teacher", INK, line="--")])
@@ -145,7 +145,7 @@ def off_curves(results: Sequence[ConditionResult], limit: float) -> Figure:
     figure, (axes,) = new("off_delta_curves", 3.1)
     least = nats_axis(axes, "x", [*(v for _, found in curves for v in found), limit])
     best = best_condition(results)[0]
-    whole = next((c for c in results if setting(c, "select.mode") == "full_demo"), None)
+    whole = next((c for c in results if setting(c, MODE) == "full_demo"), None)
     most = max(curves, key=lambda curve: (not curve[0].reference, p99(curve[1])))[0]
     named: list[tuple[ConditionResult | None, str, Line]] = [
         (results[0], BLUE, "-"), (best, PURPLE, "-."), (whole, GREEN, "--"), (most, INK, ":"),
@@ -160,10 +160,35 @@ def off_curves(results: Sequence[ConditionResult], limit: float) -> Figure:
         if coloured:
             handles.append(key(condition.label, colour, line=line))
     if len(picked) < len(curves):
-        handles.append(key(f"{len(curves) - len(picked)} other conditions", GREY, line="-"))
+        handles.append(key(plural(len(curves) - len(picked), "other condition"), GREY, line="-"))
     axes.axvline(limit, color=VERMILION, linestyle="--", linewidth=1.2)
     axes.set(title="share of OFF prompts", xlabel="KL(select || base), nats")
     legend(figure, [*handles, key(f"limit {number(limit)}", VERMILION, line="--")])
+    return figure
+
+
+def off_by_selector(group: Sequence[ConditionResult]) -> Figure:
+    """A panel for each selector of a family: its curve, and in each the whole demonstration's own."""
+    whole = next(c for c in group if setting(c, MODE) == "full_demo")
+    others = [c for c in group if c is not whole]
+    columns = 3 if len(others) > 2 else len(others)
+    rows = -(-len(others) // columns)
+    figure, panels = new("off_delta_by_selector", 0.75 + 1.3 * rows, columns, rows, sharex=True, sharey=True)
+    curves = {c.key: finite(series(c, "off_delta")) for c in group}
+    least = nats_axis(panels[0], "x", [v for found in curves.values() for v in found], sparse=True)
+    for axes, condition in zip(panels, others, strict=False):
+        colour = GREY if condition.reference else BLUE
+        cumulative(axes, curves[whole.key], least, color=GREEN, linestyle="--", linewidth=1.2)
+        cumulative(axes, curves[condition.key], least, color=colour, linewidth=1.8)
+        axes.set_title(str(setting(condition, MODE)).removesuffix("_span"), fontsize=8, pad=4)
+        axes.set_yticks([0, 0.5, 1])
+    for axes in panels[len(others) :]:
+        axes.remove()
+    for at in range(max(0, len(others) - columns), len(others)):
+        panels[at].tick_params(labelbottom=True)
+        panels[at].set_xlabel("KL(select || base), nats", fontsize=8)
+    handles = [key("candidate", BLUE, line="-"), key("reference point", GREY, line="-")]
+    legend(figure, [*handles, key("the whole demonstration", GREEN, line="--")])
     return figure
 
 
@@ -216,17 +241,17 @@ def _ordered(results: Sequence[ConditionResult], row: Callable[[ConditionResult]
 
 
 def _has_random(condition: ConditionResult) -> bool:
-    on, mode = condition.records.on, setting(condition, "select.mode")
+    on, mode = condition.records.on, setting(condition, MODE)
     return bool(on and on[0]["correct_random"]) and mode != "random_span" and not condition.reference
 
 
-def _names(groups: Sequence[Sequence[ConditionResult]]) -> list[str]:
-    """What tells the groups apart: the factors that are the same within a group and not the same everywhere."""
-    if len(groups) == 1:
-        return ["selected spans"]
+def names(groups: Sequence[Sequence[ConditionResult]]) -> list[str]:
+    """What tells groups of conditions apart: the factors that are the same within a group and not the same everywhere."""
+    if len(groups) < 2:
+        return ["selected spans"] * len(groups)
     own = [{k: c[0].factors[k] for k in c[0].factors if all(x.factors.get(k) == c[0].factors[k] for x in c)} for c in groups]
     telling = [k for k in own[0] if any(other.get(k) != own[0][k] for other in own)]
-    short = {"select.mode": "{}", SOURCE: "{}", PLACE: "{}", SINK: "{} sinks"}
+    short = {MODE: "{}", SOURCE: "{}", PLACE: "{}", SINK: "{} sinks"}
     found = []
     for its, group in zip(own, groups, strict=True):
         parts = [(short.get(k, k.rsplit(".", 1)[-1] + " {}"), str(its[k]).removesuffix("_span")) for k in telling if k in its]

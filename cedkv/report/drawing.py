@@ -134,7 +134,9 @@ def rows_panel(axes: Axes, rows: Sequence[Row], least: float = -math.inf) -> Non
                 fontsize=8 if at == 0 else 7.2, fontweight="bold" if row.strong else "normal",
             )  # fmt: skip
         for value, marker, colour in row.others:
-            axes.plot([value], [y], marker, color=colour, markersize=4.5 if marker == "x" else 8, markeredgewidth=1.3)
+            axes.plot(
+                [max(value, least)], [y], marker, color=colour, markersize=4.5 if marker == "x" else 8, markeredgewidth=1.3
+            )
         if row.mark.value < least:
             axes.plot([least], [y], "<", color=row.colour, markerfacecolor=PAPER if row.hollow else row.colour, clip_on=False)
             axes.text(0.025, y, nats(row.mark.value), transform=transform, va="center_baseline", fontsize=7.2)
@@ -176,8 +178,10 @@ def share_axis(axes: Axes, along: Along, values: Sequence[float]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
 
 
-def nats_axis(axes: Axes, along: Along, values: Sequence[float]) -> float:
+def nats_axis(axes: Axes, along: Along, values: Sequence[float], sparse: bool = False) -> float:
     """A logarithmic axis of nats with ticks that are read at once; it ends two decades below the values' median.
+
+    ``sparse`` is for a small panel: a tick a decade where there are two of them.
 
     Returns:
         Its lower end: smaller values are to be drawn there.
@@ -188,7 +192,7 @@ def nats_axis(axes: Axes, along: Along, values: Sequence[float]) -> float:
         least, top = least / 1.2, top * 1.2
     axes.set(**{f"{along}scale": "log", f"{along}lim": (least, top)})
     decades = np.log10(top / least)
-    digits: tuple[float, ...] = (1, 2, 5) if decades < 3.2 else (1,)
+    digits: tuple[float, ...] = (1, 2, 5) if decades < (1.5 if sparse else 3.2) else (1,)
     if decades < 1:
         digits = (1, 1.5, 2, 3, 4, 5, 7)
     exponents = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(top))) + 1)
@@ -215,7 +219,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 def nats(value: float) -> str:
     """A number of nats on an axis."""
-    return f"{value:.6g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
+    return f"{value:.6g}" if value >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
 
 
 def wrapped(label: str, width: int = 36) -> list[str]:
@@ -233,8 +237,8 @@ def wrapped(label: str, width: int = 36) -> list[str]:
 
 
 def rows_height(rows: Sequence[Row]) -> float:
-    """Inches for a panel of rows."""
-    return sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows)
+    """Inches for a panel of rows; with less than two or three of them, axis and legend would leave it no room."""
+    return max(0.65, sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows))
 
 
 def to_svg(figure: Figure) -> str:

@@ -31,7 +31,22 @@ from cedkv.report.drawing import (
     style,
     to_svg,
 )
-from cedkv.report.questions import BUDGET, PLACE, SINK, SOURCE, budgets, lengths, plural, positions, ranked, shape, sinks
+from cedkv.report.questions import (
+    BUDGET,
+    MODE,
+    PLACE,
+    SINK,
+    SOURCE,
+    budgets,
+    lengths,
+    plural,
+    positions,
+    ranked,
+    selectors_with_whole,
+    shape,
+    sinks,
+    transfers,
+)
 from cedkv.report.text import number
 from cedkv.stats import interval, rank_agreement
 from cedkv.stats_grid import QUANTITIES, distinct, series, setting, values
@@ -43,6 +58,11 @@ INTERVAL = "95 % bootstrap intervals over samples"
 SHOWN = {
     "accuracy": "Accuracy (share of ON samples answered right)",
     "kl_to_teacher": "Mean KL(student || teacher) over ON samples",
+}
+CHOSEN_FOR = {
+    "attention_diversity_span": "the query\nitself",
+    "transfer_span": "another query,\nsame demo",
+    "wrong_demo": "another\nepisode",
 }
 ORDER = "from the nearest to the teacher (smallest mean KL) down; reference points (hollow) below, the first condition in bold"
 
@@ -101,6 +121,14 @@ def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
             found[caption] = charts.off_rows(moving, limit)
             caption = f"Share of OFF prompts with KL(select || base) of at most x nats, by condition; n = {n_off}."
             found[caption] = charts.off_curves(moving, limit)
+        groups = selectors_with_whole(chosen)
+        for group, name in zip(groups, charts.names(groups), strict=True):
+            where = f" ({name})" if len(groups) > 1 else ""
+            caption = (
+                "Share of OFF prompts with KL(select || base) of at most x nats, each selector against the whole demonstration "
+                f"as a prefix{where}; n = {len(group[0].records.off)}. A curve to the left moves them less."
+            )
+            found[caption] = charts.off_by_selector(group)
         source = ranked(chosen)
         agreement = rank_agreement(source.records.on, source.config.seed) if source else {"n": 0}
         if source and agreement["n"]:
@@ -120,7 +148,10 @@ def _varied(results: Sequence[ConditionResult]) -> dict[str, Figure]:
         ("sinks", "", "Kept sinks, by where the keys and values come from",
          [part for group in sinks(results) for part in _by_source(group)], lambda c: plural(setting(c, SINK), "sink"), False),
         ("positioning", "", "Compact against absolute positions", positions(results), lambda c: str(setting(c, PLACE)), False),
-        ("span_length", "", "Many short spans or few long ones, the same number of tokens", lengths(results), shape, True),
+        ("span_length", "", "Many short spans or few long ones, the same number of tokens", lengths(results),
+         lambda c: shape(c).replace(" × ", "\n× "), True),
+        ("transfer", "spans chosen for", "Spans chosen for the query itself, for another query of the same demonstration, "
+         "and for another episode", transfers(results), lambda c: CHOSEN_FOR[setting(c, MODE)], False),
     ]  # fmt: skip
     found = {}
     for name, below, caption, groups, tick, random in kinds:

@@ -29,6 +29,9 @@ from cedkv.types import Record
 MAX_SAMPLES = 500
 """ON samples, and OFF prompts, of one condition that a page holds; more would make it slow to open."""
 
+MAX_ROWS = 15
+"""Paired comparisons that are shown without folding those away that are not resolved."""
+
 TokenText = Callable[[int], str]
 
 _FOLDER = Path(__file__).with_name("templates")
@@ -76,6 +79,8 @@ def comparison_page(
     results: Sequence[ConditionResult],
     comparisons: list[dict[str, Any]],
     questions: list[dict[str, Any]],
+    relations: list[dict[str, Any]],
+    equal: list[dict[str, Any]],
     figures: dict[str, str],
     token_text: TokenText,
 ) -> str:
@@ -85,6 +90,8 @@ def comparison_page(
         comparisons: paired comparisons with left, right, quantity, n, difference, low, high, and where known p, p_holm,
             verdict, n_needed.
         questions: what was asked, with its answer in words.
+        relations: known ones: relation, holds (None is undecided), figures.
+        equal: what must come out the same: left, right, quantity, largest, limit, floor, verdict.
         figures: caption -> SVG of our own making; it goes into the page as it is.
         token_text: a token's text, leading space included.
 
@@ -105,6 +112,8 @@ def comparison_page(
         conditions=results,
         comparisons=_paired(comparisons),
         questions=questions,
+        relations=relations,
+        equal=[clean(row) for row in equal],
         checks=list(dict.fromkeys((check.gate, check.name) for c in results for check in c.results.checks)),
     )
 
@@ -267,7 +276,7 @@ def _bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float
 
 
 def _paired(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rows for the table of paired comparisons, and which optional columns there are.
+    """Rows for the table of paired comparisons, those to fold away where there are many, and which optional columns there are.
 
     Intervals of one quantity are drawn on one scale, zero in the middle.
     """
@@ -282,7 +291,10 @@ def _paired(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
         places = 3 - math.floor(math.log10(widest)) if widest else 1
         what = _QUANTITIES.get(row["quantity"], row["quantity"])
         rows.append({**row, "what": what, "at": at, "places": max(0, min(6, places))})
-    return {"rows": rows, "optional": optional}
+    open_ = [row for row in rows if row.get("verdict") == "not resolved"]
+    if len(rows) <= MAX_ROWS:
+        return {"rows": rows, "rest": [], "optional": optional}
+    return {"rows": [row for row in rows if row not in open_], "rest": open_, "optional": optional}
 
 
 def _number(value: float | None) -> str:

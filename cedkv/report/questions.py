@@ -45,12 +45,18 @@ def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
     if attention and any(record["correct_random"] for record in attention.records.on):
         text, low, high = contrast(attention, attention, "accuracy", arm="random")
         add("attention answers more than random spans", f"accuracy {text}", more(low, high), n)
+        text, low, high = contrast(attention, attention, "kl_to_teacher", arm="random")
+        add("random spans are farther from the teacher than attention's", f"KL {text}", _less(low, high), n)
     for group in families(chosen, SINK):
         first, last = min(group, key=lambda c: setting(c, SINK)), max(group, key=lambda c: setting(c, SINK))
         if setting(first, SOURCE) == "gather" and setting(first, SINK) == 0 and not first.reference:
             text, low, high = contrast(first, last, "kl_to_teacher")
             relation = f"gather without sinks is farther from the teacher than with {setting(last, SINK)} ({first.label})"
             add(relation, f"KL {text}", more(low, high), n)
+            text, low, high = contrast(first, last, "off_delta")
+            relation = f"gather without sinks moves OFF prompts more than with {setting(last, SINK)} ({first.label})"
+            if first.records.off:
+                add(relation, f"KL on OFF prompts {text}", more(low, high), len(first.records.off))
     if wrong:
         text, low, _ = contrast(wrong, wrong, "accuracy", arm="base")
         add("the prefix of another episode is no better than base", f"accuracy {text}", None if low is None else low <= 0, n)
@@ -94,11 +100,6 @@ def contrast(
     return f"{levels}, difference {signed(row['difference'])} [{signed(low)}, {signed(high)}]", low, high
 
 
-def ends(values: Sequence[float], condition: ConditionResult, name: str) -> tuple[float | None, float | None]:
-    """Interval of a mean, (None, None) for too few values or such as are not finite."""
-    return interval(values, condition.config.seed, name) if np.isfinite(values).all() else (None, None)
-
-
 def more(low: float | None, high: float | None) -> bool | None:
     """Whether a difference is above 0; None where its interval holds 0 or is not known."""
     if low is None or high is None:
@@ -106,10 +107,16 @@ def more(low: float | None, high: float | None) -> bool | None:
     return True if low > 0 else False if high < 0 else None
 
 
+def _less(low: float | None, high: float | None) -> bool | None:
+    """Whether a difference is below 0; None as in ``more``."""
+    above = more(low, high)
+    return None if above is None else not above
+
+
 def level(condition: ConditionResult, quantity: str) -> str:
     """A condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
     mine = series(condition, quantity)
-    low, high = ends(mine, condition, f"{condition.label}-{quantity}")
+    low, high = interval(mine, condition.config.seed, f"{condition.label}-{quantity}")
     mean = float(np.mean(mine)) if mine else math.nan
     return short(mean) + ("" if low is None or high is None else f" [{short(low)}, {short(high)}]")
 
@@ -162,6 +169,22 @@ def lengths(results: Sequence[ConditionResult]) -> list[Family]:
     return found
 
 
+def transfers(results: Sequence[ConditionResult]) -> list[Family]:
+    """Families with spans of the query itself, of another query of its demo, and, where there, of another episode."""
+    found = []
+    for group in families(distinct(results), MODE):
+        at = {setting(c, MODE): c for c in group}
+        if "transfer_span" in at and "attention_diversity_span" in at:
+            found.append([at[mode] for mode in ("attention_diversity_span", "transfer_span", "wrong_demo") if mode in at])
+    return found
+
+
+def selectors_with_whole(results: Sequence[ConditionResult]) -> list[Family]:
+    """Families that differ in the selector alone and have the whole demonstration as a prefix."""
+    found = families(distinct(results), MODE)
+    return [group for group in found if any(setting(c, MODE) == "full_demo" for c in group) and group[0].records.off]
+
+
 def _each(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
     """The answer of every family, named by its first condition where there are several."""
     if len(groups) == 1:
@@ -208,7 +231,7 @@ def _sinks(results: Sequence[ConditionResult]) -> str:
                 change[source] = [a - b for a, b in pairs]
         if len(change) == 2:
             extra = [a - b for a, b in zip(change["gather"], change["prefill"], strict=True)]
-            low, high = ends(extra, group[0], "sinks-by-source")
+            low, high = interval(extra, group[0].config.seed, "sinks-by-source")
             if low is not None and high is not None:
                 word = {
                     True: "sinks help prefill more",
@@ -239,12 +262,10 @@ def _lengths(results: Sequence[ConditionResult]) -> str:
 
 
 def _transfer(results: Sequence[ConditionResult]) -> str:
-    pairs = []
-    for group in families(results, MODE):
-        at = {setting(c, MODE): c for c in group}
-        if "transfer_span" in at and "attention_diversity_span" in at:
-            pairs.append([at["transfer_span"], at["attention_diversity_span"]])
-    return _each(pairs, lambda pair: f"another query's spans against the query's own: {_both(*pair)}") if pairs else ""
+    def answer(group: Family) -> str:
+        return f"another query's spans against the query's own: {_both(group[1], group[0])}"
+
+    return _each(found, answer) if (found := transfers(results)) else ""
 
 
 def _off(results: Sequence[ConditionResult]) -> str:
@@ -254,14 +275,16 @@ def _off(results: Sequence[ConditionResult]) -> str:
         for c in group:
             if c is not whole:
                 text, low, high = contrast(c, whole, "off_delta")
-                told[more(low, high)].append(f"{c.label} (p99 {short(p99(series(c, 'off_delta')))}, mean {text})")
+                change = text.partition(", difference ")[2] or text  # the whole demonstration's own mean is said once
+                told[more(low, high)].append(
+                    f"{c.label} (p99 {short(p99(series(c, 'off_delta')))}, change of the mean {change})"
+                )
         own = series(whole, "off_delta")
         parts = [f"the whole demonstration moves them by {short(float(np.mean(own)))} nats in the mean, p99 {short(p99(own))}"]
         words = {False: "less do", True: "more do", None: "not resolved from it are"}
         return ". ".join([*parts, *(sentence(f"{words[side]} {', '.join(names)}") for side, names in told.items() if names)])
 
-    groups = [g for g in families(results, MODE) if any(setting(c, MODE) == "full_demo" for c in g) and g[0].records.off]
-    return _each(groups, answer) if groups else ""
+    return _each(found, answer) if (found := selectors_with_whole(results)) else ""
 
 
 def _ranks(results: Sequence[ConditionResult]) -> str:

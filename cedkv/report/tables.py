@@ -1,12 +1,16 @@
-"""Per-sample tables for the MLflow UI: ``sample_id`` first, one plain value a cell."""
+"""Tables for the MLflow UI: per sample with ``sample_id`` first, per condition; one plain value a cell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from cedkv import selectors
+from cedkv.report.build import verdict_word
+from cedkv.report.comparison import ConditionResult
 from cedkv.types import Record
 
 _ON = (
@@ -37,6 +41,30 @@ def on_table(on: Sequence[Record], selections: Sequence[Record]) -> pd.DataFrame
 def off_table(off: Sequence[Record]) -> pd.DataFrame:
     """One row an OFF prompt."""
     return _table(off, _OFF)
+
+
+def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
+    """One row a condition: what it is, its main figures, its verdicts, its run."""
+    columns = {
+        "acc_select": "phase2_on_acc_student_select", "acc_random": "phase2_on_acc_student_random_mean",
+        "acc_base": "phase2_on_acc_base", "acc_teacher": "phase2_on_acc_teacher",
+        "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select", "off_delta_p99": "phase2_off_delta_p99_select",
+        "delta_on": "phase2_delta_on_mean_select",
+    }  # fmt: skip
+    rows = []
+    for result in results:
+        figures: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
+        verdicts = {gate: verdict_word(value) for gate, value in result.results.verdicts.items()}
+        rows.append(
+            {
+                "condition": result.label,
+                "kind": selectors.kind(result.config.select.mode),
+                **figures,
+                **verdicts,
+                "run_id": result.run_id,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _table(rows: Sequence[Record], columns: Sequence[str]) -> pd.DataFrame:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
 from cedkv.config import Phase2Config
 from cedkv.gates import Check
 from cedkv.report.build import Results, verdict_word
@@ -21,8 +27,8 @@ def run_name(config: Phase2Config, phase: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, or a dash."""
-    return "–" if value is None else f"{value:.4g}"
+    """Four significant digits, or a dash for what is missing or not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def about(config: Phase2Config, n_on: int, n_off: int) -> str:
@@ -75,3 +81,25 @@ def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> s
     ]
     lines += ["", f"Numerical floor: {number(results.floor)} nats. Files: `report_phase2.json`, `metrics.jsonl`, `artifacts/`."]
     return "\n".join(lines) + "\n"
+
+
+def aligned(table: pd.DataFrame) -> str:
+    """The table for the console: words to the left, figures to the right, four digits."""
+    shown = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
+    figures = set(shown.select_dtypes("number"))
+    columns = []
+    for name in shown:
+        cells = [name, *(number(None if pd.isna(value) else value) if name in figures else str(value) for value in shown[name])]
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if name in figures else cell.ljust(width) for cell in cells])
+    levels = f"base {number(table['acc_base'][0])}   teacher {number(table['acc_teacher'][0])}"
+    return "\n".join([f"accuracy   {levels}", "", *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
+
+
+def remark(row: Mapping[str, Any]) -> str | None:
+    """What a reader of the console must not miss: a known relation that does not hold, an equality that is broken."""
+    if row.get("holds", True) is False:
+        return f"note     does not hold here: {row['relation']} ({row['figures']})"
+    if row.get("verdict", "pass") != "pass":
+        return f"note     not equal: {row['left']} and {row['right']}, {row['quantity']} {number(row['largest'])}"
+    return None

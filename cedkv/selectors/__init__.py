@@ -43,6 +43,11 @@ def is_oracle(name: str) -> bool:
     return bool(getattr(_module(name), "ORACLE", False))
 
 
+def kind(name: str) -> str:
+    """``candidate``, ``reference`` or ``oracle``."""
+    return "oracle" if is_oracle(name) else "candidate" if reference(name) is None else "reference"
+
+
 def is_unbounded(name: str) -> bool:
     """Whether a selector may keep more tokens than the budget and than ``prefix_len``."""
     return bool(getattr(_module(name), "UNBOUNDED", False))
