@@ -8,6 +8,7 @@ run one wait and one warning, not its results.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import re
@@ -28,12 +29,12 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv import entry as entries
 from cedkv import journal
-from cedkv.entry import TABLES, Entry, now
+from cedkv.entry import NOTE, TABLES, Entry, now
 from cedkv.errors import ConfigError, without_secrets
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
-ORIGIN, PARENT = "cedkv.origin", "mlflow.parentRunId"
+ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
 STAYS = {entries.NAME, entries.LOCK, journal.NAME, TABLES}
 """What of a run's folder is not logged as it stands: bookkeeping, and tables, which go to the run's root."""
 _http: dict[str, str] = {}
@@ -55,6 +56,7 @@ class Mlflow:
         self._told = False
         self._client: Any = None
         _set_http(patience)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning of ours, not one for each attempt
 
     def start(self, entry: Entry) -> None:
         """Take over the run that ``mlflow run`` has made, or make one; without MLflow the run is a local one for now.
@@ -82,13 +84,13 @@ class Mlflow:
         self._attempt("the run could not be opened again", lambda: self._have(entry, parent))
 
     def retire(self, entry: Entry) -> None:
-        """End the run that ``mlflow run -P resume=...`` has made for itself, with a pointer to the resumed one, and delete
-        it (``mlflow runs restore`` brings it back): one evaluation, one run."""
+        """End the run that ``mlflow run -P resume=...`` has made for itself, with a pointer to the resumed one.
+
+        It stays (``mlflow run`` fails when it is gone), under a name that says what it is.
+        """
         made = os.environ.get("MLFLOW_RUN_ID")
         if made and made != entry.mlflow_run_id:
-            self._attempt(
-                f"run {made}, made by mlflow run, was not ended", lambda: self._retire(made, str(entry.mlflow_run_id))
-            )
+            self._attempt(f"run {made}, made by mlflow run, was not ended", lambda: self._retire(made, entry))
 
     def push(self, entry: Entry, parent: Entry | None = None, *, files: bool = False) -> None:
         """Bring MLflow to what the entry says: parameters, inputs, metrics, tags and, with ``files``, tables and folder.
@@ -164,16 +166,15 @@ class Mlflow:
     def _upload(self, run_id: str, file: Path, where: str | None) -> None:
         self._ask(lambda client: client.log_artifact(run_id, str(file), where))
 
-    def _retire(self, made: str, resumed: str) -> None:
+    def _retire(self, made: str, entry: Entry) -> None:
         data = self._ask(lambda client: client.get_run(made)).data
         if data.tags.get("mlflow.source.type") != "PROJECT" or data.metrics:
             return  # not one that mlflow run has just made
-        note = f"This run only carried `mlflow run -P resume={resumed}`: see that run."
-        tags = [RunTag("cedkv.resumed", resumed), RunTag("mlflow.note.content", note)]
-        self._ask(lambda client: client.log_batch(made, tags=tags))
+        note = f"This run only carried `mlflow run -P resume={entry.mlflow_run_id}`; the results are in that run."
+        tags = {RESUMED: str(entry.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {entry.name}"}
+        self._ask(lambda client: client.log_batch(made, tags=[RunTag(*tag) for tag in tags.items()]))
         self._ask(lambda client: client.set_terminated(made, "FINISHED"))
-        self._ask(lambda client: client.delete_run(made))
-        click.echo(f"run {made}, which mlflow run made to carry the resume, is deleted", err=True)
+        click.echo(f"results go to run {entry.mlflow_run_id}; run {made} only carries the resume", err=True)
 
     def retry(self) -> None:
         """Try again with a server that was given up on."""

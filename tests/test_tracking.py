@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,14 @@ import pandas as pd
 import pytest
 
 from cedkv import entry as entries
-from cedkv.config import Phase2Config
 from cedkv.entry import Entry
 from cedkv.errors import ConfigError, TrackingError
-from cedkv.job import Job, running, save_table, sync
+from cedkv.job import Job, save_table, sync
 from cedkv.tracking import Mlflow, describe_datasets, where_to_look
 from tests import tiny
+from tests.faults.crashing import run_of_nothing as run
 
 CLIENT = mlflow.MlflowClient
-PENDING = {"gateA": "pending"}
-
-
-@contextmanager
-def run(config: Phase2Config | None = None, name: str = "n", tags: dict[str, str] = PENDING) -> Iterator[Job]:
-    """A run of nothing."""
-    config = config or tiny.config("x", "runtime.mlflow_timeout=4")
-    entry = entries.new("phase2", "2", config, {})
-    entry.name = name
-    with running(config, entry, tags, resumed=False) as job:
-        yield job
 
 
 def ended(job: Job) -> Any:
@@ -111,17 +98,17 @@ def test_a_run_that_has_results_is_not_taken_over(store: str, monkeypatch: pytes
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
-def test_the_run_that_carried_a_resume_is_deleted(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And points to the resumed one; a run of somebody's own is left alone."""
-    with run() as job:
+def test_the_run_that_carried_a_resume_is_ended_and_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of somebody's own is left alone."""
+    with run(name="ours") as job:
         ended(job)
-    for source, stage in (("PROJECT", "deleted"), ("LOCAL", "active")):
+    for source, status in (("PROJECT", "FINISHED"), ("LOCAL", "RUNNING")):
         made = made_by_mlflow_run(monkeypatch, None, **{"mlflow.source.type": source})
         Mlflow(4).retire(job.entry)
         found = mlflow.get_run(made)
-        assert found.info.lifecycle_stage == stage
-        assert (found.data.tags.get("cedkv.resumed") == job.entry.run_id) == (stage == "deleted")
-        assert (found.info.status == "FINISHED") == (stage == "deleted")
+        assert found.info.status == status
+        assert (found.info.run_name == "resume of ours") == (status == "FINISHED")
+        assert (found.data.tags.get("cedkv.resumed") == job.entry.run_id) == (status == "FINISHED")
 
 
 def test_a_run_of_its_own_goes_to_the_named_experiment(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cedkv.config import Phase2Config
 from cedkv.driver import run_phase2
-from cedkv.entry import find
+from cedkv.entry import find, new
+from cedkv.job import Job, running
 from tests import tiny
 
 SIZES = ("eval.on_samples=5", "eval.off_samples=3", "eval.gate_a_samples=1", "eval.n_random_trials=1", "runtime.batch_size=2")
@@ -24,6 +26,16 @@ Plant = Callable[[], None]
 def config(model: Path, *overrides: str) -> Phase2Config:
     """A run of five units."""
     return tiny.config(model, *SIZES, *overrides)
+
+
+@contextmanager
+def run_of_nothing(its: Phase2Config | None = None, name: str = "n") -> Iterator[Job]:
+    """A run without a model."""
+    its = its or tiny.config("x", "runtime.mlflow_timeout=4")
+    entry = new("phase2", "2", its, {})
+    entry.name = name
+    with running(its, entry, {"gateA": "pending"}, resumed=False) as job:
+        yield job
 
 
 def forked(work: Callable[[], Any], plant: Plant = lambda: None) -> int:
