@@ -1,13 +1,14 @@
 # make run    the main job: one evaluation on a small real model, logged to the local MLflow store
 # make test   all tests, those on real weights included
 # make check  what CI checks besides: lint, format, types
+# make faults as test, the part on faults alone, with real MLflow servers that are killed (on PostgreSQL where it is there)
 # make ui     the MLflow UI, on this machine only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check ui clean
+.PHONY: run test check faults ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
@@ -19,6 +20,9 @@ check: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+
+faults: $(READY)
+	RUN_SERVER_TESTS=1 python -m pytest tests/faults
 
 ui: $(READY)
 	mlflow ui --host 127.0.0.1

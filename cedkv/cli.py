@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from cedkv import __version__
-from cedkv.errors import CedkvError, ConfigError
-from cedkv.options import COMPARISONS, OPTIONS
-
-if TYPE_CHECKING:
-    from cedkv.config import Phase2Config
+from cedkv.errors import CedkvError, ConfigError, without_secrets
+from cedkv.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 
 PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
 """The options that are also flags of the command line (``--phase2-model-id``); ``--set`` reaches every key."""
+
+
+TRUE = ("true", "1", "yes", "on")
 
 
 class GroupedCommand(click.Command):
@@ -44,7 +48,14 @@ class MainCommand(GroupedCommand, click.Group):
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """The two options every command has: a file, and any key."""
+    """The options every command has: a file, any key, a run to go on with, and tracebacks."""
+    command = click.option(
+        "--debug", type=bool, is_flag=False, flag_value=True, default=False, metavar="true",
+        help="Running|Show the traceback of an error.",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--resume", metavar="RUN_ID", help="Running|Go on with a run that was broken off, where it was: a folder in outputs/.",
+    )(command)  # fmt: skip
     command = click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE,...",
         help="Configuration|Any configuration key: select.span_len=6,eval.off_samples=32. May be given again.",
@@ -52,53 +63,95 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--config", "path", metavar="FILE", help="Configuration|YAML file with a phase2 block.")(command)
 
 
-def execute(path: str | None, overrides: Sequence[str], options: Mapping[str, str | None], phase: Literal["1.5", "2"]) -> None:
-    """Resolve the configuration, run, and exit: 0 done, 1 a gate failed and ``fail_on_gate`` is set, 2 an error."""
+@dataclass(frozen=True)
+class Given:
+    """What was given on a command line: a run's configuration, or the run to go on with (and then what it must agree with)."""
 
-    def job(config: Phase2Config) -> bool:
-        from cedkv.driver import run_phase2
-
-        return all(run_phase2(config, phase).verdicts.values())
-
-    _run(path, overrides, options, job)
-
-
-def execute_comparison(
-    name: str,
-    path: str | None,
-    overrides: Sequence[str],
-    options: Mapping[str, str | None],
-    lists: Mapping[str, str | None],
-) -> None:
-    """As ``execute``, for a comparison; ``fail_on_gate`` wants every condition's Gate A and the first one's Gate B."""
-
-    def job(config: Phase2Config) -> bool:
-        from cedkv.compare import run_comparison
-
-        verdicts = [result.results.verdicts for result in run_comparison(name, config, lists)]
-        return all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
-
-    _run(path, overrides, options, job)
+    path: str | None
+    overrides: Sequence[str]
+    options: Mapping[str, str | None]
+    phase: Literal["1.5", "2"] | None = None
+    lists: Mapping[str, str | None] = field(default_factory=dict)
+    resume: str | None = None
+    debug: bool = False
 
 
-def _run(
-    path: str | None,
-    overrides: Sequence[str],
-    options: Mapping[str, str | None],
-    job: Callable[[Phase2Config], bool],
-) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run ends as FAILED, with its data
-    try:
+def execute(command: str, given: Given) -> None:
+    """Resolve the configuration, run ``phase2`` or a comparison, and exit.
+
+    0 done; 1 a gate failed and ``fail_on_gate`` is set (in a comparison: any condition's Gate A, or the first one's Gate
+    B); 2 an error with a remedy; 3 the run broke off; 4 results safe, not logged; 128 + n ended by signal n.
+    """
+    _end_on_signals()
+    with _told(given.debug):
         from cedkv.config_sources import resolve
 
-        config = resolve(path, overrides, options)
-        passed = job(config)
-    except CedkvError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    if config.runtime.fail_on_gate and not passed:
-        click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
-        sys.exit(1)
+        entry, path, phase, lists = None, given.path, given.phase, given.lists
+        if given.resume is not None:
+            from cedkv.entry import find
+
+            entry = find(given.resume)
+            command = entry.command if command == "any" else command
+            _same(entry.run_id, "command", entry.command, command)
+            _same(entry.run_id, "phase", entry.phase, phase or entry.phase)
+            path, phase = path or str(entry.folder / "config.yaml"), "1.5" if entry.phase == "1.5" else "2"
+            lists = lists if any(lists.values()) else entry.lists
+        config = resolve(path, given.overrides, given.options).for_phase(phase or "2")
+        if entry is None:
+            from cedkv.entry import new
+
+            entry = new(command, phase or "2", config, lists)
+        resumed = given.resume is not None
+        if command in COMPARISONS:
+            from cedkv.compare import run_comparison
+
+            verdicts = [r.results.verdicts for r in run_comparison(command, config, lists, entry, resumed=resumed)]
+            passed = all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
+        else:
+            from cedkv.driver import run_phase2
+
+            passed = all(run_phase2(config, phase or "2", entry, resumed=resumed).verdicts.values())
+        if config.runtime.fail_on_gate and not passed:
+            click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
+            sys.exit(1)
+
+
+def _same(run_id: str, what: str, then: str, now: str) -> None:
+    if then != now:
+        raise ConfigError(
+            f"run {run_id} is of {what} {then}, not {now}: python -m cedkv --resume {run_id} goes on with any run"
+        )
+
+
+def _end_on_signals() -> None:
+    """SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED, with its data; further ones do not disturb that."""
+
+    def end(number: int, _: object) -> None:
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
+        click.echo(f"{signal.Signals(number).name}: ending the run ...", err=True)
+        sys.exit(128 + number)
+
+    names = ("SIGTERM", "SIGINT", "SIGHUP")
+    ending = [getattr(signal, name) for name in names if signal.getsignal(getattr(signal, name, 0)) is not signal.SIG_IGN]
+    for each in ending:
+        signal.signal(each, end)
+
+
+@contextmanager
+def _told(debug: bool) -> Iterator[None]:
+    """Errors as one readable message and an exit code; a traceback only with ``--debug``."""
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            click.echo(without_secrets(traceback.format_exc()), err=True)
+        if isinstance(error, CedkvError):
+            click.echo(f"Error: {without_secrets(str(error))}", err=True)
+            sys.exit(error.exit_code)
+        what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        click.echo(f"Error: this was not foreseen: {what}\nGive --debug to see where (-P debug=true), and report it", err=True)
+        sys.exit(3)
 
 
 def short_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -108,12 +161,17 @@ def short_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def not_default(path: str | None, resume: str | None) -> str | None:
+    """The path, but for the one that MLproject gives by itself to a resumed run, which has a configuration already."""
+    return None if resume is not None and path == DEFAULT_CONFIG else path
+
+
 def comparison_command(name: str) -> click.Command:
     """The entry point of a comparison: lists of settings, and every option of a single run."""
 
-    def command(path: str | None, overrides: tuple[str, ...], **given: str | None) -> None:
+    def command(path: str | None, overrides: tuple[str, ...], resume: str | None, debug: bool, **given: str | None) -> None:
         lists = {option: given.pop(option) for option in COMPARISONS[name]}
-        execute_comparison(name, path, overrides, given, lists)
+        execute(name, Given(not_default(path, resume), overrides, given, None, lists, resume, debug))
 
     body: Callable[..., None] = configured(short_options(command))
     for option, (key, text) in reversed(COMPARISONS[name].items()):
@@ -123,7 +181,7 @@ def comparison_command(name: str) -> click.Command:
 
 
 def _strict_only(value: str) -> None:
-    if value.strip().lower() not in ("true", "1", "yes", "on"):
+    if value.strip().lower() not in TRUE:
         raise ConfigError(
             f"--phase2-strict-hf {value} is refused: a verdict on a mock says nothing about a model, so strict is the only "
             "mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
@@ -143,8 +201,8 @@ def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 @click.option(
-    "--phase", type=click.Choice(["1.5", "2"]), default="2", show_default=True,
-    help="What to run|2: all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
+    "--phase", type=click.Choice(["1.5", "2"]),
+    help="What to run|2 (default): all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
 )  # fmt: skip
 @configured
 @_phase2_flags
@@ -157,29 +215,54 @@ def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
 def main(
     ctx: click.Context,
     /,
-    phase: Literal["1.5", "2"],
+    phase: Literal["1.5", "2"] | None,
     path: str | None,
     overrides: tuple[str, ...],
+    resume: str | None,
+    debug: bool,
     strict: str,
     **options: Any,
 ) -> None:
     """Can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
     Every run is an MLflow run (experiment "cedkv" unless MLflow's own environment says otherwise); its files are in
-    outputs/RUN_ID. A failing gate is a finished run, exit code 0, unless runtime.fail_on_gate is set. Exit code 2 is an
-    error, with the reason and a remedy.
+    outputs/RUN_ID. A failing gate is a finished run, exit code 0, unless runtime.fail_on_gate is set.
+
+    \b
+    Exit codes:
+      0    done
+      1    done, a gate did not pass, and runtime.fail_on_gate is set
+      2    an error of input, model or numbers, with the reason and a remedy
+      3    the run broke off (a full disk, a defect); --resume RUN_ID goes on with it
+      4    done, the results are safe in outputs/RUN_ID, but not logged; sync logs them
+      128+n  ended by signal n (130 SIGINT, 143 SIGTERM), the run is KILLED; --resume goes on with it
 
     \b
     Examples:
       python -m cedkv --phase 2 --config configs/quickstart.yaml
       python -m cedkv --phase 2 --phase2-model-id smollm2-135m --phase2-select-mode random_span
       python -m cedkv --phase 1.5 --phase2-model-id /path/to/model
+      python -m cedkv --resume 8da8f583e4b141b0874737737cefbd5a
+      python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a
     """
     if ctx.invoked_subcommand is not None:
         return
-    try:
+    with _told(debug):
         _strict_only(strict)
-    except ConfigError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    execute(path, overrides, options, phase)
+    execute("phase2" if resume is None else "any", Given(path, overrides, options, phase, {}, resume, debug))
+
+
+@main.command("sync", cls=GroupedCommand)
+@click.argument("folder", metavar="RUN_DIR")
+@click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Seconds one call is waited for.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def sync_command(folder: str, timeout: int, debug: bool) -> None:
+    """Log a run to MLflow from its folder (outputs/RUN_ID): what was not logged, or broken off, or logged in part.
+
+    It may be called again: what is there already stays as it is. A run that was killed without a word (kill -9, power) is
+    ended as KILLED. Exit code 4: MLflow still does not have everything.
+    """
+    with _told(debug):
+        from cedkv.job import sync
+
+        sync(Path(folder), timeout, click.echo)

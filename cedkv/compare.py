@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 from tqdm import tqdm
 
+from cedkv import entry as entries
 from cedkv import selectors, tracking
 from cedkv.conditions import build, factors, labels
 from cedkv.config import Phase2Config
-from cedkv.driver import OUTPUTS, Clock, datasets, evaluate, publish, token_text
+from cedkv.driver import Clock, datasets, depends_on, evaluate, publish, read_back, token_text
+from cedkv.entry import Entry
 from cedkv.estimate import duration, teacher_tokens, tokens
 from cedkv.eval_phase2 import Condition, evaluations, plan_samples
+from cedkv.job import Job, running, save_table
+from cedkv.journal import Journal
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
 from cedkv.lm.source import LanguageModel
-from cedkv.report.build import decide, sort_records, write_config
+from cedkv.report.build import decide
 from cedkv.report.comparison import ConditionResult
 from cedkv.report.drawing import save_png, to_svg
 from cedkv.report.figures import comparison_figures
@@ -30,90 +33,74 @@ from cedkv.report.questions import questions, relations
 from cedkv.report.summary import summary_markdown
 from cedkv.report.tables import conditions_table
 from cedkv.report.text import aligned, remark
+from cedkv.samples.jsonl import check_files
 from cedkv.samples.load import Samples, load_samples
 from cedkv.stats_grid import best_condition, equal_on_paper, grid_comparisons
-from cedkv.types import Record
 
 
-def run_comparison(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[ConditionResult]:
+def run_comparison(
+    name: str, config: Phase2Config, lists: Mapping[str, str | None], entry: Entry | None = None, *, resumed: bool = False
+) -> list[ConditionResult]:
     """Evaluate all conditions, compare them, and log parent and nested runs.
+
+    Args:
+        entry: the run, of ``entry.new`` or, to be ``resumed``, of ``entry.find``.
 
     Raises:
         CedkvError: as ``run_phase2``; parent and unfinished nested runs are then FAILED.
     """
     conditions = build(name, config, lists)
-    title = f"{name} · {len(conditions)} conditions · seed {config.seed}"
-    with tracking.tracked_run(title, {"comparison": name, "best": "pending"}) as run_id:
-        folder = OUTPUTS / run_id
-        children: dict[str, str] = {}
-        try:
-            return _run(name, config, conditions, run_id, folder, children)
-        except BaseException:
-            tracking.end_children(children.values())
-            if folder.exists():
-                tracking.log_partial(folder)
-            raise
+    check_files(config)
+    entry = entry or entries.new(name, "2", config, lists)
+    entry.name = entry.name or f"{name} · {len(conditions)} conditions · seed {config.seed}"
+    with running(config, entry, {"comparison": name, "best": "pending"}, resumed) as job:
+        return _run(name, config, conditions, job)
 
 
-def _run(
-    name: str,
-    config: Phase2Config,
-    conditions: Sequence[Condition],
-    run_id: str,
-    folder: Path,
-    children: dict[str, str],
-) -> list[ConditionResult]:
+def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: Job) -> list[ConditionResult]:
     clock = _Estimating()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
-    tracking.log_config(config)
-    click.echo(f"run {run_id}: {name}, {len(conditions)} conditions; loading {config.model.id} ...", err=True)
+    entry = job.entry
+    click.echo(f"run {entry.run_id}: {name}, {len(conditions)} conditions; loading {config.model.id} ...", err=True)
     clock.enter("load")
     lm = source.load(config)
     for condition in conditions:
         require(lm.capabilities, condition.config)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
-    inputs = datasets(samples, "2")
-    tracking.log_datasets(inputs)
-    clock.expect(conditions, samples)
+    journal = job.open_journal(depends_on(lm, conditions, samples, "2"), [condition.key for condition in conditions])
+    entry.datasets = tracking.describe_datasets(datasets(samples, "2"))
+    job.push()
+    clock.expect(conditions, samples, done=len(journal.units))
     pending = dict.fromkeys(("gateA", "gateB", "phase2"), "pending")
     named = labels(conditions)
     for condition in conditions:
         tags = {"comparison": name, "condition": condition.key, "kind": selectors.kind(condition.config.select.mode)}
-        children[condition.key] = tracking.create_child(named[condition.key], pending | tags)
-        write_config(condition.config, OUTPUTS / children[condition.key])
-    folders = {key: OUTPUTS / child for key, child in children.items()}
-    found = evaluate(lm, conditions, samples, "2", folders, clock)
+        job.child(condition.key, named[condition.key], condition.config, pending | tags)
+    folders = {key: child.folder for key, child in job.children.items()}
+    evaluate(lm, conditions, samples, "2", folders, clock, journal)
     clock.enter("report")
-    results = _finish_children(lm, conditions, samples, children, found, inputs)
-    _publish(name, lm, config, run_id, folder, results, clock)
+    results = _finish_children(lm, conditions, samples, job, journal)
+    _publish(name, lm, config, job, results, clock)
     return results
 
 
 def _finish_children(
-    lm: LanguageModel,
-    conditions: Sequence[Condition],
-    samples: Samples,
-    children: Mapping[str, str],
-    found: Mapping[str, list[Record]],
-    inputs: Mapping[str, tuple[str, pd.DataFrame]],
+    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, job: Job, journal: Journal
 ) -> list[ConditionResult]:
     differing, named = factors(conditions), labels(conditions)
     results = []
     for condition in conditions:
-        key, config, child = condition.key, condition.config, children[condition.key]
-        records = sort_records(found[key])
+        key, config, child = condition.key, condition.config, job.children[condition.key]
+        records = read_back(journal, key)
         decided = decide(config, records, "2")
-        write_json(OUTPUTS / child / "artifacts" / "hf_runtime_meta.json", lm.meta)
-        with tracking.child_run(child):
-            tracking.log_config(config)
-            tracking.log_datasets(inputs)
-            publish(lm, config, samples, "2", child, OUTPUTS / child, records, decided, {})
+        write_json(child.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
+        child.datasets = job.entry.datasets
+        publish(lm, config, samples, "2", child, journal, key, records, decided, {})
+        job.finish(child)
         results.append(
             ConditionResult(
                 key=key,
                 label=named[condition.key],
-                run_id=child,
+                run_id=child.run_id,
                 config=config,
                 factors=differing[key],
                 oracle=selectors.is_oracle(config.select.mode),
@@ -129,11 +116,11 @@ def _publish(
     name: str,
     lm: LanguageModel,
     config: Phase2Config,
-    run_id: str,
-    folder: Path,
+    job: Job,
     results: list[ConditionResult],
     clock: Clock,
 ) -> None:
+    run_id, folder = job.entry.run_id, job.folder
     compared = grid_comparisons(results, config.seed)
     asked, known, equal = questions(results), relations(results), equal_on_paper(results)
     best, rule = best_condition(results)
@@ -159,17 +146,19 @@ def _publish(
     tags |= {f"{gate}_passed": f"{n} of {len(results)}" for gate, n in passed.items()}
     metrics = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in content["seconds"].items()}
     metrics |= {"conditions": len(results), "comparisons_resolved": sum(c["verdict"] != "not resolved" for c in compared)}
-    tables = {"conditions.json": table, "comparisons.json": pd.DataFrame(compared)}
-    description = summary_markdown(name, results, compared, asked, known, equal, limit=7900)
-    tracking.log_results(metrics, tags, tables, description, folder)
+    save_table(job.entry, "conditions.json", table)
+    save_table(job.entry, "comparisons.json", pd.DataFrame(compared))
+    job.entry.conclude(metrics, tags, summary_markdown(name, results, compared, asked, known, equal, limit=7900))
     click.echo(f"\n{aligned(table)}\n")
     for row in (*known, *equal):
         if (word := remark(row)) is not None:
             click.echo(word)
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")
-    click.echo(f"MLflow   {tracking.where_to_look()}")
-    click.echo(f"compare  {tracking.compare_view(run_id, 'CHART')}")
+    job.finish(job.entry)
+    if job.fault is None:
+        click.echo(f"MLflow   {tracking.where_to_look(job.entry)}")
+        click.echo(f"compare  {tracking.compare_view(job.entry, 'CHART')}")
 
 
 class _Estimating(Clock):
@@ -177,9 +166,11 @@ class _Estimating(Clock):
 
     _expected: tuple[int, int] | None = None
 
-    def expect(self, conditions: Sequence[Condition], samples: Samples) -> None:
-        """Say how much there is to do; the next stages are its first ones."""
-        units = plan_samples(conditions, samples, "2")
+    def expect(self, conditions: Sequence[Condition], samples: Samples, done: int) -> None:
+        """Say how much there is to do after ``done`` units; the next stages are the first ones of that."""
+        units = plan_samples(conditions, samples, "2")[done:]
+        if not units:
+            return
         total = tokens(conditions, units, samples)
         self._expected = total, teacher_tokens(units[0], samples)
         count = sum(evaluations(conditions, unit, "2") for unit in units)

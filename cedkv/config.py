@@ -45,6 +45,7 @@ class RuntimeBlock(Block):
     torch_dtype: Dtype = "float32"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     fail_on_gate: bool = False
+    mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
 
     @model_validator(mode="after")
     def _strict(self) -> Self:
@@ -156,6 +157,13 @@ class Phase2Config(Block):
                 f"{self.prefix_len}: raise prefix_len to {need} or more, or lower span_budget, span_len or keep_sink"
             )
         return self
+
+    def for_phase(self, phase: str) -> Phase2Config:
+        """What a phase runs: 1.5 is Gate A alone, on ``eval.gate_a_samples`` ON samples."""
+        if phase != "1.5":
+            return self
+        sizes = self.eval.model_copy(update={"on_samples": min(self.eval.on_samples, self.eval.gate_a_samples)})
+        return self.model_copy(update={"eval": sizes})
 
     def kl_limit(self, threshold: str) -> float:
         """The limit of a check whose two sides are equal on paper: the threshold, or the dtype's limit if null."""

@@ -7,28 +7,35 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
 from tqdm import tqdm
 
+from cedkv import entry as entries
 from cedkv import tracking
 from cedkv.config import Phase2Config
+from cedkv.entry import Entry, decisive
+from cedkv.errors import DataError
 from cedkv.eval_phase2 import Condition, Phase, evaluations, plan_samples, run
+from cedkv.job import Job, running, save_table
+from cedkv.journal import Journal, StoredRecords
 from cedkv.lm import source
+from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.source import LanguageModel
-from cedkv.report.build import Records, Results, decide, sort_records, verdict_word, write_config, write_results
+from cedkv.report.build import Records, Results, decide, verdict_word, write_results
 from cedkv.report.drawing import to_svg
 from cedkv.report.figures import run_figures
-from cedkv.report.files import append_lines, write_json, write_text
-from cedkv.report.page import run_page
+from cedkv.report.files import append_lines, write_json, write_lines, write_text
+from cedkv.report.page import MAX_SAMPLES, run_page
 from cedkv.report.tables import off_table, on_table
 from cedkv.report.text import console, markdown, run_name
+from cedkv.samples.jsonl import check_files
 from cedkv.samples.load import Samples, load_samples
 from cedkv.types import Record
-
-OUTPUTS = Path("outputs")
 
 
 class Clock:
@@ -50,46 +57,61 @@ class Clock:
         return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
 
-def run_phase2(config: Phase2Config, phase: Phase) -> Results:
+def run_phase2(config: Phase2Config, phase: Phase, entry: Entry | None = None, *, resumed: bool = False) -> Results:
     """Run and log one evaluation; phase 1.5 is Gate A alone, on ``eval.gate_a_samples`` ON samples.
 
+    Args:
+        entry: the run, of ``entry.new`` or, to be ``resumed``, of ``entry.find``.
+
     Raises:
-        CedkvError: model, samples, numbers or tracking; the run is then FAILED and keeps what it had.
+        CedkvError: model, samples, numbers, disk or tracking; the run is then FAILED and keeps what it had.
     """
-    if phase == "1.5":
-        sizes = config.eval.model_copy(update={"on_samples": min(config.eval.on_samples, config.eval.gate_a_samples)})
-        config = config.model_copy(update={"eval": sizes})
+    config = config.for_phase(phase)
+    check_files(config)
+    entry = entry or entries.new("phase2", phase, config, {})
+    entry.name = entry.name or run_name(config, phase)
     gates = ("gateA", "gateB", "phase2") if phase == "2" else ("gateA",)
-    with tracking.tracked_run(run_name(config, phase), dict.fromkeys(gates, "pending")) as run_id:
-        folder = OUTPUTS / run_id
-        try:
-            return _run(config, phase, run_id, folder)
-        except BaseException:
-            if folder.exists():
-                tracking.log_partial(folder)
-            raise
+    with running(config, entry, dict.fromkeys(gates, "pending"), resumed) as job:
+        return _run(config, phase, job)
 
 
-def _run(config: Phase2Config, phase: Phase, run_id: str, folder: Path) -> Results:
+def _run(config: Phase2Config, phase: Phase, job: Job) -> Results:
     clock = Clock()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
-    tracking.log_config(config)
+    entry = job.entry
+    click.echo(f"run {entry.run_id}: loading {config.model.id} ...", err=True)
     clock.enter("load")
-    click.echo(f"run {run_id}: loading {config.model.id} ...", err=True)
     lm = source.load(config)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
-    write_json(folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
-    tracking.log_datasets(datasets(samples, phase))
-    found = evaluate(lm, [Condition("run", config)], samples, phase, {"run": folder}, clock)
+    conditions = [Condition("run", config)]
+    journal = job.open_journal(depends_on(lm, conditions, samples, phase), ["run"])
+    write_json(entry.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
+    entry.datasets = tracking.describe_datasets(datasets(samples, phase))
+    job.push()
+    evaluate(lm, conditions, samples, phase, {"run": entry.folder}, clock, journal)
     clock.enter("report")
-    records = sort_records(found["run"])
+    records = read_back(journal, "run")
     results = decide(config, records, phase)
-    publish(lm, config, samples, phase, run_id, folder, records, results, clock.read())
+    publish(lm, config, samples, phase, entry, journal, "run", records, results, clock.read())
     click.echo(console(config, results, len(records.on), len(records.off)))
-    click.echo(f"\nfiles    {folder}/report.html (and report_phase2.json, metrics.jsonl, config.yaml, artifacts/)")
-    click.echo(f"MLflow   {tracking.where_to_look()}")
+    click.echo(f"\nfiles    {entry.folder}/report.html (and report_phase2.json, metrics.jsonl, config.yaml, artifacts/)")
+    job.finish(entry)
+    if job.fault is None:
+        click.echo(f"MLflow   {tracking.where_to_look(entry)}")
     return results
+
+
+def depends_on(lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, phase: Phase) -> dict[str, Any]:
+    """All that a run's records depend on, flat: a resumed run must agree in it."""
+    found: dict[str, Any] = {"phase": phase}
+    for condition in conditions:
+        where = "" if len(conditions) == 1 else f"{condition.key}: "
+        found |= {f"{where}{name}": value for name, value in decisive(condition.config).items()}
+    for kind, origin, its in (("on", samples.on_source, samples.on), ("off", samples.off_source, samples.off)):
+        digest = sha256()
+        for sample in its:
+            digest.update(f"{sample!r}\n".encode())
+        found |= {f"samples.{kind}.source": origin, f"samples.{kind}.digest": digest.hexdigest()}
+    return found | fingerprint(lm)
 
 
 def evaluate(
@@ -99,17 +121,20 @@ def evaluate(
     phase: Phase,
     folders: Mapping[str, Path],
     clock: Clock,
-) -> dict[str, list[Record]]:
-    """Run all units; sample records are in the conditions' folders as soon as their unit is done.
-
-    Returns:
-        The records of every condition, by its key.
-    """
+    journal: Journal,
+) -> None:
+    """Run the units that are not in the journal yet; each is there, and its samples in ``metrics.jsonl``, when it is done."""
     units = plan_samples(conditions, samples, phase)
-    total = sum(evaluations(conditions, unit, phase) for unit in units)
-    found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    done = len(journal.units)
+    if [unit.key for unit in units[:done]] != journal.units:
+        raise DataError(f"{journal.path}: its units are not those of this run's plan; start a new run")
+    for condition in conditions:
+        write_lines(folders[condition.key] / "metrics.jsonl", filter(_is_sample, journal.records(condition.key)))
+    if done:
+        click.echo(f"resumed: {done} of {len(units)} units are done already", err=True)
+    sizes = [evaluations(conditions, unit, phase) for unit in units]
     shown = sys.stderr.isatty()
-    with tqdm(total=total, unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
         pending = 0
 
         def step(arm: str, count: int) -> None:
@@ -119,15 +144,29 @@ def evaluate(
             bar.set_description(arm)
             clock.enter(arm)
 
-        for done, (unit, records) in enumerate(run(lm, conditions, samples, units, phase, step), 1):
+        for at, (unit, records) in enumerate(run(lm, conditions, samples, units[done:], phase, step), done + 1):
+            journal.append(unit.key, records)
             for key, new in records.items():
-                append_lines(folders[key] / "metrics.jsonl", [record for record in new if record["type"] == "sample"])
-                found[key] += new
+                append_lines(folders[key] / "metrics.jsonl", list(filter(_is_sample, new)))
             if not shown:
-                click.echo(f"{unit.key} done ({done} of {len(units)} units)", err=True)
+                click.echo(f"{unit.key} done ({at} of {len(units)} units)", err=True)
         bar.update(pending)
         bar.set_description("done")
-    return found
+
+
+def read_back(journal: Journal, key: str) -> Records:
+    """A condition's records: in memory what figures are computed from, on disk what only its files and the page show."""
+    found: dict[str, list[Record]] = {"on": [], "off": [], "plumbing": [], "repro": []}
+    selections = 0
+    for record in journal.records(key):
+        kind = record["kind"] if _is_sample(record) else record["type"]
+        if kind == "selection":
+            selections += 1
+            continue
+        if kind == "on" and len(found["on"]) >= MAX_SAMPLES:
+            del record["topk"]
+        found[kind].append(record)
+    return Records(**found, selections=StoredRecords(journal, key, _is_selection, selections))
 
 
 def publish(
@@ -135,13 +174,15 @@ def publish(
     config: Phase2Config,
     samples: Samples,
     phase: Phase,
-    run_id: str,
-    folder: Path,
+    entry: Entry,
+    journal: Journal,
+    key: str,
     records: Records,
     results: Results,
     seconds: dict[str, float],
 ) -> None:
-    """Write a finished run's files, then log them to the active MLflow run."""
+    """Write a finished run's files, and what MLflow has to hold of it."""
+    folder, run_id = entry.folder, entry.run_id
     append_lines(
         folder / "metrics.jsonl",
         [{"type": "run", "run_id": run_id, "phase": phase, "metrics": results.metrics, "seconds": seconds}],
@@ -150,14 +191,27 @@ def publish(
     write_results(folder, run_id, config, records, results, sources, lm.meta, seconds)
     drawn = {caption: to_svg(figure) for caption, figure in run_figures(records, results).items()}
     write_text(folder / "report.html", run_page(config, records, results, drawn, sources, run_id, token_text(lm)))
-    tables = {"phase2_on_samples.json": on_table(records.on, records.selections)}
+    on = StoredRecords(journal, key, _is_on, len(records.on))
+    save_table(entry, "phase2_on_samples.json", on_table(on, records.selections))
     if records.off:
-        tables["phase2_off_samples.json"] = off_table(records.off)
+        save_table(entry, "phase2_off_samples.json", off_table(records.off))
     tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
     tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
     times = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in seconds.items()}
     description = markdown(config, results, len(records.on), len(records.off))
-    tracking.log_results({**results.metrics, **times}, tags, tables, description, folder)
+    entry.conclude({**results.metrics, **times}, tags, description)
+
+
+def _is_sample(record: Record) -> bool:
+    return record["type"] == "sample"
+
+
+def _is_on(record: Record) -> bool:
+    return _is_sample(record) and record["kind"] == "on"
+
+
+def _is_selection(record: Record) -> bool:
+    return record["type"] == "selection"
 
 
 def token_text(lm: LanguageModel) -> Callable[[int], str]:

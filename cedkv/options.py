@@ -4,6 +4,9 @@ The MLflow entry points (``-P select_mode=...``) and the command line (``--phase
 It imports nothing, so that ``--help`` answers at once.
 """
 
+DEFAULT_CONFIG = "configs/phase2.yaml"
+"""What MLproject gives as ``config`` where the user gives none."""
+
 OPTIONS: dict[str, tuple[str, str]] = {
     "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
     "model_revision": ("model.revision", "branch, tag or commit of a hub model"),

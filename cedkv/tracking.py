@@ -1,175 +1,292 @@
-"""MLflow: the only file that imports it. Results are on disk before anything here is called with them."""
+"""MLflow: the only file that imports it. Results are on disk before anything here is called with them.
+
+An ``Entry`` says what MLflow has to hold of a run; ``Mlflow.push`` makes it so, as often as it is called. No call is waited
+for longer than ``patience`` seconds, and after a failed one no other is made until ``retry``: a server that is away costs a
+run one wait and one warning, not its results.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import queue
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
+import click
 import mlflow
 import pandas as pd
-from mlflow.entities import Metric, Param, RunTag
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.time import get_current_time_millis
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.tracking.context.registry import resolve_tags
 
-from cedkv.config import Phase2Config
-from cedkv.errors import TrackingError
+from cedkv import entry as entries
+from cedkv import journal
+from cedkv.entry import NOTE, TABLES, Entry, now
+from cedkv.errors import ConfigError, without_secrets
 
+T = TypeVar("T")
 EXPERIMENT = "cedkv"
+ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
+STAYS = {entries.NAME, entries.LOCK, journal.NAME, TABLES}
+"""What of a run's folder is not logged as it stands: bookkeeping, and tables, which go to the run's root."""
+_http: dict[str, str] = {}
+"""MLflow's HTTP settings that were made here."""
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
-_FAULTS = (MlflowException, OSError, ImportError, SQLAlchemyError)  # the last two: a missing driver, an unreadable database
-_TAKES_OVER = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 
-@contextmanager
-def tracked_run(name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run, by id: the one ``mlflow run`` has made, or a new one in the experiment ``cedkv``.
+class Mlflow:
+    """MLflow's side of the runs of one process.
 
-    An exception inside ends it as FAILED with what it had. A name the user chose is left as it is.
-
-    Raises:
-        TrackingError: the tracking store cannot be used.
+    patience: seconds a call is waited for. MLflow's own HTTP settings follow it, unless the user has set them: three
+        attempts of a quarter each, and the last quarter for the pauses between them.
+    fault: why MLflow was given up on; None while it answers.
     """
-    with _readable("no run could be started"):
-        if not any(os.environ.get(variable) for variable in _TAKES_OVER):
-            mlflow.set_experiment(EXPERIMENT)
-        taken_over = bool(os.environ.get("MLFLOW_RUN_ID"))
-        run = mlflow.start_run(run_name=None if taken_over else name)
-        if taken_over and _GENERATED_NAME.match(run.info.run_name or ""):
-            mlflow.set_tag("mlflow.runName", name)
-        mlflow.set_tags(dict(tags))
-    try:
-        yield run.info.run_id
-    except BaseException:
-        with suppress(*_FAULTS):  # what was raised says more than that its end could not be recorded either
-            mlflow.end_run("FAILED")
-        raise
-    with _readable("the end of the run was not recorded"):
-        mlflow.end_run()
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.fault: str | None = None
+        self._told = False
+        self._client: Any = None
+        _set_http(patience)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning of ours, not one for each attempt
+
+    def start(self, entry: Entry) -> None:
+        """Take over the run that ``mlflow run`` has made, or make one; without MLflow the run is a local one for now.
+
+        Raises:
+            ConfigError: the run to take over was deleted.
+        """
+        entry.experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        self._attempt("no run could be started", lambda: self._have(entry, None))
+        entry.run_id = entry.mlflow_run_id or entry.origin
+
+    def start_child(self, entry: Entry, parent: Entry) -> None:
+        """Make the nested run of a condition, or a local one for now."""
+        entry.experiment = parent.experiment
+        self._attempt("no nested run could be started", lambda: self._have(entry, parent))
+        entry.run_id = entry.mlflow_run_id or entry.origin
+
+    def reopen(self, entry: Entry, parent: Entry | None = None) -> None:
+        """Set a run that is resumed RUNNING again, whatever its status.
+
+        Raises:
+            ConfigError: this MLflow does not have the run, or has deleted it.
+        """
+        entry.status, entry.end_time, entry.logged, entry.known = "RUNNING", None, False, False
+        self._attempt("the run could not be opened again", lambda: self._have(entry, parent))
+
+    def retire(self, entry: Entry) -> None:
+        """End the run that ``mlflow run -P resume=...`` has made for itself, with a pointer to the resumed one.
+
+        It stays (``mlflow run`` fails when it is gone), under a name that says what it is.
+        """
+        made = os.environ.get("MLFLOW_RUN_ID")
+        if made and made != entry.mlflow_run_id:
+            self._attempt(f"run {made}, made by mlflow run, was not ended", lambda: self._retire(made, entry))
+
+    def push(self, entry: Entry, parent: Entry | None = None, *, files: bool = False) -> None:
+        """Bring MLflow to what the entry says: parameters, inputs, metrics, tags and, with ``files``, tables and folder.
+
+        An ended run is ended here too: after its files when it is FINISHED, before them when time may be short.
+        """
+        self._attempt("not everything was logged", lambda: self._push(entry, parent, files))
+        entry.save()
+
+    def _have(self, entry: Entry, parent: Entry | None) -> None:
+        """Give the entry its run in MLflow: the one it has, one that was made for it already, or a new one."""
+        if entry.known:
+            return
+        if entry.mlflow_run_id is None:
+            experiment = self._ask(lambda client: _experiment(client, entry.experiment))
+            wanted = f"tags.`{ORIGIN}` = '{entry.origin}'"
+            found = self._ask(lambda client: client.search_runs([experiment], wanted, max_results=1))
+            if found:
+                entry.mlflow_run_id = found[0].info.run_id
+            else:
+                above = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
+                tags = resolve_tags({ORIGIN: entry.origin, **entry.tags, **above})
+                made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
+                entry.mlflow_run_id, entry.experiment, entry.known = made.info.run_id, experiment, True
+                return
+        run_id = entry.mlflow_run_id
+        try:
+            info = self._ask(lambda client: client.get_run(run_id)).info
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ConfigError(f"run {run_id} is not in MLflow at {_uri()}: set MLFLOW_TRACKING_URI to where it is") from None
+        if info.lifecycle_stage == "deleted":
+            raise ConfigError(f"run {run_id} was deleted in MLflow; bring it back: mlflow runs restore --run-id {run_id}")
+        if info.run_name and not _GENERATED_NAME.match(info.run_name):
+            entry.name = info.run_name  # a name the user chose is left as it is
+        self._ask(lambda client: client.update_run(run_id, status=entry.status, name=entry.name))
+        entry.experiment, entry.known = info.experiment_id, True
+
+    def _push(self, entry: Entry, parent: Entry | None, files: bool) -> None:
+        self._have(entry, parent)
+        run_id = str(entry.mlflow_run_id)
+        inputs = [_input(description) for description in entry.datasets]
+        at = entry.metrics_at or now()
+        metrics = [Metric(name, value, at, 0) for name, value in entry.metrics.items()]
+        params = [Param(name, value) for name, value in entry.params.items()]
+        tags = [RunTag(name, value) for name, value in entry.tags.items()]
+        self._ask(lambda client: client.log_batch(run_id, metrics, params, tags))
+        if inputs:
+            self._ask(lambda client: client.log_inputs(run_id, datasets=inputs))
+        ended = entry.end_time is not None
+        if ended and entry.status != "FINISHED":
+            self._ask(lambda client: client.set_terminated(run_id, entry.status, entry.end_time))
+        if files:
+            self._push_files(entry, run_id)
+        if ended and entry.status == "FINISHED":
+            self._ask(lambda client: client.set_terminated(run_id, entry.status, entry.end_time))
+        entry.logged = files and ended
+
+    def _push_files(self, entry: Entry, run_id: str) -> None:
+        files = [file for file in sorted(entry.folder.rglob("*")) if file.is_file() and file.suffix != ".part"]
+        for file in files:
+            inside = file.relative_to(entry.folder)
+            if inside.parts[0] not in STAYS:
+                self._upload(run_id, file, None if len(inside.parts) == 1 else inside.parent.as_posix())
+        tables = [file for file in files if file.parent.name == TABLES]
+        for file in tables:
+            self._upload(run_id, file, None)
+        if tables:  # as mlflow.log_table does, which would append to a table that is there already
+            shown = json.dumps([{"path": file.name, "type": "table"} for file in tables])
+            self._ask(lambda client: client.set_tag(run_id, "mlflow.loggedArtifacts", shown))
+
+    def _upload(self, run_id: str, file: Path, where: str | None) -> None:
+        self._ask(lambda client: client.log_artifact(run_id, str(file), where))
+
+    def _retire(self, made: str, entry: Entry) -> None:
+        data = self._ask(lambda client: client.get_run(made)).data
+        if data.tags.get("mlflow.source.type") != "PROJECT" or data.metrics:
+            return  # not one that mlflow run has just made
+        note = f"This run only carried `mlflow run -P resume={entry.mlflow_run_id}`; the results are in that run."
+        tags = {RESUMED: str(entry.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {entry.name}"}
+        self._ask(lambda client: client.log_batch(made, tags=[RunTag(*tag) for tag in tags.items()]))
+        self._ask(lambda client: client.set_terminated(made, "FINISHED"))
+        click.echo(f"results go to run {entry.mlflow_run_id}; run {made} only carries the resume", err=True)
+
+    def retry(self) -> None:
+        """Try again with a server that was given up on."""
+        self.fault = None
+
+    def _ask(self, call: Callable[[Any], T]) -> T:
+        """The answer of a call, or its error; TimeoutError when there is none after ``patience`` seconds."""
+        answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+        def answer() -> None:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    answers.put((call(self._open()), None))
+            except Exception as error:
+                answers.put((None, error))
+
+        Thread(target=answer, daemon=True, name="mlflow").start()
+        try:
+            found, error = answers.get(timeout=self.patience)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {self.patience} s (runtime.mlflow_timeout)") from None
+        if error is not None:
+            raise error
+        return found  # type: ignore[return-value]
+
+    def _open(self) -> Any:
+        """The client. The first contact makes or upgrades the tables of a local database, which only one process may do."""
+        if self._client is None:
+            file = mlflow.get_tracking_uri().partition("sqlite:///")[2]
+            with FileLock(f"{file}.lock", timeout=self.patience) if file else nullcontext():
+                client = mlflow.MlflowClient()
+                client.get_experiment_by_name(EXPERIMENT)
+            self._client = client
+        return self._client
+
+    def _attempt(self, consequence: str, steps: Callable[[], None]) -> None:
+        """Take steps, unless there was a fault before; the first fault is told, and the run goes on."""
+        if self.fault is not None:
+            return
+        try:
+            steps()
+        except ConfigError:
+            raise
+        except Exception as error:
+            self.fault = f"MLflow at {_uri()}: {consequence}: {without_secrets(' '.join(str(error).split()))[:400]}"
+            if not self._told:
+                click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
+            self._told = True
 
 
-def create_child(name: str, tags: Mapping[str, str]) -> str:
-    """A nested run under the active one, RUNNING until ``child_run`` or ``end_children`` ends it; returns its id."""
-    with _readable("no nested run could be started"):
-        parent = mlflow.active_run()
-        run = mlflow.MlflowClient().create_run(
-            parent.info.experiment_id, run_name=name, tags={**tags, "mlflow.parentRunId": parent.info.run_id}
-        )
-    return str(run.info.run_id)
+def _set_http(patience: int) -> None:
+    """Set MLflow's HTTP client to give up within ``patience`` seconds; what the user has set stays."""
+    settings = {"TIMEOUT": max(1, patience // 4), "MAX_RETRIES": 2, "BACKOFF_FACTOR": max(1, patience // 16),
+                "BACKOFF_JITTER": patience / 32}  # fmt: skip
+    for name, value in settings.items():
+        full = f"MLFLOW_HTTP_REQUEST_{name}"
+        if full not in os.environ or os.environ[full] == _http.get(full):
+            os.environ[full] = _http[full] = str(value)
 
 
-@contextmanager
-def child_run(run_id: str) -> Iterator[None]:
-    """Make a nested run the active one, and end it when the block ends."""
-    with _readable("a nested run could not be opened"):
-        run = mlflow.start_run(run_id=run_id, nested=True)
-    with run:
-        yield
-
-
-def end_children(run_ids: Iterable[str]) -> None:
-    """After a crash: nested runs that are still RUNNING become FAILED."""
-    with suppress(*_FAULTS):
-        client = mlflow.MlflowClient()
-        for run_id in run_ids:
-            if client.get_run(run_id).info.status == "RUNNING":
-                client.set_terminated(run_id, "FAILED")
-
-
-def log_config(config: Phase2Config) -> None:
-    """The resolved configuration as parameters under its dotted names."""
-    params = [Param(key, _text(value)[:6000]) for key, value in config.dotted().items()]
-    with _readable("the parameters were not logged"):
-        mlflow.MlflowClient().log_batch(_run_id(), params=params)
-
-
-def log_datasets(sources: Mapping[str, tuple[str, pd.DataFrame]]) -> None:
+def describe_datasets(sources: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:
     """Dataset inputs: context (on, off) -> (where from, its samples); MLflow makes a digest of each."""
-    with _readable("the datasets were not logged"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on schema inference, which is not used
-        for context, (source, samples) in sources.items():
-            mlflow.log_input(mlflow.data.from_pandas(samples, name=source[:500]), context=context)
+        return [
+            {"context": context, **mlflow.data.from_pandas(samples, name=without_secrets(source)[:500]).to_dict()}
+            for context, (source, samples) in sources.items()
+        ]
 
 
-def log_results(
-    metrics: Mapping[str, float | None],
-    tags: Mapping[str, str],
-    tables: Mapping[str, pd.DataFrame],
-    description: str,
-    folder: Path,
-) -> None:
-    """Everything a finished run has: one batch of metrics and tags, the tables at the run's root, the output folder."""
-    now = get_current_time_millis()
-    values = [Metric(name, value, now, 0) for name, value in metrics.items() if value is not None]
-    labels = [RunTag(name, value) for name, value in {**tags, "mlflow.note.content": description}.items()]
-    with _readable(f"the results are safe in {folder}, but were not (all) logged"):
-        mlflow.MlflowClient().log_batch(_run_id(), metrics=values, tags=labels)
-        for name, table in tables.items():
-            mlflow.log_table(table, artifact_file=name)
-        mlflow.log_artifacts(str(folder))
-
-
-def log_partial(folder: Path) -> None:
-    """After a crash: keep the files there are, and do not hide the crash behind a second error."""
-    try:
-        mlflow.log_artifacts(str(folder))
-    except _FAULTS:
-        warnings.warn(f"the files of the failed run are in {folder}; they could not be logged", stacklevel=2)
-
-
-def where_to_look() -> str:
+def where_to_look(entry: Entry) -> str:
     """How to open the UI on the store that was used."""
     uri = mlflow.get_tracking_uri()
-    run = mlflow.active_run()
-    if uri.startswith(("http://", "https://")) and run is not None:
-        return f"{_without_credentials(uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    if uri.startswith(("http://", "https://")):
+        return f"{_uri()}/#/experiments/{entry.experiment}/runs/{entry.mlflow_run_id}"
     return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
 
 
-def compare_view(run_id: str, mode: str) -> str:
+def compare_view(entry: Entry, mode: str) -> str:
     """The UI's page that compares the nested runs of a run: ``CHART`` a bar chart a metric, ``ARTIFACT`` tables side by side.
 
     Sorted by a metric, because the UI hides nested runs below their parent while runs are sorted by time.
     """
-    uri = mlflow.get_tracking_uri()
-    server = _without_credentials(uri) if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
-    with _readable("the run was not found"):
-        experiment = mlflow.get_run(run_id).info.experiment_id
+    server = _uri() if mlflow.get_tracking_uri().startswith(("http://", "https://")) else "http://127.0.0.1:5000"
     asked = {
-        "compareRunsMode": mode, "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
+        "compareRunsMode": mode, "searchFilter": f"tags.`mlflow.parentRunId` = '{entry.mlflow_run_id}'",
         "orderByKey": "metrics.`phase2_rel_kl_to_teacher_select`", "orderByAsc": "true",
     }  # fmt: skip
-    return f"{server}/#/experiments/{experiment}/runs?{urlencode(asked, quote_via=quote)}"
+    return f"{server}/#/experiments/{entry.experiment}/runs?{urlencode(asked, quote_via=quote)}"
 
 
-def _run_id() -> str:
-    run = mlflow.active_run()
-    if run is None:
-        raise RuntimeError("no active run")
-    return str(run.info.run_id)
+def _experiment(client: Any, name: str) -> str:
+    """The id of an experiment, made if there is none; another process may make it at the same time."""
+    if name.isdigit():
+        return name
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    return str(found.experiment_id)
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _input(description: Mapping[str, str]) -> DatasetInput:
+    known = {key: value for key, value in description.items() if key != "context"}
+    return DatasetInput(Dataset(**known), [InputTag("mlflow.data.context", description["context"])])
 
 
-def _without_credentials(text: str) -> str:
-    """The text with ``user:password@`` taken out of every URI in it."""
-    return re.sub(r"//[^/\s]*@", "//", text)
-
-
-@contextmanager
-def _readable(consequence: str) -> Iterator[None]:
-    try:
-        yield
-    except _FAULTS as error:
-        cause = _without_credentials(" ".join(str(error).split()))[:400]
-        uri = _without_credentials(mlflow.get_tracking_uri())
-        raise TrackingError(f"MLflow at {uri}: {consequence}: {cause}\nCheck MLFLOW_TRACKING_URI and the server") from error
+def _uri() -> str:
+    return without_secrets(mlflow.get_tracking_uri())

@@ -6,16 +6,23 @@ from typing import Literal
 
 import click
 
-from cedkv.cli import GroupedCommand, configured, execute, short_options
+from cedkv.cli import Given, GroupedCommand, configured, execute, not_default, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
-@click.option("--phase", type=click.Choice(["1.5", "2"]), default="2", help="What to run|2: everything. 1.5: Gate A alone.")
+@click.option("--phase", type=click.Choice(["1.5", "2"]), help="What to run|2 (default): everything. 1.5: Gate A alone.")
 @configured
 @short_options
-def main(phase: Literal["1.5", "2"], path: str | None, overrides: tuple[str, ...], **options: str | None) -> None:
+def main(
+    phase: Literal["1.5", "2"] | None,
+    path: str | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    debug: bool,
+    **options: str | None,
+) -> None:
     """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
-    execute(path, overrides, options, phase)
+    execute("phase2", Given(not_default(path, resume), overrides, options, phase, {}, resume, debug))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from cedkv import cli
 from cedkv.config import Phase2Config
-from cedkv.errors import ModelError
+from cedkv.errors import BrokenOff, ModelError, TrackingError
 from cedkv.options import OPTIONS
 from entrypoints import phase2_eval
 
@@ -20,6 +20,7 @@ PHASE2_NAMES = {
     "--phase2-model-id", "--phase2-device", "--phase2-max-on", "--phase2-max-off", "--phase2-prefix-len",
     "--phase2-select-mode", "--phase2-dtype", "--phase2-strict-hf",
 }  # fmt: skip
+COMMON = {"--config", "--set", "--resume", "--debug"}
 COMMANDS = pytest.mark.parametrize("command", [cli.main, phase2_eval.main], ids=["cedkv", "phase2_eval"])
 
 
@@ -29,10 +30,11 @@ def names(command: click.Command) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _sigterm() -> Iterator[None]:
-    """Running a command installs a handler; the tests' own process gets its old one back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Running a command installs handlers; the tests' own process gets its old ones back."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the driver that notes what it was asked for, and answers with ``verdicts``."""
     noted = SimpleNamespace(calls=[], verdicts={"gateA": True, "gateB": True, "phase2": True})
 
-    def run_phase2(config: Phase2Config, phase: str) -> Any:
+    def run_phase2(config: Phase2Config, phase: str, *_: object, **__: object) -> Any:
         noted.calls.append((config, phase))
         return SimpleNamespace(verdicts=noted.verdicts)
 
@@ -54,8 +56,8 @@ def invoke(command: click.Command, *arguments: str) -> Result:
 
 def test_flags_have_the_agreed_names() -> None:
     assert {name for name in names(cli.main) if name.startswith("--phase2-")} == PHASE2_NAMES
-    assert names(cli.main) - PHASE2_NAMES == {"--phase", "--config", "--set", "--version"}
-    assert names(phase2_eval.main) == {f"--{name}" for name in OPTIONS} | {"--phase", "--config", "--set"}
+    assert names(cli.main) - PHASE2_NAMES == {"--phase", "--version", *COMMON}
+    assert names(phase2_eval.main) == {f"--{name}" for name in OPTIONS} | {"--phase", *COMMON}
 
 
 @COMMANDS
@@ -139,27 +141,56 @@ def test_exit_code_of_a_gate(
     assert len(runs.calls) == 1
 
 
-def test_error_of_a_run_is_told_and_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(error: Exception) -> Result:
-        def run_phase2(*_: object) -> None:
-            raise error
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ModelError("no such model"), 2, "Error: no such model\n"),
+        (BrokenOff("disk full"), 3, "Error: disk full\n"),
+        (TrackingError("results are safe"), 4, "Error: results are safe\n"),
+        (ZeroDivisionError("by\nzero"), 3, "Error: this was not foreseen: ZeroDivisionError: by zero\nGive --debug"),
+    ],
+)
+def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, told: str) -> None:
+    """And a traceback is for who asks for it."""
 
-        monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
-        return invoke(cli.main)
+    def run_phase2(*_: object, **__: object) -> None:
+        raise error
 
-    told = breaks(ModelError("no such model"))
-    assert (told.exit_code, told.output) == (2, "Error: no such model\n")
-    assert isinstance(breaks(ZeroDivisionError()).exception, ZeroDivisionError)
+    monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
+    found = invoke(cli.main)
+    assert found.exit_code == code
+    assert found.output.startswith(told)
+    assert "Traceback" not in found.output
+    again = invoke(cli.main, "--debug")
+    assert again.exit_code == code
+    assert f"{type(error).__name__}: " in again.output.partition("Traceback")[2]
 
 
-def test_terminated_run_unwinds(runs: SimpleNamespace) -> None:
-    """SIGTERM as an exception lets MLflow end the run as FAILED; by default the process just vanishes."""
+def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of libraries quote addresses and headers in full."""
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+
+    def run_phase2(*_: object, **__: object) -> None:
+        raise ValueError("401 for https://me:pass@word@host/x with Bearer hf_abcdefgh")
+
+    monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
+    for arguments in ([], ["--debug"]):
+        told = invoke(cli.main, *arguments).output
+        assert "401 for https://host/x with Bearer ***" in told
+        assert not [word for word in ("hf_abc", "me:pass", "word@") if word in told]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_ended_run_unwinds(runs: SimpleNamespace, number: signal.Signals, code: int) -> None:
+    """A signal as an exception lets the run end as KILLED; by default the process just vanishes. A second one is ignored:
+    Ctrl-C under ``mlflow run`` comes as SIGINT, and then again as SIGTERM."""
     assert invoke(cli.main).exit_code == 0
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     assert callable(handler)
     with pytest.raises(SystemExit) as ended:
-        handler(signal.SIGTERM, None)
-    assert ended.value.code == 143
+        handler(number, None)
+    assert ended.value.code == code
+    assert {signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)} == {signal.SIG_IGN}
 
 
 def test_named_option_fail_on_gate(runs: SimpleNamespace) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from cedkv import compare, driver
 from cedkv.config import Phase2Config
+from cedkv.entry import OUTPUTS
 from cedkv.errors import NumericsError
 from cedkv.report.tables import conditions_table
 from cedkv.report.text import aligned, remark
@@ -65,6 +66,7 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     assert parent.data.tags["gateA_passed"] == "5 of 5"
     assert parent.data.params["phase2.select.mode"] == "attention_diversity_span"
     assert parent.data.tags["mlflow.note.content"].startswith("# ablate_selector")
+    mlflow.set_experiment("cedkv")
     table = mlflow.load_table("conditions.json", run_ids=[parent.info.run_id])
     assert list(table["condition"]) == [r.label for r in results]
     assert list(table["kind"]) == ["candidate", "candidate", "reference", "oracle", "reference"]
@@ -105,6 +107,7 @@ def test_a_nested_run_is_what_a_separate_evaluation_gives(config: Phase2Config, 
     experiment = mlflow.get_experiment_by_name("cedkv").experiment_id
     alone = mlflow.MlflowClient().search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
     assert alone.info.run_id != chosen.run_id
+    mlflow.set_experiment("cedkv")
     for name in ("phase2_on_samples.json", "phase2_off_samples.json"):
         left, right = (mlflow.load_table(name, run_ids=[run]) for run in (chosen.run_id, alone.info.run_id))
         pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=1e-6, atol=1e-7)
@@ -115,7 +118,7 @@ def test_a_nested_run_is_what_a_separate_evaluation_gives(config: Phase2Config, 
 
 def test_files_of_the_parent_say_the_same(config: Phase2Config, store: str) -> None:
     results = compare.run_comparison("compare_positioning", config, {"kv_sources": "prefill", "keep_sinks": "0"})
-    folder = driver.OUTPUTS / only_parent("compare_positioning").info.run_id
+    folder = OUTPUTS / only_parent("compare_positioning").info.run_id
     content = json.loads((folder / "comparison.json").read_text())
     assert [row["condition"] for row in content["conditions"]] == [r.label for r in results]
     assert [row["verdict"] for row in content["equal_on_paper"]] == ["pass", "pass"]
@@ -182,8 +185,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the comparison that notes what it was asked for; its conditions have ``verdicts``."""
     noted = SimpleNamespace(calls=[], verdicts=[dict.fromkeys(GATES, True), {"gateA": True, "gateB": False, "phase2": False}])
 
-    def run_comparison(*given: Any) -> Any:
-        noted.calls.append(given)
+    def run_comparison(name: str, config: Any, lists: Any, *_: Any, **__: Any) -> Any:
+        noted.calls.append((name, config, lists))
         return [SimpleNamespace(results=SimpleNamespace(verdicts=verdict)) for verdict in noted.verdicts]
 
     monkeypatch.setattr(compare, "run_comparison", run_comparison)

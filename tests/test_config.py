@@ -9,9 +9,9 @@ from pydantic import BaseModel, ValidationError
 from cedkv.cli import PHASE2_FLAGS
 from cedkv.config import KL_LIMIT, Phase2Config
 from cedkv.config_sources import leaf_keys, resolve
+from cedkv.entry import write_config
 from cedkv.errors import ConfigError
 from cedkv.options import OPTIONS
-from cedkv.report.build import write_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIT = (

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cedkv import driver
+from cedkv.entry import Entry
 from cedkv.selectors import NAMES
 from tests import tiny
 from tests.outside import Plain, Rules
@@ -31,12 +30,12 @@ plain = cache(Plain)
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The whole of a run but MLflow; its files are in ``RUN``."""
-    silent = {name: lambda *_: None for name in ("log_config", "log_datasets", "log_results", "log_partial", "where_to_look")}
-    monkeypatch.setattr(driver, "tracking", SimpleNamespace(tracked_run=lambda *_: nullcontext("run"), **silent))
+    monkeypatch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
+    monkeypatch.setattr("cedkv.job.Job.fault", None)
     monkeypatch.chdir(tmp_path)
 
     def run(folder: Path, *overrides: str) -> None:
-        driver.run_phase2(tiny.config(folder, *SIZES, *overrides), "2")
+        driver.run_phase2(tiny.config(folder, *SIZES, *overrides), "2", Entry("phase2", "2", origin=RUN.name))
 
     return run
 

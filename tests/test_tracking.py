@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
 
-from cedkv import tracking
-from cedkv.errors import CedkvError, TrackingError
+from cedkv import entry as entries
+from cedkv.entry import Entry
+from cedkv.errors import ConfigError, TrackingError
+from cedkv.job import Job, save_table, sync
+from cedkv.tracking import Mlflow, compare_view, describe_datasets, where_to_look
 from tests import tiny
+from tests.faults.crashing import run_of_nothing as run
 
 CLIENT = mlflow.MlflowClient
 
 
-def made_by_mlflow_run(monkeypatch: pytest.MonkeyPatch, name: str | None) -> str:
+def ended(job: Job) -> Any:
+    """The finished run, as MLflow has it."""
+    job.finish(job.entry)
+    return mlflow.get_run(job.entry.run_id)
+
+
+def made_by_mlflow_run(monkeypatch: pytest.MonkeyPatch, name: str | None, **tags: str) -> str:
     """What ``mlflow run`` does before the entry point starts: a run, and its id in the environment."""
     experiment = mlflow.get_experiment_by_name("cedkv").experiment_id
-    run_id = CLIENT().create_run(experiment, run_name=name).info.run_id
+    run_id = CLIENT().create_run(experiment, run_name=name, tags=tags).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
     return run_id
@@ -33,9 +45,8 @@ def n_runs() -> int:
 def test_parameters_are_the_resolved_config_under_dotted_names(store: str) -> None:
     """``-P`` values are logged under their own names already; these must not meet them. None is null, not "None"."""
     config = tiny.config("x", "layer_scope.injection=[1,2]", "select.mode=delimiter_span", "data.on_path=null")
-    with tracking.tracked_run("n", {}) as run_id:
-        tracking.log_config(config)
-    params = mlflow.get_run(run_id).data.params
+    with run(config) as job:
+        params = ended(job).data.params
     assert params.keys() == config.dotted().keys()
     assert all(name.startswith("phase2.") for name in params)
     assert params["phase2.select.mode"] == "delimiter_span"
@@ -47,19 +58,19 @@ def test_parameters_are_the_resolved_config_under_dotted_names(store: str) -> No
 
 
 def test_long_values_are_cut_not_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MLflow does not cut by itself, it refuses a value beyond 6,000 characters and all others of the batch."""
+    """Where MLflow does not cut by itself, it refuses a value beyond its limit and all others of the batch."""
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
-    with tracking.tracked_run("n", {}) as run_id:
-        tracking.log_config(tiny.config("x", f"data.on_path={'ä' * 9000}"))
-    params = mlflow.get_run(run_id).data.params
-    assert params["phase2.data.on_path"] == "ä" * 6000
-    assert params["phase2.model.id"] == "x"
+    with run(tiny.config("x", f"data.on_path={'ä' * 3000}")) as job:
+        job.entry.conclude({}, {"best": "ä" * 9000}, "d" * 9000)
+        data = ended(job).data
+    assert data.params["phase2.data.on_path"] == "ä" * 3000
+    assert (len(data.tags["best"]), len(data.tags["mlflow.note.content"])) == (8000, 8000)
 
 
 def test_a_name_the_user_chose_is_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = made_by_mlflow_run(monkeypatch, "my own name")
-    with tracking.tracked_run("ours", {}) as taken:
-        assert taken == run_id
+    with run(name="ours") as job:
+        assert ended(job).info.run_id == run_id
     assert mlflow.get_run(run_id).info.run_name == "my own name"
 
 
@@ -68,165 +79,240 @@ def test_a_generated_name_is_replaced(store: str, monkeypatch: pytest.MonkeyPatc
     run_id = made_by_mlflow_run(monkeypatch, None)
     assert re.fullmatch(r"[a-z]+-[a-z]+-\d+", mlflow.get_run(run_id).info.run_name)
     before = n_runs()
-    with tracking.tracked_run("attention · compact · seed 42", {"gateA": "pending"}) as taken:
-        assert taken == run_id
-    run = mlflow.get_run(run_id)
-    assert run.info.run_name == run.data.tags["mlflow.runName"] == "attention · compact · seed 42"
-    assert run.data.tags["gateA"] == "pending"
-    assert run.info.status == "FINISHED"
+    with run(name="attention · compact · seed 42") as job:
+        assert job.entry.run_id == run_id
+        assert mlflow.get_run(run_id).data.tags["gateA"] == "pending"
+        found = ended(job)
+    assert found.info.run_name == found.data.tags["mlflow.runName"] == "attention · compact · seed 42"
+    assert found.info.status == "FINISHED"
     assert n_runs() == before
+
+
+def test_a_run_that_has_results_is_not_taken_over(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mlflow run --run-id`` with the same id, or MLFLOW_RUN_ID left in a shell: two runs would share a folder."""
+    run_id = made_by_mlflow_run(monkeypatch, None)
+    with run() as job:
+        ended(job)
+    with pytest.raises(ConfigError, match=rf"outputs/{run_id} holds a run already: resume={run_id} goes on"), run():
+        pytest.fail("a second run was started")
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_run_that_carried_a_resume_is_ended_and_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of somebody's own is left alone."""
+    with run(name="ours") as job:
+        ended(job)
+    for source, status in (("PROJECT", "FINISHED"), ("LOCAL", "RUNNING")):
+        made = made_by_mlflow_run(monkeypatch, None, **{"mlflow.source.type": source})
+        Mlflow(4).retire(job.entry)
+        found = mlflow.get_run(made)
+        assert found.info.status == status
+        assert (found.info.run_name == "resume of ours") == (status == "FINISHED")
+        assert (found.data.tags.get("cedkv.resumed") == job.entry.run_id) == (status == "FINISHED")
 
 
 def test_a_run_of_its_own_goes_to_the_named_experiment(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless MLflow's environment names another one."""
-    with tracking.tracked_run("ours", {}) as run_id:
-        pass
-    run = mlflow.get_run(run_id)
-    assert mlflow.get_experiment(run.info.experiment_id).name == "cedkv"
-    assert run.info.run_name == "ours"
-    other = mlflow.get_experiment_by_name("elsewhere")
-    wanted = other.experiment_id if other else mlflow.create_experiment("elsewhere")
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None, raising=False)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", wanted)
-    with tracking.tracked_run("ours", {}) as run_id:
-        pass
-    assert mlflow.get_run(run_id).info.experiment_id == wanted
+    with run(name="ours") as job:
+        found = ended(job)
+    assert mlflow.get_experiment(found.info.experiment_id).name == "cedkv"
+    assert found.info.run_name == "ours"
+    assert found.data.tags["mlflow.source.type"] == "LOCAL"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    with run() as job:
+        found = ended(job)
+    assert mlflow.get_experiment(found.info.experiment_id).name == "elsewhere"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(143)])
-def test_whatever_ends_a_run_early_makes_it_failed(store: str, error: BaseException) -> None:
-    with pytest.raises(type(error)), tracking.tracked_run("n", {"phase2": "pending"}) as run_id:
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")]
+)
+def test_whatever_ends_a_run_early_is_told(
+    store: str, error: BaseException, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)), run() as job:  # noqa: PT012
+        (job.folder / "metrics.jsonl").write_text("{}\n")
         raise error
-    assert mlflow.get_run(run_id).info.status == "FAILED"
-    assert mlflow.active_run() is None
+    assert mlflow.get_run(job.entry.run_id).info.status == status
+    assert [item.path for item in CLIENT().list_artifacts(job.entry.run_id)] == ["config.yaml", "metrics.jsonl"]
+    assert f"ended as {status}; what it had is in outputs/{job.entry.run_id}. Go on with --resume" in capsys.readouterr().err
 
 
-def test_results_are_in_the_run_as_people_look_for_them(store: str, tmp_path: Path) -> None:
+def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
     """The compare view groups tables by their first column; a metric that could not be computed is left out, not 0."""
-    folder = tmp_path / "out"
-    (folder / "artifacts").mkdir(parents=True)
-    (folder / "report_phase2.json").write_text("{}")
-    (folder / "artifacts" / "x.json").write_text("{}")
     table = pd.DataFrame([{"sample_id": "on-1", "correct_select": True}, {"sample_id": "on-2", "correct_select": False}])
-    with tracking.tracked_run("n", {"gateA": "pending"}) as run_id:
-        tracking.log_results({"gain": 0.5, "gap": None}, {"gateA": "pass"}, {"on.json": table}, "### gateA **pass**\n", folder)
-    run = mlflow.get_run(run_id)
-    assert run.data.metrics == {"gain": 0.5}
-    assert run.data.tags["gateA"] == "pass"
-    assert run.data.tags["mlflow.note.content"] == "### gateA **pass**\n"
-    assert {item.path for item in CLIENT().list_artifacts(run_id)} == {"on.json", "report_phase2.json", "artifacts"}
-    logged = mlflow.load_table("on.json", run_ids=[run_id])
+    with run() as job:
+        (job.folder / "artifacts").mkdir()
+        for name in ("report_phase2.json", "artifacts/x.json", "journal.jsonl", "half.json.part"):
+            (job.folder / name).write_text("{}")
+        save_table(job.entry, "on.json", table)
+        job.entry.conclude({"gain": 0.5, "gap": None}, {"gateA": "pass"}, "### gateA **pass**\n")
+        found = ended(job)
+    assert found.data.metrics == {"gain": 0.5}
+    assert found.data.tags["gateA"] == "pass"
+    assert found.data.tags["mlflow.note.content"] == "### gateA **pass**\n"
+    there = {item.path for item in CLIENT().list_artifacts(job.entry.run_id)}
+    assert there == {"on.json", "report_phase2.json", "artifacts", "config.yaml"}
+    mlflow.set_experiment("cedkv")
+    logged = mlflow.load_table("on.json", run_ids=[job.entry.run_id])
     assert list(logged.columns) == ["sample_id", "correct_select"]
     assert logged["sample_id"].tolist() == ["on-1", "on-2"]
 
 
 def test_datasets_are_inputs_with_their_context(store: str) -> None:
     samples = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
-    with tracking.tracked_run("n", {}) as run_id:
-        tracking.log_datasets({"on": ("symbol_lookup(pairs=4, seed=1)", samples), "off": ("o" * 900, samples)})
-    inputs = mlflow.get_run(run_id).inputs.dataset_inputs
+    with run() as job:
+        job.entry.datasets = describe_datasets({"on": ("symbol_lookup(pairs=4)", samples), "off": ("o" * 900, samples)})
+        inputs = ended(job).inputs.dataset_inputs
     assert {item.tags[0].value: item.dataset.name[:13] for item in inputs} == {"on": "symbol_lookup", "off": "o" * 13}
 
 
+def test_logging_again_changes_nothing(store: str) -> None:
+    """``sync`` may be called as often as one likes: no second metric, input or table row."""
+    samples = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
+    with run() as job:
+        job.entry.datasets = describe_datasets({"on": ("a", samples)})
+        save_table(job.entry, "on.json", samples)
+        job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+        first = ended(job)
+    for _ in range(2):
+        sync(job.folder, 10, lambda _: None)
+    again = mlflow.get_run(job.entry.run_id)
+    assert again.data.to_dictionary() == first.data.to_dictionary()
+    assert again.info.end_time == job.entry.end_time
+    assert len(again.inputs.dataset_inputs) == 1
+    assert len(CLIENT().get_metric_history(job.entry.run_id, "gain")) == 1
+    mlflow.set_experiment("cedkv")
+    assert len(mlflow.load_table("on.json", run_ids=[job.entry.run_id])) == 1
+
+
+def test_sync_ends_a_run_that_was_killed_without_a_word(store: str) -> None:
+    entry = Entry("phase2", "2", "n")
+    Mlflow(4).start(entry)
+    entry.begin(tiny.config("x"))
+    assert mlflow.get_run(entry.run_id).info.status == "RUNNING"
+    sync(entry.folder, 10, lambda _: None)
+    assert mlflow.get_run(entry.run_id).info.status == "KILLED"
+
+
 @pytest.fixture
-def no_waiting(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def refused_at_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
 @pytest.mark.parametrize("user", ["user:secret@", "user:s%40cret@", "user:p@cret@", "cret@"])
-def test_a_server_that_is_not_there_is_named_without_credentials(no_waiting: None, user: str) -> None:
-    """Port 9 refuses. Both our words and MLflow's own, which quote the address in full, end up in logs."""
+def test_a_server_that_is_not_there_costs_one_warning(
+    refused_at_once: None, user: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Port 9 refuses: the run goes on under an id of its own, and all results are kept. Neither our words nor MLflow's own,
+    which quote the address in full, show credentials."""
     mlflow.set_tracking_uri(f"http://{user}127.0.0.1:9")
-    with pytest.raises(TrackingError) as caught, tracking.tracked_run("n", {}):
-        pytest.fail("a run was started")
-    message = str(caught.value)
-    assert isinstance(caught.value, CedkvError)
-    assert message.startswith("MLflow at http://127.0.0.1:9: no run could be started: ")
-    assert "refused" in message
-    assert "MLFLOW_TRACKING_URI" in message
-    assert "cret" not in message
-    assert "user" not in message
+    since = time.monotonic()
+    with pytest.raises(TrackingError) as caught, run() as job:  # noqa: PT012
+        assert re.fullmatch(r"local-[0-9a-f]{32}", job.entry.run_id)
+        assert time.monotonic() - since < 4.5
+        job.push()
+        job.push()
+        job.finish(job.entry)
+    told = capsys.readouterr().err
+    assert told.count("warning: MLflow at http://127.0.0.1:9: no run could be started: ") == told.count("warning") == 1
+    assert f"the results are safe in outputs/{job.entry.run_id}" in str(caught.value)
+    assert f"python -m cedkv sync outputs/{job.entry.run_id}" in str(caught.value)
+    kept = "".join(path.read_text() for path in job.folder.iterdir())
+    assert not [word for word in ("cret", "user:") if word in told + str(caught.value) + kept]
 
 
-def test_a_store_that_is_no_database_is_an_error_for_the_user(no_waiting: None, tmp_path: Path) -> None:
+def test_a_local_run_is_logged_later_as_one_run(store: str, refused_at_once: None) -> None:
+    """Under an id that MLflow gives it, once, however often it is tried; and found again when MLflow's answer was lost."""
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(TrackingError), run() as job:  # noqa: PT012
+        job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+        job.finish(job.entry)
+    mlflow.set_tracking_uri(store)
+    before = n_runs()
+    found = []
+    for lost in (False, False, True):
+        if lost:
+            entry = entries.load(job.folder)
+            entry.mlflow_run_id = None
+            entry.save()
+        sync(job.folder, 10, found.append)
+    assert n_runs() == before + 1
+    assert len(set(found)) == 1
+    logged = mlflow.get_run(str(entries.load(job.folder).mlflow_run_id))
+    assert (logged.info.status, logged.data.metrics, logged.data.tags["gateA"]) == ("FINISHED", {"gain": 0.5}, "pass")
+    assert logged.info.start_time == job.entry.start_time
+
+
+def test_a_store_that_is_no_database(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    with (
-        pytest.raises(TrackingError, match=r"mlflow\.db: no run could be started: .*not a database"),
-        tracking.tracked_run("n", {}),
-    ):
-        pytest.fail("a run was started")
+    with pytest.raises(TrackingError, match="the results are safe"), run() as job:
+        job.finish(job.entry)
+    assert "mlflow.db: no run could be started: " in capsys.readouterr().err
 
 
-def test_a_missing_driver_is_an_error_for_the_user(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver(store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "pymysql", None)
     mlflow.set_tracking_uri("mysql+pymysql://user:secret@127.0.0.1:9/db")
-    with pytest.raises(TrackingError, match=r"no run could be started: .*pymysql") as caught, tracking.tracked_run("n", {}):
-        pytest.fail("a run was started")
-    assert "secret" not in str(caught.value)
+    with pytest.raises(TrackingError, match="the results are safe"), run() as job:
+        job.finish(job.entry)
+    told = capsys.readouterr().err
+    assert "no run could be started: " in told
+    assert "pymysql" in told
+    assert "secret" not in told
 
 
-def test_results_that_cannot_be_logged_are_said_to_be_safe(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server goes away at the end of a long run: the message names the folder that holds everything.
-
-    That the run cannot be ended either must not take this message's place, as it does in mlflow's own context manager.
-    """
-
-    def gone(*_: object, **__: object) -> None:
-        raise mlflow.MlflowException("connection refused by http://user:secret@host/api")
-
-    def run() -> None:
-        with tracking.tracked_run("n", {}):
-            monkeypatch.setattr(mlflow.MlflowClient, "log_batch", gone)
-            monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", gone)
-            tracking.log_results({"gain": 1.0}, {}, {}, "", tmp_path / "out")
-
-    with pytest.raises(TrackingError, match=f"the results are safe in {tmp_path / 'out'}") as caught:
-        run()
-    assert "secret" not in str(caught.value)
-    assert mlflow.active_run() is None
+def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever hangs (a database, a name server, a mount): after the first wait nothing is asked any more."""
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", lambda *_, **__: time.sleep(60))
+    since = time.monotonic()
+    tracker, entry = Mlflow(4), Entry("phase2", "2", "n")
+    tracker.patience = 0.3  # type: ignore[assignment]
+    tracker.start(entry)
+    entry.begin(tiny.config("x"))
+    for _ in range(5):
+        tracker.push(entry, files=True)
+    assert time.monotonic() - since < 2
+    assert tracker.fault is not None
+    assert "no answer within 0.3 s (runtime.mlflow_timeout)" in tracker.fault
 
 
-def test_an_end_that_cannot_be_recorded_is_an_error_for_the_user(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*_: object, **__: object) -> None:
-        raise mlflow.MlflowException("gone")
+def test_http_settings_follow_the_patience_and_the_users_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
 
-    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", gone)
-    with pytest.raises(TrackingError, match="the end of the run was not recorded: gone"), tracking.tracked_run("n", {}):
-        pass
-
-
-@pytest.mark.parametrize("error", [mlflow.MlflowException("gone"), OSError("full"), ImportError("No module named 'boto3'")])
-def test_a_crash_is_not_hidden_behind_a_failing_upload(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fails(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(mlflow, "log_artifacts", fails)
-    with pytest.warns(UserWarning, match=f"the files of the failed run are in {tmp_path}"):
-        tracking.log_partial(tmp_path)
+    monkeypatch.setattr("cedkv.tracking._http", {})
+    for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    for patience, pause in ((60, "3"), (16, "1")):
+        Mlflow(patience)
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+        assert os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] == pause
+    for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}")
 
 
 def test_where_to_look_has_no_credentials(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.tracked_run("n", {}) as run_id:
-        assert tracking.where_to_look().startswith("mlflow ui --host 127.0.0.1")
-        monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000/mlflow")
-        found = tracking.where_to_look()
+    with run() as job:
+        ended(job)
+    assert where_to_look(job.entry).startswith("mlflow ui --host 127.0.0.1")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000/mlflow")
+    found = where_to_look(job.entry)
     assert found.startswith("https://host:5000/mlflow/#/experiments/")
-    assert found.endswith(f"/runs/{run_id}")
+    assert found.endswith(f"/runs/{job.entry.run_id}")
 
 
 def test_nested_runs_are_compared_by_a_link(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their filter has backticks, quotes and spaces, which a terminal would cut a link at."""
-    with tracking.tracked_run("n", {}) as run_id:
-        pass
+    with run() as job:
+        ended(job)
+    run_id = job.entry.run_id
     experiment = mlflow.get_run(run_id).info.experiment_id
-    found = tracking.compare_view(run_id, "CHART")
+    found = compare_view(job.entry, "CHART")
     assert found.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter=tags.")
     assert re.fullmatch(r"[\w:/.#?&=%-]+", found)
     assert f"mlflow.parentRunId%60%20%3D%20%27{run_id}%27&" in found
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000")
-    monkeypatch.setattr(mlflow, "get_run", lambda _: mlflow.MlflowClient(store).get_run(run_id))
-    assert tracking.compare_view(run_id, "ARTIFACT").startswith("https://host:5000/#/experiments/")
+    assert compare_view(job.entry, "ARTIFACT").startswith("https://host:5000/#/experiments/")

@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from cedkv.config import Phase2Config
-from cedkv.config_sources import to_yaml
 from cedkv.gates import Check, all_pass, gate_a, gate_b, numerical_floor
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.report.files import write_json, write_text
+from cedkv.report.files import write_json
 from cedkv.stats import arm_comparisons
 from cedkv.types import Record
+
+_OFF_KEYS = ("sample_id", "prompt_text", "token_ids", "state_of")
 
 
 @dataclass(frozen=True)
 class Records:
-    """All records of a run, by type."""
+    """All records of a run, by type. ``selections`` may stay on disk, and the ON records of many samples come without
+    ``topk``, which only the page's first samples need."""
 
-    on: list[Record]
-    off: list[Record]
-    selections: list[Record]
-    plumbing: list[Record]
-    repro: list[Record]
+    on: Sequence[Record]
+    off: Sequence[Record]
+    selections: Sequence[Record]
+    plumbing: Sequence[Record]
+    repro: Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,6 @@ def modes(config: Phase2Config) -> dict[str, str]:
     }
 
 
-def write_config(config: Phase2Config, folder: Path) -> None:
-    """``config.yaml``: the resolved configuration, ready to be run again."""
-    head = "# schema_version: 1.0 (resolved configuration; run it again with -P config=this file)\n"
-    write_text(folder / "config.yaml", head + to_yaml(config))
-
-
 def write_results(
     folder: Path,
     run_id: str,
@@ -131,10 +127,12 @@ def write_results(
             "prefix_len": config.prefix_len,
             "bos_token_id": bos,
             "injection_layers": config.layer_scope.injection,
-            "on": [_without_type(record) for record in records.selections],
-            "off": [
+        },
+        {
+            "on": map(_without_type, records.selections),
+            "off": (
                 {key: record[key] for key in ("sample_id", "prompt_text", "token_ids", "state_of")} for record in records.off
-            ],
+            ),
         },
     )
     write_json(
@@ -144,7 +142,9 @@ def write_results(
             **modes(config),
             "prefix_len": config.prefix_len,
             "injection_layers": config.layer_scope.injection,
-            "prefixes": [
+        },
+        {
+            "prefixes": (
                 {
                     "sample_id": record["sample_id"],
                     "slots": record["prefix_slots"],
@@ -155,16 +155,13 @@ def write_results(
                     "demo_tokens": len(record["demo_token_ids"]),
                 }
                 for record in records.selections
-            ],
+            )
         },
     )
     write_json(
         artifacts / "phase2_plumbing.json",
-        {
-            "run_id": run_id,
-            "plumbing": [_without_type(record) for record in records.plumbing],
-            "repro": [_without_type(record) for record in records.repro],
-        },
+        {"run_id": run_id},
+        {"plumbing": map(_without_type, records.plumbing), "repro": map(_without_type, records.repro)},
     )
 
 

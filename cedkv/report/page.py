@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class _Samples:
     def add(self, label: str, config: Phase2Config, records: Records, results: Results) -> None:
         """Add a condition: the first ON samples, and the OFF prompts that moved most."""
         moved = sorted(records.off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
-        pairs = list(zip(records.on, records.selections, strict=True))
+        pairs = islice(zip(records.on, records.selections, strict=True), MAX_SAMPLES)  # selections may come from disk
         self.conditions.append(
             {
                 "label": label,
@@ -139,7 +140,7 @@ class _Samples:
                 "n_off": len(records.off),
                 "p99": _short(results.metrics["phase2_off_delta_p99_select"]),
                 "limit": config.thresholds.off_delta_p99_max,
-                "on": [self._on(record, selection) for record, selection in pairs[:MAX_SAMPLES]],
+                "on": [self._on(record, selection) for record, selection in pairs],
                 "off": [self._off(record) for record in moved[:MAX_SAMPLES]],
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ _ON = (
 _OFF = ("sample_id", "prompt_text", "state_of", "phase2_delta_off_select", "same_token", "token_base", "token_select")
 
 
-def on_table(on: Sequence[Record], selections: Sequence[Record]) -> pd.DataFrame:
-    """One row an ON sample; tokens as text; random trials as their mean."""
+def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame:
+    """One row an ON sample; tokens as text; random trials as their mean. Records may come from disk, one at a time."""
     rows = []
     for record, selection in zip(on, selections, strict=True):
         row = dict(record)
@@ -34,7 +34,7 @@ def on_table(on: Sequence[Record], selections: Sequence[Record]) -> pd.DataFrame
             row[f"{name}_mean"] = float(np.mean(record[name])) if record[name] else None
         for arm, top in record["topk"].items():
             row[f"token_{arm}"] = top[0]["text"]
-        rows.append(row)
+        rows.append({name: row.get(name) for name in _ON})
     return _table(rows, _ON)
 
 

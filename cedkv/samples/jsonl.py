@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cedkv.config import Phase2Config
 from cedkv.errors import DataError
 from cedkv.types import OnEpisode, TokenKind
 
@@ -44,6 +45,14 @@ class OffLine(_Line):
 
 
 LineT = TypeVar("LineT", bound=_Line)
+
+
+def check_files(config: Phase2Config) -> None:
+    """Read the files a configuration names, before a run is started for them. Raises DataError as ``read_on``."""
+    if config.data.on_path is not None:
+        read_on(config.data.on_path, config.eval.on_samples)
+    if config.data.off_path is not None:
+        read_off(config.data.off_path, config.eval.off_samples)
 
 
 def read_on(path: str, n: int) -> list[OnEpisode]:

@@ -58,6 +58,7 @@ def test_everything_promised_is_written_and_logged(finished: tuple[Path, object]
     assert {"phase2_on_samples.json", "phase2_off_samples.json", "report_phase2.json", "metrics.jsonl", "artifacts"} <= {
         item.path for item in client.list_artifacts(run.info.run_id)
     }
+    mlflow.set_experiment("cedkv")
     table = mlflow.load_table("phase2_on_samples.json", run_ids=[run.info.run_id])
     assert table.columns[0] == "sample_id"
     assert len(table) == 6

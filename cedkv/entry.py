@@ -1,0 +1,208 @@
+"""``run.json``: what a run is, and what MLflow has to hold of it. On disk before MLflow is asked for anything.
+
+A run can be resumed, and logged later, from its folder alone. Light: it imports neither torch nor mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from cedkv.config import Phase2Config
+from cedkv.config_sources import resolve, to_yaml
+from cedkv.errors import BrokenOff, ConfigError, without_secrets
+from cedkv.journal import differences, refuse_changes
+from cedkv.report.files import SCHEMA_VERSION, write_json, write_text
+
+OUTPUTS = Path("outputs")
+NAME, LOCK, TABLES, NOTE = "run.json", "run.lock", "tables", "mlflow.note.content"
+INDIFFERENT = {"phase2.runtime.fail_on_gate", "phase2.runtime.mlflow_timeout"}
+"""Settings that change no result: a resumed run may have others."""
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass
+class Entry:
+    """A run, or a condition of a comparison (``parent`` is then the comparison's run id).
+
+    run_id: name of the run's folder: MLflow's id, or ``local-...`` where MLflow could not be reached at the start.
+    command: ``phase2``, a comparison's name, or ``condition``.
+    lists: a comparison's list options, as they were given.
+    children: condition key -> run id.
+    origin: a tag by which MLflow finds the run again when its answer to "make a run" was lost.
+    mlflow_run_id: None as long as MLflow is not known to have the run.
+    experiment: MLflow's experiment, by name or (only digits) by id.
+    metrics_at: when the metrics were computed, in ms: logging them again with the same time changes nothing.
+    datasets: MLflow's descriptions of the inputs, each with its ``context``.
+    known: MLflow has confirmed that it has the run.
+    logged: MLflow has everything.
+    home: the folder its folder is in.
+    """
+
+    command: str
+    phase: str
+    name: str = ""
+    run_id: str = ""
+    lists: dict[str, str | None] = field(default_factory=dict)
+    parent: str | None = None
+    children: dict[str, str] = field(default_factory=dict)
+    origin: str = field(default_factory=lambda: f"local-{uuid4().hex}")
+    mlflow_run_id: str | None = None
+    experiment: str = "cedkv"
+    status: str = "RUNNING"
+    start_time: int = field(default_factory=lambda: now())
+    end_time: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    metrics_at: int | None = None
+    datasets: list[dict[str, str]] = field(default_factory=list)
+    known: bool = False
+    logged: bool = False
+    home: Path = OUTPUTS
+
+    @property
+    def folder(self) -> Path:
+        return self.home / self.run_id
+
+    def begin(self, config: Phase2Config) -> None:
+        """Write what a resume needs. The parameters are the resolved configuration, under its dotted names (MLflow's limit:
+        6,000 characters)."""
+        write_config(config, self.folder)
+        self.params = {key: without_secrets(_text(value))[:6000] for key, value in config.dotted().items()}
+        self.save()
+
+    def save(self) -> None:
+        """Write ``run.json``; where the folder stands is not part of it, so that it can be moved."""
+        write_json(self.folder / NAME, {name: value for name, value in asdict(self).items() if name != "home"})
+
+    def conclude(self, metrics: Mapping[str, float | None], tags: Mapping[str, str], description: str) -> None:
+        """Take a finished run's results (MLflow's limit for a description: 8,000 characters). What could not be computed is
+        left out, not 0."""
+        self.metrics = {name: value for name, value in metrics.items() if value is not None}
+        self.metrics_at = now()
+        self.tags |= {name: without_secrets(value)[:8000] for name, value in {**tags, NOTE: description}.items()}
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED, now."""
+        self.status, self.end_time, self.logged = status, now(), False
+
+
+def write_config(config: Phase2Config, folder: Path) -> None:
+    """``config.yaml``: the resolved configuration, ready to be run again."""
+    head = f"# schema_version: {SCHEMA_VERSION} (resolved configuration; run it again with -P config=this file)\n"
+    write_text(folder / "config.yaml", head + to_yaml(config))
+
+
+def new(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str | None]) -> Entry:
+    """The entry of a new run. One that ``mlflow run`` has made can be resumed from here on: its id is known already.
+
+    Raises:
+        ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
+    """
+    entry = Entry(command, phase, lists=dict(lists))
+    given = os.environ.get("MLFLOW_RUN_ID")
+    entry.run_id = checked(given, "MLFLOW_RUN_ID") if given else entry.origin
+    if given:
+        entry.mlflow_run_id = given
+        if (entry.folder / NAME).exists():
+            raise ConfigError(
+                f"{entry.folder} holds a run already: resume={given} goes on with it; for a new run leave MLFLOW_RUN_ID and "
+                "--run-id out"
+            )
+        with locked(entry.folder):
+            entry.begin(config)
+    return entry
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def load(folder: Path) -> Entry:
+    """The entry of a run's folder.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        known = {item.name for item in fields(Entry)} - {"home"}
+        entry = Entry(**{name: value for name, value in content.items() if name in known}, home=folder.parent)
+    except FileNotFoundError:
+        there = "has no run.json: its run ended before anything was stored" if folder.is_dir() else "is not there"
+        raise ConfigError(
+            f"{str(folder)!r} {there}, so there is nothing to go on with; start a new run, or check run id and folder (runs "
+            "are looked for in outputs/ of the folder you are in)"
+        ) from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{str(folder / NAME)!r} cannot be read: {error}; it was damaged or edited") from None
+    if entry.run_id != folder.name:
+        raise ConfigError(f"{str(folder)!r} holds run {entry.run_id!r}; give the folder the name of its run")
+    return entry
+
+
+def find(run_id: str) -> Entry:
+    """The entry of a run that is to be resumed. Raises ConfigError: no run id, or none of a run here."""
+    entry = load(OUTPUTS / checked(run_id, "resume"))
+    if entry.parent is not None:
+        raise ConfigError(f"run {run_id} is a condition of comparison {entry.parent}: resume={entry.parent} continues both")
+    return entry
+
+
+def checked(run_id: str, name: str) -> str:
+    """The text, if it is a run id and no path. Raises ConfigError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"{name} = {run_id!r} is no run id; give the name of a folder in outputs/, like 8da8f583e4b1...")
+    return run_id
+
+
+def refuse_other_config(entry: Entry, config: Phase2Config) -> None:
+    """Raises ConfigError, naming each difference, when a run was started with another configuration."""
+    path = entry.folder / "config.yaml"
+    refuse_changes(entry.run_id, differences(decisive(resolve(path)), decisive(config)))
+
+
+def decisive(config: Phase2Config) -> dict[str, Any]:
+    """The settings that results depend on, by dotted name."""
+    return {name: value for name, value in config.dotted().items() if name not in INDIFFERENT}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process has it.
+        BrokenOff: the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"run {folder.name} is being worked on by another process: two would mix their results. Wait for it, or stop it, "
+            "then try again"
+        ) from None
+    except OSError as error:
+        raise BrokenOff(f"{str(folder)!r} cannot be written: {error}; free space, or go to a folder of your own") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

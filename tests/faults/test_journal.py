@@ -1,0 +1,143 @@
+"""The journal: what was finished is there, what was torn is done again, and what was damaged is not believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cedkv.errors import BrokenOff, ConfigError, DataError
+from cedkv.journal import Journal, differences
+
+HEADER = {"run_id": "r", "phase2.seed": 42, "samples.on.digest": "abc"}
+UNITS = [
+    ("main/00000", {"a": [{"x": 0.1, "text": "ü \u2028 \ud800"}, {"x": math.nan}], "b,\"records\":[": []}),
+    ("main/00001", {"a": [{"x": math.inf}], "b,\"records\":[": [{"y": 1}]}),
+    ("repro-1/00000", {"a": [], "b,\"records\":[": [{"y": "\n"}, {"y": [1, 2]}]}),
+]  # fmt: skip
+KEYS = list(UNITS[0][1])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def write(path: Path, units: Any = UNITS) -> bytes:
+    journal = Journal(path, HEADER, KEYS)
+    for unit, records in units:
+        journal.append(unit, records)
+    journal.close()
+    return path.read_bytes()
+
+
+def read(path: Path) -> tuple[list[str], dict[str, str]]:
+    journal = Journal(path, HEADER, KEYS)
+    journal.close()
+    return journal.units, {key: repr(list(journal.records(key))) for key in KEYS}
+
+
+def expected(n: int) -> tuple[list[str], dict[str, str]]:
+    some = UNITS[:n]
+    return [unit for unit, _ in some], {key: repr([r for _, records in some for r in records[key]]) for key in KEYS}
+
+
+def test_what_was_written_is_read_by_condition(path: Path) -> None:
+    """NaN stays NaN: as null it would be another verdict after a resume."""
+    write(path)
+    assert read(path) == expected(3)
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+def test_every_torn_end_is_cut_off_and_written_again(path: Path) -> None:
+    """The process may die at any byte: the finished units stay, the torn one goes, and the file comes out the same."""
+    whole = write(path)
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(0, len(whole) + 1, 11):
+        path.write_bytes(whole[:cut])
+        done = max(0, sum(end <= cut for end in ends) - 1)
+        assert read(path) == expected(done)
+        journal = Journal(path, HEADER, KEYS)
+        for unit, records in UNITS[done:]:
+            journal.append(unit, records)
+        journal.close()
+        assert path.read_bytes() == whole
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(at=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_no_changed_byte_is_believed(tmp_path_factory: pytest.TempPathFactory, at: int, flip: int) -> None:
+    """One flipped byte anywhere: the last line is done again, any other is named, and nothing wrong is ever read."""
+    path = tmp_path_factory.mktemp("flip") / "journal.jsonl"
+    whole = bytearray(write(path))
+    at %= len(whole)
+    whole[at] ^= flip
+    path.write_bytes(bytes(whole))
+    line = bytes(whole[:at]).count(b"\n") + 1
+    if line == 4:
+        assert read(path) == expected(2)
+    else:
+        with pytest.raises(DataError, match=rf"jsonl:{line}: the line does not fit its sha256.*head -n {line - 1}\)"):
+            read(path)
+
+
+def test_garbage_after_the_last_line_is_cut_off(path: Path) -> None:
+    """After a power loss a file may end in zeros."""
+    whole = write(path)
+    path.write_bytes(whole + b"\0" * 500)
+    assert read(path) == expected(3)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"phase2.seed": 43}, "phase2.seed: 42 then, 43 now"),
+        ({"samples.on.digest": "abd"}, "samples.on.digest: 'abc' then, 'abd' now"),
+        ({"new": 1}, "new: '(not there)' then, 1 now"),
+    ],
+)
+def test_journal_of_something_else_is_refused_and_left_alone(path: Path, changed: dict[str, Any], told: str) -> None:
+    whole = write(path)
+    with pytest.raises(ConfigError, match=r"run .* cannot be resumed") as caught:
+        Journal(path, {**HEADER, **changed}, KEYS)
+    assert told in str(caught.value)
+    assert path.read_bytes() == whole
+
+
+def test_differences_are_named_once_each() -> None:
+    assert differences({"a": 1, "b": [1], "c": None}, {"c": None, "b": [2], "d": 0}) == [
+        "a: 1 then, '(not there)' now",
+        "b: [1] then, [2] now",
+        "d: '(not there)' then, 0 now",
+    ]
+
+
+def test_full_disk_is_told_and_what_was_written_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path, HEADER, KEYS)
+    journal.append(*UNITS[0])
+    journal._file.close()
+    journal._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(BrokenOff, match=r"journal\.jsonl cannot be written: .*No space left.*--resume"):
+        journal.append(*UNITS[1])
+    assert [list(journal.records(key)) for key in KEYS][1] == []
+    journal.close()
+    assert read(path) == expected(1)
+
+
+def test_stored_records_are_a_sequence(path: Path) -> None:
+    write(path)
+    journal = Journal(path, HEADER, KEYS)
+    stored = journal.stored(KEYS[1], lambda record: record["y"] != 1)
+    assert len(stored) == 2
+    assert stored[0] == {"y": "\n"}
+    assert stored[-1] == {"y": [1, 2]}
+    assert stored[:1] == [{"y": "\n"}]
+    assert list(stored) == list(stored) == [{"y": "\n"}, {"y": [1, 2]}]
+    with pytest.raises(IndexError):
+        stored[2]

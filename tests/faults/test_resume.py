@@ -1,0 +1,258 @@
+"""Runs that are killed for real (in forked processes), resumed, and compared byte by byte with an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from filelock import FileLock
+
+from cedkv import entry as entries
+from cedkv.compare import run_comparison
+from cedkv.driver import run_phase2
+from cedkv.entry import find
+from cedkv.errors import BrokenOff, ConfigError, DataError
+from cedkv.journal import Journal
+from tests import tiny
+from tests.faults.crashing import OUTPUTS, config, forked, killed_at, left_by, metrics_lines, resume, the_run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run leaves that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
+            patch.setattr("cedkv.job.Job.fault", None)
+            run_phase2(config(llama_folder), "2")
+        return left_by(the_run())
+    finally:
+        os.chdir(before)
+
+
+def finishes_the_same(run_id: str, model: Path, undisturbed: dict[str, str]) -> None:
+    assert forked(resume(run_id, config(model))) == 0
+    assert left_by(run_id) == undisturbed
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["phase2"] in ("pass", "fail")
+    assert {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)} >= {"report.html", "phase2_on_samples.json"}
+
+
+@pytest.mark.parametrize("count", [4, 8, 15, 18, 27, 33])
+def test_killed_at_any_step_and_resumed_it_is_the_same(
+    store: str, llama_folder: Path, undisturbed: dict[str, str], count: int
+) -> None:
+    """kill -9 when the n-th thing has just reached the disk: before the model is loaded, between two units, between the
+    journal and metrics.jsonl, in the middle of the report."""
+    assert forked(lambda: run_phase2(config(llama_folder), "2"), killed_at("fsync", count, after=True)) == -signal.SIGKILL
+    run_id = the_run()
+    assert mlflow.get_run(run_id).info.status == "RUNNING"
+    finishes_the_same(run_id, llama_folder, undisturbed)
+
+
+def test_killed_twice_and_in_the_middle_of_a_line(store: str, llama_folder: Path, undisturbed: dict[str, str]) -> None:
+    """The first kill leaves half a line; the second one hits the resumed run. No finished unit is done again."""
+
+    def half_written() -> None:
+        real, lines = Journal._write, [0]
+
+        def write(self: Journal, line: bytes) -> None:
+            lines[0] += 1
+            if lines[0] == 4:
+                self._file.write(line[: len(line) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(self, line)
+
+        Journal._write = write  # type: ignore[method-assign]
+
+    assert forked(lambda: run_phase2(config(llama_folder), "2"), half_written) == -signal.SIGKILL
+    run_id = the_run()
+    path = OUTPUTS / run_id / "journal.jsonl"
+    finished = path.read_bytes().rsplit(b"\n", 1)[0]
+    assert finished.count(b"\n") == 2  # header and two units, each line whole
+    assert forked(resume(run_id, config(llama_folder)), half_written) == -signal.SIGKILL
+    assert path.read_bytes().startswith(finished)
+    assert path.read_bytes().count(b"\n") == 6
+    finishes_the_same(run_id, llama_folder, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ended_by_a_signal_it_is_killed_with_its_data(
+    store: str, llama_folder: Path, undisturbed: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    from cedkv.cli import _end_on_signals
+
+    def signalled() -> None:
+        _end_on_signals()
+        real = Journal.append
+
+        def append(self: Journal, unit: str, records: Any) -> None:
+            real(self, unit, records)
+            if unit == "unit/00001":
+                os.kill(os.getpid(), number)
+
+        Journal.append = append  # type: ignore[method-assign]
+
+    assert forked(lambda: run_phase2(config(llama_folder), "2"), signalled) == code
+    run_id = the_run()
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["phase2"] == "pending"
+    assert "metrics.jsonl" in {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
+    assert sum(line["kind"] == "on" for line in metrics_lines(run_id)) >= 2
+    finishes_the_same(run_id, llama_folder, undisturbed)
+
+
+def test_full_disk(store: str, llama_folder: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails ends the run as FAILED; what was finished is resumed when there is room again."""
+    real, left = os.fsync, [20]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BrokenOff, match=r"No space left on device.*--resume [0-9a-f]{32}"):
+        run_phase2(config(llama_folder), "2")
+    monkeypatch.setattr(os, "fsync", real)
+    run_id = the_run()
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+    finishes_the_same(run_id, llama_folder, undisturbed)
+
+
+@pytest.fixture
+def broken_off(store: str, llama_folder: Path) -> str:
+    """A run that was killed after its second unit."""
+    assert forked(lambda: run_phase2(config(llama_folder), "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
+    return the_run()
+
+
+def unchanged(run_id: str, work: Callable[[], Any], error: type[Exception], message: str) -> None:
+    """The work is refused, and neither folder nor MLflow run are touched by it."""
+    before, status = left_by(run_id), mlflow.get_run(run_id).info.status
+    with pytest.raises(error, match=message):
+        work()
+    assert left_by(run_id) == before
+    assert mlflow.get_run(run_id).info.status == status
+
+
+def test_what_is_not_the_same_run_is_refused_by_name(
+    broken_off: str, llama_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Configuration, weights, samples: results of two kinds must not be mixed. One run, because making it takes time."""
+    its = config(llama_folder, "seed=43,select.span_len=3")
+    unchanged(
+        broken_off,
+        resume(broken_off, its),
+        ConfigError,
+        r"phase2\.seed: 42 then, 43 now\n.*phase2\.select\.span_len: 4 then, 3 now",
+    )
+    weights = llama_folder / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        tiny.model("llama", seed=1).save_pretrained(llama_folder)
+        unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, r"model\.weights: '[0-9a-f]{64}' then")
+    finally:
+        weights.write_bytes(kept)
+    line = OUTPUTS / broken_off / "journal.jsonl"
+    whole = line.read_bytes()
+    line.write_bytes(whole.replace(b'"correct_base":false', b'"correct_base":true ', 1))
+    unchanged(broken_off, resume(broken_off, config(llama_folder)), DataError, r"journal\.jsonl:2: .* damaged or edited")
+    line.write_bytes(whole)
+    with FileLock(OUTPUTS / broken_off / entries.LOCK):
+        unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "worked on by another process")
+    mlflow.MlflowClient().delete_run(broken_off)
+    unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "was deleted in MLflow; bring it back")
+    mlflow.MlflowClient().restore_run(broken_off)
+    # settings that change no result may change
+    assert forked(resume(broken_off, config(llama_folder, "runtime.fail_on_gate=true,runtime.mlflow_timeout=30"))) == 0
+
+
+def test_changed_samples_are_refused_by_name(store: str, llama_folder: Path, tmp_path: Path) -> None:
+    """The path is the same, the file is not."""
+    line = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
+    own = tmp_path / "own.jsonl"
+    own.write_text(f"{json.dumps(line)}\n" * 11)
+    its = config(llama_folder, f"data.on_path={own}", "select.span_budget=1")
+    assert forked(lambda: run_phase2(its, "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
+    own.write_text(f"{json.dumps({**line, 'query_text': 'Word: lug' + chr(10) + 'Symbol:'})}\n" * 11)
+    unchanged(the_run(), resume(the_run(), its), ConfigError, r"samples\.on\.digest: '[0-9a-f]{64}' then")
+
+
+def test_two_processes_at_once(broken_off: str, llama_folder: Path, undisturbed: dict[str, str]) -> None:
+    """The second one is refused, and the lock of a killed one is gone with it."""
+    first = os.fork()
+    if first == 0:
+        Journal.append = lambda *_: time.sleep(60)  # type: ignore[method-assign]
+        resume(broken_off, config(llama_folder))()
+        os._exit(0)
+    deadline = time.monotonic() + 30
+    while not _held(broken_off):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(ConfigError, match="another process"):
+        resume(broken_off, config(llama_folder))()
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    finishes_the_same(broken_off, llama_folder, undisturbed)
+
+
+def _held(run_id: str) -> bool:
+    try:
+        with FileLock(OUTPUTS / run_id / entries.LOCK, timeout=0):
+            return False
+    except TimeoutError:
+        return True
+
+
+def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folder: Path) -> None:
+    """Killed while units run, and while children are finished: no stray run, no other figure."""
+    lists = {"select_modes": "attention_diversity_span,random_span"}
+    its = config(llama_folder)
+
+    def comparisons() -> list[entries.Entry]:
+        found = [entries.load(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
+        return [entry for entry in found if entry.parent is None]
+
+    def left(entry: entries.Entry) -> dict[str, str]:
+        texts = {}
+        for key, run_id in {"": entry.run_id, **entry.children}.items():
+            for name, text in left_by(run_id).items():
+                for other, its_id in entry.children.items():
+                    text = text.replace(its_id, f"run of {other}")
+                texts[f"{key}/{name}"] = text.replace(entry.run_id, "RUN")
+        return texts
+
+    assert forked(lambda: run_comparison("ablate_selector", its, lists)) == 0
+    (whole,) = comparisons()
+    expected = left(whole)
+    for count in (33, 62):
+        shutil.rmtree(OUTPUTS)
+        work = lambda: run_comparison("ablate_selector", its, lists)  # noqa: E731
+        assert forked(work, killed_at("fsync", count, after=True)) == -signal.SIGKILL
+        (entry,) = comparisons()
+        again = lambda: run_comparison("ablate_selector", its, entry.lists, find(entry.run_id), resumed=True)  # noqa: E731, B023
+        assert forked(again) == 0
+        (entry,) = comparisons()
+        assert left(entry) == expected
+        children = mlflow.search_runs(
+            experiment_names=["cedkv"], filter_string=f"tags.`mlflow.parentRunId` = '{entry.run_id}'", output_format="list"
+        )
+        assert {child.info.run_id for child in children} == set(entry.children.values())
+        assert {child.info.status for child in children} == {"FINISHED"} == {mlflow.get_run(entry.run_id).info.status}
+    with pytest.raises(ConfigError, match=f"is a condition of comparison {entry.run_id}"):
+        find(next(iter(entry.children.values())))

@@ -1,0 +1,203 @@
+"""A real ``mlflow server``, on sqlite and on PostgreSQL, that dies, freezes, comes back, and has many runs at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from cedkv import entry as entries
+from cedkv.errors import TrackingError
+from cedkv.job import Job, save_table, sync
+from cedkv.tracking import describe_datasets
+from tests import tiny
+from tests.faults.crashing import forked, run_of_nothing
+from tests.faults.serving import Server, free_port, refusing
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None
+SAMPLES = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A database server of its own; it refuses to run as root, so root runs it as the user ``postgres``."""
+    data, port = folder / "data", free_port()
+    data.mkdir()
+    user = "postgres" if os.getuid() == 0 else None
+    if user:
+        shutil.chown(data, user)
+        for parent in data.parents:
+            if parent.owner() == "root" and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+
+    def tool(name: str, *arguments: str) -> None:
+        subprocess.run([POSTGRES[-1] / name, *arguments], check=True, user=user, cwd=data, stdout=subprocess.DEVNULL)
+
+    tool("initdb", "-D", str(data), "-U", "cedkv", "-A", "trust")
+    tool("pg_ctl", "-D", str(data), "-w", "-o", f"-p {port} -h 127.0.0.1 -k {data}", "-l", str(data / "log"), "start")
+    try:
+        yield f"postgresql+psycopg2://cedkv@127.0.0.1:{port}/postgres"
+    finally:
+        tool("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+ASKED_FOR = pytest.mark.skipif(
+    os.environ.get("RUN_SERVER_TESTS") != "1", reason="starts real servers, about a minute: RUN_SERVER_TESTS=1, or make faults"
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("sqlite", marks=ASKED_FOR),
+        pytest.param(
+            "postgresql",
+            marks=[ASKED_FOR, pytest.mark.skipif(NO_POSTGRES, reason="needs PostgreSQL (apt) and psycopg2-binary (pip)")],
+        ),
+    ],
+)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with postgres(folder) if request.param == "postgresql" else _sqlite(folder) as store:
+        made = Server(folder, store)
+        made.start()
+        yield made
+        made.kill()
+
+
+@contextmanager
+def _sqlite(folder: Path) -> Iterator[str]:
+    yield f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def uri(server: Server, store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs go to the server."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    mlflow.set_tracking_uri(server.uri)
+    return server.uri
+
+
+def fill(job: Job) -> None:
+    """Results of every kind."""
+    job.entry.datasets = describe_datasets({"on": ("own.jsonl", SAMPLES)})
+    (job.folder / "artifacts").mkdir()
+    (job.folder / "artifacts" / "x.json").write_text("{}")
+    save_table(job.entry, "on.json", SAMPLES)
+    job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+
+
+def is_whole(run_id: str) -> None:
+    """MLflow has everything ``fill`` makes, once."""
+    run, client = mlflow.get_run(run_id), mlflow.MlflowClient()
+    assert (run.info.status, run.data.metrics, run.data.tags["gateA"]) == ("FINISHED", {"gain": 0.5}, "pass")
+    assert run.data.params["phase2.seed"] == "42"
+    assert len(client.get_metric_history(run_id, "gain")) == 1
+    assert [(i.dataset.name, i.tags[0].value) for i in run.inputs.dataset_inputs] == [("own.jsonl", "on")]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"artifacts", "config.yaml", "on.json"}
+
+
+def test_server_that_dies_under_a_run_and_comes_back(server: Server, uri: str) -> None:
+    """Results are on disk, the run is told to be unlogged, and sync brings all of it, as often as it is called."""
+    with pytest.raises(TrackingError, match=r"the results are safe in outputs/.*\n.*cedkv sync"), run_of_nothing() as job:  # noqa: PT012
+        fill(job)
+        server.kill()
+        since = time.monotonic()
+        job.push()
+        job.finish(job.entry)
+        assert time.monotonic() - since < 2 * 4.5
+    with pytest.raises(TrackingError, match="safe"):
+        sync(job.folder, 4, lambda _: None)
+    server.start()
+    assert mlflow.get_run(job.entry.run_id).info.status == "RUNNING"
+    for _ in range(2):
+        sync(job.folder, 20, lambda _: None)
+        is_whole(job.entry.run_id)
+
+
+def test_server_that_dies_between_two_calls_of_logging(server: Server, uri: str) -> None:
+    """A part is there already; the rest is added to it."""
+    real = mlflow.MlflowClient.log_artifact
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrackingError), run_of_nothing() as job:  # noqa: PT012
+        fill(job)
+        patch.setattr(mlflow.MlflowClient, "log_artifact", lambda *given: (server.kill(), real(*given)))
+        job.finish(job.entry)
+    server.start()
+    assert mlflow.get_run(job.entry.run_id).data.metrics == {"gain": 0.5}
+    sync(job.folder, 20, lambda _: None)
+    is_whole(job.entry.run_id)
+
+
+def test_server_that_freezes(server: Server, uri: str) -> None:
+    """It takes connections and never answers: every wait ends, and after the first nothing is asked until the end."""
+    with pytest.raises(TrackingError), run_of_nothing() as job:  # noqa: PT012
+        fill(job)
+        server.signal(signal.SIGSTOP)
+        try:
+            since = time.monotonic()
+            for _ in range(5):
+                job.push()
+            assert time.monotonic() - since < 4.5
+            job.finish(job.entry)
+            assert time.monotonic() - since < 2 * 4.5
+        finally:
+            server.signal(signal.SIGCONT)
+    sync(job.folder, 20, lambda _: None)
+    is_whole(job.entry.run_id)
+
+
+def test_server_that_was_away_at_the_start_and_is_back_at_the_end(server: Server, uri: str) -> None:
+    """The run has an id of its own on disk, and is logged without anybody's help."""
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with run_of_nothing() as job:
+        mlflow.set_tracking_uri(uri)
+        fill(job)
+        job.finish(job.entry)
+    assert job.entry.run_id.startswith("local-")
+    is_whole(str(entries.load(job.folder).mlflow_run_id))
+
+
+def test_eight_runs_at_once(server: Server, uri: str) -> None:
+    def one() -> None:
+        with run_of_nothing(tiny.config("x"), name="at once") as job:
+            fill(job)
+            job.finish(job.entry)
+
+    children = []
+    for _ in range(8):
+        child = os.fork()
+        if child == 0:
+            os._exit(forked(one))
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
+    for folder in Path("outputs").iterdir():
+        is_whole(folder.name)
+    runs = mlflow.search_runs(experiment_names=["cedkv"], filter_string="attributes.run_name = 'at once'", output_format="list")
+    assert {run.info.run_id for run in runs} == {folder.name for folder in Path("outputs").iterdir()}
+    assert len(runs) == 8
+
+
+@pytest.mark.parametrize("status", [500, 401, 403, 404])
+def test_server_that_says_no(store: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken inside, or refusing us: the run goes on, one warning says what was answered."""
+    with refusing(status) as uri:
+        mlflow.set_tracking_uri(uri)
+        since = time.monotonic()
+        with pytest.raises(TrackingError, match="the results are safe"), run_of_nothing() as job:  # noqa: PT012
+            fill(job)
+            job.finish(job.entry)
+        assert time.monotonic() - since < 2 * 4.5
+    told = capsys.readouterr().err
+    assert told.count("warning:") == 1
+    assert str(status) in told
