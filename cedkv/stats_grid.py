@@ -182,7 +182,8 @@ def equal_on_paper(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
     Two conditions that differ in padding alone: nulls are masked and take no position. And ``full_demo`` where every layer
     sees it, against the teacher: nothing is left out, so nothing moves, at either positioning. ``largest`` is, for the
     teacher, the largest KL of a sample; for a pair the largest difference of a sample's KLs and log-probabilities, whose
-    limit is ``sqrt(2 x KL limit)``: a KL of d moves log-probabilities by about sqrt(2 d).
+    limit is ``sqrt(2 x KL limit)``: a KL of d moves log-probabilities by about sqrt(2 d). ``floor`` is the numerical floor in
+    the same unit.
     """
     rows = []
     for group in families(results, PADDING):
@@ -192,7 +193,8 @@ def equal_on_paper(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
             moved = [abs(a - b) for name in names for a, b in _both(first.records.on, other.records.on, name)]
             moved += [abs(a - b) for a, b in _both(first.records.off, other.records.off, "phase2_delta_off_select")]
             limit = math.sqrt(2 * first.config.kl_limit("padding_kl_max"))
-            rows.append(_equal(first, other.label, "largest difference of KLs and log-probabilities", moved, limit, other))
+            row = _equal(first, other.label, "largest difference of KLs and log-probabilities", moved, limit, other)
+            rows.append(row | {"floor": None if row["floor"] is None else math.sqrt(2 * row["floor"])})
     for condition in results:
         if setting(condition, "select.mode") == "full_demo" and setting(condition, "layer_scope.injection") == "all":
             limit = condition.config.kl_limit("keep_all_kl_max")

@@ -165,6 +165,7 @@ def test_padding_is_one_condition_and_must_agree() -> None:
     (row,) = equal_on_paper(results)
     assert row["verdict"] == "pass"
     assert row["largest"] == pytest.approx(1e-6)
+    assert row["floor"] == pytest.approx(math.sqrt(2 * 2e-7)), "in the unit of the largest difference"
     (row,) = equal_on_paper(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], kl[-1] + 0.1]})))
     assert (row["verdict"], row["largest"]) == ("fail", pytest.approx(0.1))
     (row,) = equal_on_paper(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], math.nan]})))

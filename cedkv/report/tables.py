@@ -1,4 +1,6 @@
-"""Tables for the MLflow UI: per sample with ``sample_id`` first, per condition; one plain value a cell."""
+"""Tables for the MLflow UI, one plain value a cell. Its compare view groups by the first column, ``sample_id``, and shows the
+second one side by side at first, so that is one in which runs differ.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from cedkv.report.comparison import ConditionResult
 from cedkv.types import Record
 
 _ON = (
-    "sample_id", "query_text", "answer_text", "correct_base", "correct_teacher", "correct_select", "correct_random_mean",
-    "token_base", "token_teacher", "token_select", "answer_logprob_base", "answer_logprob_teacher",
+    "sample_id", "token_select", "query_text", "answer_text", "correct_base", "correct_teacher", "correct_select",
+    "correct_random_mean", "token_base", "token_teacher", "answer_logprob_base", "answer_logprob_teacher",
     "answer_logprob_select", "phase2_answer_logprob_gain", "phase2_delta_on_select", "kl_base_teacher",
     "kl_select_teacher", "kl_random_teacher_mean", "rel_kl_to_teacher", "phase2_selection_score_attention",
     "phase2_selection_score_causal_drop", "spans",
 )  # fmt: skip
-_OFF = ("sample_id", "prompt_text", "state_of", "phase2_delta_off_select", "same_token", "token_base", "token_select")
+_OFF = ("sample_id", "phase2_delta_off_select", "prompt_text", "state_of", "same_token", "token_base", "token_select")
 
 
 def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame:
