@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import cedkv
 from cedkv.config import Phase2Config
@@ -18,8 +18,8 @@ from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import attention, linear, smollm2
 from cedkv.lm.batching import Batching
 from cedkv.lm.capabilities import Capabilities, can_rotate, read_capabilities, require, scope_layers
-
-_PROBE = "Word: blick\nSymbol: red\n\nIt's 1 of 27."
+from cedkv.lm.placement import pick_device
+from cedkv.lm.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,6 @@ class LanguageModel:
         return can_rotate(self.capabilities)
 
 
-def pick_device(setting: str) -> torch.device:
-    """``auto`` takes cuda, then mps, then cpu.
-
-    Raises:
-        ConfigError: a device that is not there.
-    """
-    if setting == "auto":
-        setting = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(setting)
-    there = {
-        "cpu": True,
-        "mps": torch.backends.mps.is_available(),
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not there[device.type]:
-        raise ConfigError(
-            f"runtime.device = {setting!r} is not there ({torch.cuda.device_count()} CUDA devices seen by torch "
-            f"{torch.__version__}); use auto or cpu, or install a torch build for your accelerator"
-        )
-    return device
-
-
 def load(config: Phase2Config) -> LanguageModel:
     """Load tokenizer and model, refusing first what can be refused from the model's configuration.
 
@@ -96,7 +74,7 @@ def load(config: Phase2Config) -> LanguageModel:
         hf_config = AutoConfig.from_pretrained(where, **options)
         capabilities = read_capabilities(hf_config)
         require(capabilities, config)
-        tokenizer = _tokenizer(where, options)
+        tokenizer = load_tokenizer(where, options)
         model, info = AutoModelForCausalLM.from_pretrained(
             where,
             **options,
@@ -123,21 +101,6 @@ def load(config: Phase2Config) -> LanguageModel:
         batching=Batching(config.rows_per_pass, device),
         meta={**_meta(config, model, tokenizer, device), "matmul": "onednn" if onednn else "torch"},
     )
-
-
-def _tokenizer(where: str, options: dict[str, Any]) -> Any:
-    loader = PreTrainedTokenizerFast if Path(where).name.startswith(smollm2.NAME) else AutoTokenizer
-    tokenizer = loader.from_pretrained(where, **options)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"{where}: its tokenizer gives no character offsets (it is not a fast one); demo and query need them")
-    ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
-    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    if back.strip() != _PROBE:
-        raise ModelError(
-            f"{where}: its tokenizer does not give a text back: {_PROBE!r} became {back!r}; it was saved by another "
-            "version of transformers, or is damaged. Save or download it again"
-        )
-    return tokenizer
 
 
 def _unavailable(name: str, error: Exception) -> ModelError:

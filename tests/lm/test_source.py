@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import smollm2, source
+from cedkv.lm.placement import pick_device
 from tests import tiny
 
 WEIGHTS = "model.safetensors"
@@ -168,7 +169,7 @@ def test_a_device_that_is_not_there_is_an_error_not_the_cpu(device: str, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if device == "cuda:99" else 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=rf"runtime\.device = '{device}' is not there .*; use auto or cpu"):
-        source.pick_device(device)
+        pick_device(device)
 
 
 def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,4 +177,4 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert source.pick_device("auto").type == expected
+        assert pick_device("auto").type == expected
