@@ -22,6 +22,7 @@ from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
+from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
 from cedkv.report.build import decide
 from cedkv.report.comparison import ConditionResult
@@ -62,10 +63,14 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
     entry = job.entry
     click.echo(f"run {entry.run_id}: {name}, {len(conditions)} conditions; loading {config.model.id} ...", err=True)
     clock.enter("load")
-    lm = source.load(config)
-    for condition in conditions:
-        require(lm.capabilities, condition.config)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    opened, configs = source.open_model(config), [condition.config for condition in conditions]
+    for each in configs:
+        require(opened.capabilities, each)
+    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions)
+    require_reach(opened.capabilities, samples, configs)
+    lm = source.load(config, opened)
+    for each in configs:
+        source.require_loaded(lm, each)
     journal = job.open_journal(depends_on(lm, conditions, samples, "2"), [condition.key for condition in conditions])
     entry.datasets = tracking.describe_datasets(datasets(samples, "2"))
     job.push()

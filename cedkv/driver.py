@@ -25,6 +25,7 @@ from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal, StoredRecords
 from cedkv.lm import source
 from cedkv.lm.fingerprint import fingerprint
+from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
 from cedkv.report.build import Records, Results, decide, verdict_word, write_results
 from cedkv.report.drawing import to_svg
@@ -80,9 +81,11 @@ def _run(config: Phase2Config, phase: Phase, job: Job) -> Results:
     entry = job.entry
     click.echo(f"run {entry.run_id}: loading {config.model.id} ...", err=True)
     clock.enter("load")
-    lm = source.load(config)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
     conditions = [Condition("run", config)]
+    opened = source.open_model(config)
+    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions)
+    require_reach(opened.capabilities, samples, [config])
+    lm = source.load(config, opened)
     journal = job.open_journal(depends_on(lm, conditions, samples, phase), ["run"])
     write_json(entry.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
     entry.datasets = tracking.describe_datasets(datasets(samples, phase))

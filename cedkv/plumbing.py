@@ -17,8 +17,9 @@ import torch
 
 from cedkv.config import Phase2Config
 from cedkv.lm.attention import AttentionReader
-from cedkv.lm.cache import PrefixBatch, assemble, rotate_keys
+from cedkv.lm.cache import PrefixBatch, assemble
 from cedkv.lm.prefix import encode
+from cedkv.lm.rotation import rotate_keys
 from cedkv.lm.scoring import kl, left_padded, log_softmax, next_token_logprobs, prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.store import load_prefix, save_prefix
@@ -80,7 +81,7 @@ def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> di
         "padding_equivalence": padding_equivalence(lm, config, given),
         "batch_consistency": batch_consistency(lm, config, given),
     }
-    if lm.can_rotate:
+    if lm.rotations is not None:
         found["rotation_equivariance"] = given.once("rotation", lambda: rotation_equivariance(lm, given))
     found["source_cache_unchanged"] = source_cache_unchanged(lm, config, given)
     return found
@@ -188,8 +189,8 @@ def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float
     moved, _ = prefill(lm, rows, [range(ROTATION_SHIFT, ROTATION_SHIFT + len(row)) for row in rows], given.names)
     shift = torch.full(keys[0].shape[::2], ROTATION_SHIFT, device=lm.device)
     worst = torch.zeros(len(rows), device=lm.device)
-    for key, expected in zip(keys, moved, strict=True):
-        difference = (rotate_keys(key, shift, lm.inv_freq) - expected).float().abs()
+    for key, expected, rotation in zip(keys, moved, lm.rotations or (), strict=True):
+        difference = (rotate_keys(key, shift, rotation) - expected).float().abs()
         for row, tokens in enumerate(rows):
             at = slice(0, len(tokens))
             worst[row] = worst[row].maximum(difference[row, :, at].max() / expected[row, :, at].float().abs().max())

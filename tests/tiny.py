@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve
@@ -57,7 +57,7 @@ def model(architecture: str, seed: int = 0, **settings: Any) -> Any:
         "eos_token_id": 1, "pad_token_id": 1, **settings,
     }  # fmt: skip
     torch.manual_seed(seed)
-    made = LlamaForCausalLM(LlamaConfig(**common)) if architecture == "llama" else Qwen2ForCausalLM(Qwen2Config(**common))
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **common))
     return made.to(torch.float32).eval()
 
 

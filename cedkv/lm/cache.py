@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from cedkv.lm.rotation import Rotation, rotate_keys
 from cedkv.types import Placement
 
 Layers = tuple[torch.Tensor, ...]
@@ -105,34 +106,21 @@ def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> P
     )
 
 
-def rotate_keys(keys: torch.Tensor, shift: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Move rotary keys by ``shift`` positions: R(p + d) k = R(d) R(p) k (Su et al. 2021, RoFormer, eq. 14-16).
-
-    Args:
-        keys: (B, H_kv, K, D_h) already rotated, in the half-split layout of transformers (``rotate_half``).
-        shift: (B, K) positions to move by, new - old; may be negative.
-        inv_freq: (D_h / 2,) the model's own inverse frequencies. A constant factor some rope types put on cos and sin is
-            in the keys already, so cos and sin are not scaled here.
-    """
-    angles = shift.to(torch.float32)[..., None] * inv_freq.to(torch.float32)
-    cos, sin = angles.cos().repeat(1, 1, 2)[:, None], angles.sin().repeat(1, 1, 2)[:, None]
-    wide = keys.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(keys.dtype)
-
-
 def gather(
-    source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placement], inv_freq: torch.Tensor
+    source: PrefixBatch, rows: Sequence[int], placements: Sequence[Placement], rotations: Sequence[Rotation] | None
 ) -> tuple[Layers, Layers]:
     """Take the kept tokens' K/V out of the demo's own cache and move the keys to their new positions.
 
     Args:
         source: demos' caches, demo token t in slot t and at position t.
         rows: for each placement the row of ``source`` its tokens are of.
-        inv_freq: (D_h / 2,) see ``rotate_keys``.
+        rotations: how each layer's keys are moved; None where they cannot be.
 
     Returns:
         Keys and values, (B, H_kv, max K, D_h) a layer; what is beyond a row's kept tokens means nothing.
+
+    Raises:
+        ValueError: keys that cannot be moved have to move; ``capabilities.require`` refuses that before.
     """
     device = source.visible.device
     longest = max(len(placement.kept_tokens) for placement in placements)
@@ -149,5 +137,7 @@ def gather(
 
     keys = tuple(taken(key) for key in source.keys)
     if shift.any():
-        keys = tuple(rotate_keys(key, shift, inv_freq) for key in keys)
+        if rotations is None:
+            raise ValueError("keys that cannot be moved were given new positions")
+        keys = tuple(rotate_keys(key, shift, rotation) for key, rotation in zip(keys, rotations, strict=True))
     return keys, tuple(taken(value) for value in source.values)

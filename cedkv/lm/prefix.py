@@ -43,6 +43,6 @@ def kept_kv(
     if kv_source == "gather":
         if demo is None:
             raise ValueError("gather needs the teacher's cache")
-        return gather(demo, rows, placements, lm.inv_freq)
+        return gather(demo, rows, placements, lm.rotations)
     tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
     return prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])

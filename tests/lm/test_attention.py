@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cedkv.lm import attention
-from cedkv.lm.attention import AttentionReader, HiddenPrefix, attention_rows, hiding, reading
+from cedkv.lm.attention import AttentionReader, HiddenPrefix, ScoreForm, attention_rows, hiding, reading
 from cedkv.lm.scoring import next_token_logprobs, prefill
 from cedkv.lm.teacher import read_teacher
 from tests import tiny
@@ -40,7 +40,7 @@ def test_masks_of_every_kind_mean_the_same() -> None:
     query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
     causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
     additive = torch.zeros(2, 1, 5, 5).masked_fill(~causal, float("-inf"))
-    rows = [attention_rows(query, key, mask, 0.3, 2, 5) for mask in (None, causal, additive)]
+    rows = [attention_rows(query, key, mask, ScoreForm(0.3), 2, 5) for mask in (None, causal, additive)]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
     assert torch.allclose(rows[0].sum(dim=-1), torch.ones(2, 4, 3))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
 
 from cedkv.lm.attention import AttentionReader
-from cedkv.lm.cache import assemble, gather, rotate_keys
+from cedkv.lm.cache import assemble, gather
+from cedkv.lm.rotation import rotate_keys
 from cedkv.lm.scoring import next_token_logprobs, prefill
 from cedkv.lm.teacher import read_teacher
 from cedkv.positioning import place
@@ -20,28 +19,13 @@ DEMOS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24]]
 QUERIES = [[40, 41, 42], [50]]
 
 
-def complex_rotation(keys: np.ndarray, shift: float, inv_freq: np.ndarray) -> np.ndarray:
-    """Rotary embedding as complex multiplication: component i is (x_i, x_{i + D/2})."""
-    half = keys.shape[-1] // 2
-    turned = (keys[..., :half] + 1j * keys[..., half:]) * np.exp(1j * shift * inv_freq)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
-
-
-@pytest.mark.parametrize("shift", [-300, -1, 0, 1, 37, 1000])
-def test_rotation_is_complex_multiplication(shift: int) -> None:
-    torch.manual_seed(0)
-    keys, inv_freq = torch.randn(2, 3, 5, 16), 1e5 ** -(torch.arange(8) / 8)
-    found = rotate_keys(keys, torch.full((2, 5), shift), inv_freq)
-    assert np.abs(found.numpy() - complex_rotation(keys.double().numpy(), shift, inv_freq.double().numpy())).max() < 2e-4
-
-
 def test_rotated_keys_are_the_models_own(model_folder: Path) -> None:
     """Two ways to the same tensor: run at the new positions, or run at the old ones and rotate."""
     _, lm = tiny.load(model_folder)
     here, values = prefill(lm, DEMOS, [range(8), range(5)], list("ab"))
     there, same_values = prefill(lm, DEMOS, [range(100, 108), range(100, 105)], list("ab"))
-    for key, expected, value, same in zip(here, there, values, same_values, strict=True):
-        moved = rotate_keys(key, torch.full((2, 8), 100), lm.inv_freq)
+    for key, expected, value, same, turn in zip(here, there, values, same_values, lm.rotations, strict=True):
+        moved = rotate_keys(key, torch.full((2, 8), 100), turn)
         for row, demo in enumerate(DEMOS):
             assert (moved - expected)[row, :, : len(demo)].abs().max() < 1e-3 * expected.abs().max()
             assert (value - same)[row, :, : len(demo)].abs().max() < 1e-3 * same.abs().max()
@@ -65,7 +49,7 @@ def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
     assert reading.demo.visible.sum(dim=1).tolist() == [8, 5]
     kept = [(0, 3, 4), (1, 2, 4)]
     placements = [place(k, len(d), "absolute", "shrink_to_selected", 8) for k, d in zip(kept, DEMOS, strict=True)]
-    prefix = assemble(*gather(reading.demo, [0, 1], placements, lm.inv_freq), placements)
+    prefix = assemble(*gather(reading.demo, [0, 1], placements, lm.rotations), placements)
     for row, demo in enumerate(DEMOS):
         keys, values = prefill(lm, [demo], [range(len(demo))], ["x"])
         for layer in range(4):

@@ -3,128 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 
+from cedkv.driver import run_phase2
 from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import attention
-from cedkv.lm.batching import Batching
-from cedkv.lm.cache import rotate_keys
-from cedkv.lm.capabilities import can_rotate, read_capabilities, require, scope_layers
-from cedkv.lm.scoring import prefill
+from cedkv.lm.capabilities import read_capabilities, require, scope_layers
 from tests import tiny
 
 SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 128}  # fmt: skip
 REFUSED = [
-    (hf.GPT2Config(), "gpt2", "not one rotary embedding"),
-    (hf.OPTConfig(), "opt", "not one rotary embedding"),
-    (hf.BloomConfig(), "bloom", "not one rotary embedding"),
-    (hf.FalconConfig(alibi=True), "falcon", "not one rotary embedding"),
-    (hf.Gemma3TextConfig(), "gemma3_text", "not one rotary embedding"),
+    (hf.BloomConfig(), "bloom", "positions .* ALiBi"),
+    (hf.BloomConfig(), "bloom", "attention .* computed inside the model"),
+    (hf.FalconConfig(alibi=True), "falcon", "positions .* ALiBi"),
+    (hf.FalconConfig(), "falcon", "attention .* computed inside the model"),
+    (hf.GPTJConfig(), "gptj", "attention .* computed inside the model"),
+    (hf.BertConfig(), "bert", "tokens see later ones"),
+    (hf.Gemma2Config(use_bidirectional_attention=True), "gemma2", "tokens see later ones"),
     (hf.T5Config(), "t5", "encoder-decoder"),
     (hf.MambaConfig(), "mamba", "names no attention layers"),
-    (hf.LlavaConfig(), "llava", "names no attention layers"),
+    (hf.LlavaConfig(), "llava", "a wrapper of several models"),
+    (hf.Gemma3Config(), "gemma3", "a wrapper of several models"),
     (hf.DeepseekV3Config(), "deepseek_v3", "latent vectors"),
-    (MistralConfig(sliding_window=4096, max_position_embeddings=32768), "mistral", "see a window"),
-    (hf.Gemma2Config(), "gemma2", "see a window"),
-    (hf.Qwen3NextConfig(), "qwen3_next", "keep no keys"),
-    (
-        Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=2, num_hidden_layers=4),
-        "qwen2",
-        "see a window",
-    ),
+    (hf.Qwen3NextConfig(), "qwen3_next", r"36 of 48 keep something else than keys and values \(36 x linear_attention\)"),
+    (LlamaConfig(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "llama", "rope type 'spiral' is not known here"),
+    (LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 0.0}), "llama", "no frequency base"),
 ]
-DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 
 
-@pytest.mark.parametrize(("hf_config", "kind", "reason"), REFUSED, ids=[kind for _, kind, _ in REFUSED])
+@pytest.mark.parametrize(("hf_config", "kind", "reason"), REFUSED, ids=[f"{kind}-{why[:12]}" for _, kind, why in REFUSED])
 def test_refused_by_name_before_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hf_config: PreTrainedConfig, kind: str, reason: str
 ) -> None:
     """Neither weights nor tokenizer are there to be loaded; the message says why, and what would work."""
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     hf_config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"model type '{kind}' is refused: .*{reason}.*; use a decoder with rotary"):
+    with pytest.raises(ModelError, match=f"(?s)model type '{kind}' is refused before .*{reason}.*\nuse a decoder with rotary"):
         tiny.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "hf_config",
-    [MistralConfig(sliding_window=None), MistralConfig(sliding_window=4096, max_position_embeddings=4096),
-     Qwen2Config(use_sliding_window=False, sliding_window=256)],
-)  # fmt: skip
-def test_a_window_that_is_off_or_never_closes_is_no_window(hf_config: PreTrainedConfig) -> None:
-    assert read_capabilities(hf_config).n_layers == hf_config.num_hidden_layers
-
-
-@pytest.mark.parametrize(
-    "hf_config",
+    ("hf_config", "reach"),
     [
-        LlamaConfig(rope_parameters=DYNAMIC),
-        hf.GPTNeoXConfig(),
-        hf.CohereConfig(),
-        hf.GlmConfig(),
-        hf.SmolLM3Config(),
-        hf.NanoChatConfig(),
+        (MistralConfig(sliding_window=None), None),
+        (MistralConfig(sliding_window=4096), 4095),
+        (Qwen2Config(use_sliding_window=False, sliding_window=256), None),
+        (Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=2, num_hidden_layers=4), 255),
+        (hf.Gemma3TextConfig(sliding_window=512), 511),
+        (hf.Llama4TextConfig(attention_chunk_size=2048), 2047),
     ],
-    ids=["dynamic", "partial", "interleaved", "glm", "layers without positions", "backwards"],
 )
-def test_gather_at_compact_positions_needs_keys_that_can_be_moved(tmp_path: Path, hf_config: PreTrainedConfig) -> None:
-    """Only this one combination moves keys; all others stay open to these models."""
-    hf_config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=rf"not possible for model type '{hf_config.model_type}'.*kv_source=prefill or"):
+def test_windows_and_chunks(hf_config: PreTrainedConfig, reach: int | None) -> None:
+    """A layer that sees n tokens keeps n - 1 of them besides the one that asks."""
+    found = read_capabilities(hf_config).reaches
+    assert [each.tokens for each in found] == ([] if reach is None else [reach])
+
+
+def test_longrope_ends_where_its_angles_change() -> None:
+    longrope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    found = read_capabilities(
+        hf.Phi3Config(rope_parameters=longrope, max_position_embeddings=131072, original_max_position_embeddings=4096)
+    )
+    assert (found.max_positions, found.rope_types) == (4096, ("longrope",))
+
+
+@pytest.mark.parametrize(("heads", "layout"), [(4, "MHA"), (2, "GQA"), (1, "MQA")])
+def test_layout_of_heads(heads: int, layout: str) -> None:
+    assert read_capabilities(LlamaConfig(**(SMALL | {"num_key_value_heads": heads}))).layout == layout
+
+
+def test_learned_positions_cannot_be_moved_and_the_message_says_what_can(tmp_path: Path) -> None:
+    hf.GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"(?s)kv_source=gather with .*=compact is refused for model type 'gpt2': .*learned"
+    ) as told:
         tiny.load(tmp_path, "prefix.kv_source=gather")
-    found = read_capabilities(hf_config)
+    rows = [line.split() for line in str(told.value).splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["works", "works", "refused", "works"]
+    found = read_capabilities(hf.GPT2Config())
     for others in (["prefix.kv_source=gather", "injection.positioning_mode=absolute"], ["prefix.kv_source=prefill"]):
         require(found, tiny.config(tmp_path, *others))
 
 
-def _rope(kind: str, **values: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **values}}
-
-
-@pytest.mark.parametrize(
-    ("hf_config", "expected"),
-    [
-        (LlamaConfig(**SMALL), True),
-        (LlamaConfig(**SMALL, **_rope("linear", factor=4.0)), True),
-        (LlamaConfig(**SMALL, **_rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                      original_max_position_embeddings=32)), True),
-        (LlamaConfig(**SMALL, **_rope("yarn", factor=4.0, original_max_position_embeddings=32)), True),
-        (Qwen2Config(**SMALL), True),
-        (hf.Qwen3Config(**SMALL, head_dim=32), True),
-        (MistralConfig(**SMALL, sliding_window=None), True),
-        (hf.CohereConfig(**SMALL), False),
-        (hf.GlmConfig(**SMALL, head_dim=16), False),
-        (hf.SmolLM3Config(**SMALL), False),
-        (hf.NanoChatConfig(**SMALL), False),
-    ],
-    ids=["llama", "linear", "llama3", "yarn", "qwen2", "qwen3", "mistral", "cohere", "glm", "smollm3", "nanochat"],
-)  # fmt: skip
-def test_keys_can_be_moved_where_it_is_said_they_can(hf_config: Any, expected: bool) -> None:
-    """The claim, made from the configuration, against the model itself: run 37 positions further on, or rotated there."""
-    torch.manual_seed(0)
-    name = attention.register()
-    model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=name, dtype=torch.float32).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.2)
-    cpu = torch.device("cpu")
-    lm: Any = SimpleNamespace(model=model, device=cpu, batching=Batching(None, cpu))
-    here, _ = prefill(lm, [[5, 6, 7, 8, 9]], [range(5)], ["a"])
-    there, _ = prefill(lm, [[5, 6, 7, 8, 9]], [range(37, 42)], ["a"])
-    inv_freq = model.base_model.rotary_emb.inv_freq
-    if 2 * len(inv_freq) == here[0].shape[-1]:  # else only a part of each key is rotated
-        moved = [rotate_keys(key, torch.full((1, 5), 37), inv_freq) for key in here]
-        errors = [float((m - t).abs().max() / t.abs().max()) for m, t in zip(moved, there, strict=True)]
-        assert max(errors) < 1e-4 if expected else max(errors) > 1e-2
-    assert can_rotate(read_capabilities(hf_config)) is expected
+def test_a_window_shorter_than_the_samples_is_refused_before_weights_are_loaded(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 slots or the demo, then the query; the window is shorter. With a wider one the same samples run."""
+    folder = tiny.save(tmp_path / "model", "mistral", sliding_window=32)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(
+        ModelError, match=r"(?s)'mistral' is refused for these samples .*4 of 4 layers see 32 tokens.* 31 can be"
+    ):
+        run_phase2(tiny.config(folder), "1.5")
 
 
 @pytest.mark.parametrize(

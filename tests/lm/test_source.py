@@ -138,7 +138,7 @@ def test_dtype_is_the_one_asked_for(tmp_path: Path, saved: torch.dtype, wanted: 
     tiny.tokenizer().save_pretrained(tmp_path)
     _, lm = tiny.load(tmp_path, f"runtime.torch_dtype={wanted}")
     assert {parameter.dtype for parameter in lm.model.parameters()} == {getattr(torch, wanted)}
-    assert lm.inv_freq.dtype == torch.float32, "positions in bfloat16 are wrong beyond 256"
+    assert {turn.inv_freq.dtype for turn in lm.rotations} == {torch.float32}, "positions in bfloat16 are wrong beyond 256"
     assert lm.meta["torch_dtype"] == wanted
 
 
