@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -83,6 +84,8 @@ def execute(command: str, given: Given) -> None:
     B); 2 an error with a remedy; 3 the run broke off; 4 results safe, not logged; 128 + n ended by signal n.
     """
     _end_on_signals()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: the bars of all libraries, in a log a flood
     with _told(given.debug):
         from cedkv.config_sources import resolve
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
-from tqdm import tqdm
 
 from cedkv import entry as entries
 from cedkv import tracking
@@ -27,6 +26,7 @@ from cedkv.lm import source
 from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
+from cedkv.progress import Progress
 from cedkv.report.build import Records, Results, decide, verdict_word, write_results
 from cedkv.report.drawing import to_svg
 from cedkv.report.figures import run_figures
@@ -136,25 +136,17 @@ def evaluate(
     if done:
         click.echo(f"resumed: {done} of {len(units)} units are done already", err=True)
     sizes = [evaluations(conditions, unit, phase) for unit in units]
-    shown = sys.stderr.isatty()
-    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), unit="eval", desc="start", disable=None, dynamic_ncols=True) as bar:
-        pending = 0
+    with closing(Progress(sizes, done)) as progress:
 
         def step(arm: str, count: int) -> None:
-            nonlocal pending
-            bar.update(pending)
-            pending = count
-            bar.set_description(arm)
+            progress.step(arm, count)
             clock.enter(arm)
 
-        for at, (unit, records) in enumerate(run(lm, conditions, samples, units[done:], phase, step), done + 1):
+        for unit, records in run(lm, conditions, samples, units[done:], phase, step):
             journal.append(unit.key, records)
             for key, new in records.items():
                 append_lines(folders[key] / "metrics.jsonl", list(filter(_is_sample, new)))
-            if not shown:
-                click.echo(f"{unit.key} done ({at} of {len(units)} units)", err=True)
-        bar.update(pending)
-        bar.set_description("done")
+            progress.unit(unit.key)
 
 
 def read_back(journal: Journal, key: str) -> Records:
