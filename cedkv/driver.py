@@ -27,11 +27,12 @@ from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
 from cedkv.progress import Progress
+from cedkv.report.browser import MAX_SAMPLES
 from cedkv.report.build import Records, Results, decide, verdict_word, write_results
 from cedkv.report.drawing import to_svg
 from cedkv.report.figures import run_figures
 from cedkv.report.files import append_lines, write_json, write_lines, write_text
-from cedkv.report.page import MAX_SAMPLES, run_page
+from cedkv.report.page import run_page
 from cedkv.report.tables import off_table, on_table
 from cedkv.report.text import console, markdown, run_name
 from cedkv.samples.jsonl import check_files

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import pages, tiny
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -32,6 +32,12 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2 whose tokenizer adds BOS and has no chat template."""
     return tiny.save(tmp_path_factory.mktemp("bos"), "qwen2", bos=True, chat=False)
+
+
+@pytest.fixture(scope="session")
+def dealt(llama_folder: Path) -> pages.Run:
+    """A tiny run whose right and wrong answers are dealt out, for pages."""
+    return pages.dealt_out(llama_folder)
 
 
 @pytest.fixture(scope="session")

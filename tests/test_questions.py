@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cedkv.report.comparison import ConditionResult
-from cedkv.report.questions import budgets, lengths, more, positions, questions, relations, sinks, transfers
+from cedkv.report.groups import budgets, lengths, positions, sinks, transfers
+from cedkv.report.questions import more, questions, relations
 from cedkv.report.summary import summary_markdown
 from cedkv.stats_grid import equal_on_paper, grid_comparisons
 from tests import making

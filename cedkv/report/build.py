@@ -130,9 +130,7 @@ def write_results(
         },
         {
             "on": map(_without_type, records.selections),
-            "off": (
-                {key: record[key] for key in ("sample_id", "prompt_text", "token_ids", "state_of")} for record in records.off
-            ),
+            "off": ({key: record[key] for key in _OFF_KEYS} for record in records.off),
         },
     )
     write_json(

@@ -36,8 +36,8 @@ from cedkv.report.drawing import (
     rows_panel,
     share_axis,
 )
-from cedkv.report.questions import MODE, PLACE, SINK, SOURCE, plural
-from cedkv.report.text import number
+from cedkv.report.groups import MODE, PLACE, SINK, SOURCE
+from cedkv.report.text import number, plural
 from cedkv.stats import interval
 from cedkv.stats_grid import best_condition, series, setting
 

@@ -31,7 +31,7 @@ from cedkv.report.drawing import (
     style,
     to_svg,
 )
-from cedkv.report.questions import (
+from cedkv.report.groups import (
     BUDGET,
     MODE,
     PLACE,
@@ -39,7 +39,6 @@ from cedkv.report.questions import (
     SOURCE,
     budgets,
     lengths,
-    plural,
     positions,
     ranked,
     selectors_with_whole,
@@ -47,7 +46,7 @@ from cedkv.report.questions import (
     sinks,
     transfers,
 )
-from cedkv.report.text import number
+from cedkv.report.text import number, plural
 from cedkv.stats import interval, rank_agreement
 from cedkv.stats_grid import QUANTITIES, distinct, series, setting, values
 

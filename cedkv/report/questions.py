@@ -14,17 +14,31 @@ import numpy as np
 
 from cedkv.metrics_phase2 import p99
 from cedkv.report.comparison import ConditionResult
+from cedkv.report.groups import (
+    BUDGET,
+    MODE,
+    PLACE,
+    SINK,
+    SOURCE,
+    Family,
+    budgets,
+    lengths,
+    positions,
+    ranked,
+    selectors_with_whole,
+    shape,
+    sinks,
+    transfers,
+)
+from cedkv.report.text import plural, sentence
 from cedkv.stats import interval, rank_agreement
 from cedkv.stats_grid import best_condition, distinct, families, paired, series, setting
 
-Family = list[ConditionResult]
-BUDGET, LENGTH, DISTANCE, MODE = "select.span_budget", "select.span_len", "select.min_span_distance", "select.mode"
 SURE = (
     "Brackets hold 95 % bootstrap intervals over samples, paired where two things are compared; a difference counts where its "
     "interval leaves out 0. Each answer stands for itself. The table of comparisons corrects for their number, so that what "
     "counts here may not be resolved there."
 )
-SINK, SOURCE, PLACE = "select.keep_sink", "prefix.kv_source", "injection.positioning_mode"
 
 
 def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
@@ -129,60 +143,6 @@ def short(value: float | None) -> str:
 def signed(value: float) -> str:
     """Three significant digits with a sign."""
     return f"{value:+.3g}".replace("-", "−") if value else "0"
-
-
-def sentence(text: str) -> str:
-    """With a capital at the start."""
-    return text[:1].upper() + text[1:]
-
-
-def candidates(group: Family) -> Family:
-    """The conditions of a family that are no reference point."""
-    return [c for c in group if not c.reference and not c.oracle]
-
-
-def budgets(results: Sequence[ConditionResult]) -> list[Family]:
-    """Families that differ in the number of spans alone, by that number."""
-    found = [candidates(group) for group in families(distinct(results), BUDGET)]
-    return [sorted(group, key=lambda c: setting(c, BUDGET)) for group in found if len(group) > 1]
-
-
-def sinks(results: Sequence[ConditionResult]) -> list[Family]:
-    """Families that differ in sinks and source of the K/V, both of them."""
-    found = [candidates(group) for group in families(distinct(results), SINK, SOURCE)]
-    return [group for group in found if all(len({setting(c, name) for c in group}) > 1 for name in (SINK, SOURCE))]
-
-
-def positions(results: Sequence[ConditionResult]) -> list[Family]:
-    """Pairs that differ in positioning alone."""
-    return [g for group in families(distinct(results), PLACE) if len(g := candidates(group)) > 1]
-
-
-def lengths(results: Sequence[ConditionResult]) -> list[Family]:
-    """Families with the same number of tokens in spans of different length, by that length."""
-    found = []
-    for group in families(distinct(results), BUDGET, LENGTH, DISTANCE):
-        alike: dict[int, Family] = {}
-        for c in sorted(candidates(group), key=lambda c: (setting(c, LENGTH), results.index(c))):
-            alike.setdefault(setting(c, LENGTH) * setting(c, BUDGET), []).append(c)
-        found += [g for g in alike.values() if len({setting(c, LENGTH) for c in g}) > 1]
-    return found
-
-
-def transfers(results: Sequence[ConditionResult]) -> list[Family]:
-    """Families with spans of the query itself, of another query of its demo, and, where there, of another episode."""
-    found = []
-    for group in families(distinct(results), MODE):
-        at = {setting(c, MODE): c for c in group}
-        if "transfer_span" in at and "attention_diversity_span" in at:
-            found.append([at[mode] for mode in ("attention_diversity_span", "transfer_span", "wrong_demo") if mode in at])
-    return found
-
-
-def selectors_with_whole(results: Sequence[ConditionResult]) -> list[Family]:
-    """Families that differ in the selector alone and have the whole demonstration as a prefix."""
-    found = families(distinct(results), MODE)
-    return [group for group in found if any(setting(c, MODE) == "full_demo" for c in group) and group[0].records.off]
 
 
 def _each(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
@@ -299,18 +259,3 @@ def _ranks(results: Sequence[ConditionResult]) -> str:
         f"Spearman's rank correlation of attention and causal drop is {signed(found['per_sample_mean'])}{within} in the mean "
         f"over {plural(found['n'], 'sample')}; {signed(found['pooled'])} over all {found['candidates']} candidates pooled."
     )
-
-
-def ranked(results: Sequence[ConditionResult]) -> ConditionResult | None:
-    """The first condition whose samples have causal drops of their candidates."""
-    return next((c for c in results if any(r.get("candidate_causal_drop") for r in c.records.on)), None)
-
-
-def shape(condition: ConditionResult) -> str:
-    """``4 spans x 8 tokens``."""
-    return f"{plural(setting(condition, BUDGET), 'span')} × {plural(setting(condition, LENGTH), 'token')}"
-
-
-def plural(n: int, word: str) -> str:
-    """``1 span``, ``2 spans``."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

@@ -9,8 +9,7 @@ import numpy as np
 
 from cedkv.report.build import verdict_word
 from cedkv.report.comparison import ConditionResult
-from cedkv.report.questions import plural, sentence
-from cedkv.report.text import about, number
+from cedkv.report.text import about, number, plural, sentence
 from cedkv.stats import gap_recovered
 from cedkv.stats_grid import best_condition, distinct
 

@@ -31,6 +31,16 @@ def number(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
+def plural(n: int, word: str) -> str:
+    """``1 span``, ``2 spans``."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def sentence(text: str) -> str:
+    """With a capital at the start."""
+    return text[:1].upper() + text[1:]
+
+
 def about(config: Phase2Config, n_on: int, n_off: int) -> str:
     """Model, dtype and sizes."""
     return f"{config.model.id}, {config.runtime.torch_dtype}, {n_on} ON, {n_off} OFF"
