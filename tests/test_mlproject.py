@@ -1,10 +1,12 @@
-"""What ``mlflow run`` reads: every entry point calls a module that exists, with a file that exists, and quotes nothing."""
+"""What ``mlflow run`` reads calls modules and files that exist, and quotes nothing; README lists its options."""
 
 import importlib.util
 import re
 from pathlib import Path
 
 import yaml
+
+from cedkv.options import COMPARISONS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,3 +21,12 @@ def test_mlproject_calls_modules_that_exist() -> None:
         assert match is not None
         assert importlib.util.find_spec(match[1]) is not None
         assert (ROOT / entry["parameters"]["config"]["default"]).is_file()
+
+
+def test_readme_lists_the_p_names_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = text[text.index("- **Settings**") : text.index("- **Your own samples**")].partition("\n\n")[2]
+    assert re.findall(r"`(\w+)`", listed) == ["config", "set", "phase", *OPTIONS, "resume", "debug"]
+    for name, lists in COMPARISONS.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", text, re.MULTILINE)
+        assert [found for found in re.findall(r"`(\w+)`", row) if found != "all"] == list(lists)
