@@ -2,13 +2,14 @@
 # make test   all tests, those on real weights included
 # make check  what CI checks besides: lint, format, types
 # make faults as test, the part on faults alone, with real MLflow servers that are killed (on PostgreSQL where it is there)
+# make bench  how fast it is: figures with their targets, one table, outputs/bench.json
 # make ui     the MLflow UI, on this machine only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check faults ui clean
+.PHONY: run test check faults bench ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
@@ -23,6 +24,9 @@ check: $(READY)
 
 faults: $(READY)
 	RUN_SERVER_TESTS=1 python -m pytest tests/faults
+
+bench: $(READY)
+	python -m benchmarks
 
 ui: $(READY)
 	mlflow ui --host 127.0.0.1

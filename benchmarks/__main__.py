@@ -1,0 +1,85 @@
+"""``python -m benchmarks``: every measure, one table, ``outputs/bench.json``.
+
+python -m benchmarks                  all, in about ten minutes on two quiet cores
+python -m benchmarks naive forward    these alone; nothing is written
+python -m benchmarks --readme         put the figures of outputs/bench.json into README.md
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.common import ROOT, Row
+from benchmarks.machine import describe
+
+MEASURES = ("overheads", "forward", "naive", "against_kvpress", "grid", "growth", "dtype")
+"""Those that start commands have their turn while this process is small."""
+OUT, README = ROOT / "outputs" / "bench.json", ROOT / "README.md"
+BEGIN, END = "<!-- make bench: figures -->\n", "<!-- end of figures -->\n"
+
+
+def measured(name: str) -> list[Row]:
+    """The rows of a measure; one that breaks off is a row that does not hold, so that the others have their turn."""
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    try:
+        found: list[Row] = importlib.import_module(f"benchmarks.{name}").rows()
+    except Exception as error:
+        found = [
+            {"name": f"{name} broke off: {' '.join(str(error).split())[:300]}", "value": None, "target": None, "holds": False}
+        ]
+    print(table(found), f"({time.perf_counter() - started:.0f} s)", sep="\n", file=sys.stderr, flush=True)
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """Figures, targets and verdicts, aligned."""
+    cells = [("value", "target", "holds", "figure"), *((*_cells(row), row["name"]) for row in rows)]
+    widths = [max(len(cell[i]) for cell in cells) for i in range(3)]
+    return "\n".join("  ".join([*(cell[i].ljust(widths[i]) for i in range(3)), cell[3]]) for cell in cells)
+
+
+def _cells(row: Row) -> tuple[str, str, str]:
+    verdict = {True: "yes", False: "NO", None: "-"}[row["holds"]]
+    return "-" if row["value"] is None else f"{row['value']:g}", row["target"] or "-", verdict
+
+
+def to_readme(path: Path, readme: Path) -> None:
+    """Replace the figures between the marks in the README by those of a finished ``make bench``."""
+    found = json.loads(path.read_text())
+    machine, versions = found["machine"], found["versions"]
+    lines = ["| figure | value | target | holds |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['name']} | {' | '.join(_cells(row))} |" for row in found["rows"]]
+    kind = f"{machine['cores']} cores of an {machine['architecture'].replace('_', '-')} machine ({machine['processor']}, " \
+           f"{machine['torch_capability']})"  # fmt: skip
+    lines += ["", f"{found['date']}, {kind}, {found['threads']} torch threads, torch {versions['torch']}, transformers "
+              f"{versions['transformers']}, load when it began {machine['load_before'][0]:g}."]  # fmt: skip
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 1 when a measure broke off; a target that is not reached is a figure, and no error."""
+    if arguments == ["--readme"]:
+        to_readme(OUT, README)
+        return 0
+    if set(arguments) - set(MEASURES):
+        print(f"{' '.join(arguments)}: a measure is one of {', '.join(MEASURES)}", file=sys.stderr)
+        return 2
+    about = describe()
+    rows = [row for name in arguments or MEASURES for row in measured(name)]
+    print(table(rows))
+    if not arguments:
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps({"rows": rows, **about}, indent=1, allow_nan=False) + "\n")
+        print(f"written to {OUT.relative_to(ROOT)}")
+    return int(any(" broke off: " in row["name"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

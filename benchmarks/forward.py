@@ -1,0 +1,91 @@
+"""The engine against the forward limit: the tokens that must go through the model, each once, in bare forward calls.
+
+Which tokens must: for each ON sample the query alone, demo + query, the kept tokens and the query of the select arm and of
+every random trial; for OFF prompts what they all begin with (a chat template's head) once alone and once under each state,
+and the rest of each prompt twice. Gate A's checks and repetitions run tokens again on purpose, so neither side has them here;
+what they add is a row of its own. Chance beginnings that rows have in common are not counted as shared.
+
+The limit has no mask, no cache, no padding (rows of a call have their mean length) and nothing after the logits. It runs on
+the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/lm/linear.py``), another
+row says how much faster they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, results_only, row, seconds
+from cedkv.lm.source import LanguageModel
+from cedkv.samples.load import Samples
+from cedkv.types import Record
+
+PAIRS, SAMPLES = 5, 16
+BUDGETS = (256, 384, 512, 768, 1024, 2048)
+"""Tokens of a call, among which the best is looked for."""
+
+
+def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
+    """Wall time of the engine over that of the bare calls."""
+    lm, every = loaded()
+    config, some = results_only(quickstart()), part(every, 0, samples)
+    lengths = needed(some, engine(lm, config, some))
+    tokens = sum(lengths)
+    budget = min(BUDGETS, key=lambda size: min(seconds(lambda: bare(lm, lengths[::4], size)) for _ in range(2)))
+    times = paired([lambda: engine(lm, config, some)] * pairs, [lambda: bare(lm, lengths, budget)] * pairs)
+    found = [
+        row(f"engine over forward limit, wall time ({tokens:,} tokens; best call {budget})", median_ratio(times), "<= 1.15")
+    ]
+    speed = sorted(tokens / limit for _, limit in times)[pairs // 2]
+    found.append(row("forward limit, tokens a second", speed))
+    if lm.meta["matmul"] != "torch":
+        with _torch_linears(lm):
+            plain = [seconds(lambda: bare(lm, lengths, budget)) for _ in range(2)]
+        found.append(row("torch's own matrix products over the engine's, forward limit", min(plain) * speed / tokens))
+    whole = paired([lambda: engine(lm, quickstart(), some)], [lambda: engine(lm, config, some)])
+    found.append(row(f"with Gate A's checks (on all {samples}) and repetitions over without", median_ratio(whole)))
+    return found
+
+
+def needed(samples: Samples, records: Sequence[Record]) -> list[int]:
+    """The lengths, ascending, of the rows that must go through the model for these records."""
+    lengths = []
+    chosen = {record["sample_id"]: record for record in records if record["type"] == "selection"}
+    for sample in samples.on:
+        query, record = len(sample.query_token_ids), chosen[sample.sample_id]
+        lengths += [len(sample.base_ids), len(sample.teacher_ids)]
+        lengths += [len(state["kept_tokens"]) + query for state in (record, *record["random"])]
+    for rows_, times in (([u.token_ids for u in samples.off], 1), ([u.student_ids for u in samples.off], len(samples.on))):
+        head = _common(rows_)
+        lengths += [head] * min(times, len(rows_)) + [len(ids) - head for ids in rows_]
+    return sorted(length for length in lengths if length)
+
+
+def _common(rows_: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((i for i, column in enumerate(zip(*rows_, strict=False)) if len(set(column)) > 1), min(map(len, rows_)))
+
+
+@torch.inference_mode()
+def bare(lm: LanguageModel, lengths: Sequence[int], budget: int) -> None:
+    """Forward calls for rows of these lengths, ascending; which tokens does not matter to time."""
+    ids = torch.arange(budget + max(lengths)) % 1000
+    waiting = list(lengths)
+    while waiting:
+        count = max(1, sum((i + 1) * length <= budget for i, length in enumerate(waiting)))
+        width = round(sum(waiting[:count]) / count)
+        lm.model(input_ids=ids[: count * width].view(count, width), use_cache=False, logits_to_keep=1)
+        del waiting[:count]
+
+
+@contextmanager
+def _torch_linears(lm: LanguageModel) -> Iterator[None]:
+    """Linear layers as torch has them."""
+    changed = [(m, vars(m).pop("forward")) for m in lm.model.modules() if type(m) is torch.nn.Linear and "forward" in vars(m)]
+    try:
+        yield
+    finally:
+        for module, forward in changed:
+            module.forward = forward  # type: ignore[method-assign]
