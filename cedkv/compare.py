@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from cedkv import entry as entries
 from cedkv import selectors, tracking
 from cedkv.conditions import build, factors, labels
 from cedkv.config import Phase2Config
-from cedkv.driver import Clock, datasets, depends_on, evaluate, publish, read_back, token_text
+from cedkv.driver import Clock, datasets, depends_on, evaluate, publish, read_back
 from cedkv.entry import Entry
 from cedkv.estimate import duration, teacher_tokens, tokens
 from cedkv.eval_phase2 import Condition, evaluations, plan_samples
@@ -24,6 +25,7 @@ from cedkv.lm import source
 from cedkv.lm.capabilities import require
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
+from cedkv.lm.tokenizer import token_text
 from cedkv.report.build import decide
 from cedkv.report.comparison import ConditionResult
 from cedkv.report.drawing import save_png, to_svg
@@ -66,7 +68,7 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
     opened, configs = source.open_model(config), [condition.config for condition in conditions]
     for each in configs:
         require(opened.capabilities, each)
-    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions)
+    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions, opened.vocabulary)
     require_reach(opened.capabilities, samples, configs)
     lm = source.load(config, opened)
     for each in configs:
@@ -140,7 +142,7 @@ def _publish(
     write_json(folder / "comparison.json", content)
     write_text(folder / "summary.md", summary_markdown(name, results, compared, asked, known, equal))
     drawn = {caption: to_svg(figure) for caption, figure in figures.items()}
-    page = comparison_page(name, results, compared, asked, known, equal, drawn, token_text(lm))
+    page = comparison_page(name, results, compared, asked, known, equal, drawn, partial(token_text, lm.tokenizer))
     write_text(folder / "report.html", page)
     (folder / "figures").mkdir(exist_ok=True)
     for at, figure in enumerate(figures.values(), 1):

@@ -36,6 +36,7 @@ class ModelBlock(Block):
     id: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-1.5B-Instruct"
     revision: str | None = None
     cache_dir: str | None = None
+    chat_template: bool = True
 
 
 class RuntimeBlock(Block):

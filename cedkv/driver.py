@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cedkv.lm import source
 from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
+from cedkv.lm.tokenizer import token_text
 from cedkv.progress import Progress
 from cedkv.report.browser import MAX_SAMPLES
 from cedkv.report.build import Records, Results, decide, verdict_word, write_results
@@ -84,7 +86,7 @@ def _run(config: Phase2Config, phase: Phase, job: Job) -> Results:
     clock.enter("load")
     conditions = [Condition("run", config)]
     opened = source.open_model(config)
-    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions)
+    samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions, opened.vocabulary)
     require_reach(opened.capabilities, samples, [config])
     lm = source.load(config, opened)
     journal = job.open_journal(depends_on(lm, conditions, samples, phase), ["run"])
@@ -186,7 +188,9 @@ def publish(
     sources = {"on": samples.on_source, "off": samples.off_source}
     write_results(folder, run_id, config, records, results, sources, lm.meta, seconds)
     drawn = {caption: to_svg(figure) for caption, figure in run_figures(records, results).items()}
-    write_text(folder / "report.html", run_page(config, records, results, drawn, sources, run_id, token_text(lm)))
+    write_text(
+        folder / "report.html", run_page(config, records, results, drawn, sources, run_id, partial(token_text, lm.tokenizer))
+    )
     on = StoredRecords(journal, key, _is_on, len(records.on))
     save_table(entry, "phase2_on_samples.json", on_table(on, records.selections))
     if records.off:
@@ -208,11 +212,6 @@ def _is_on(record: Record) -> bool:
 
 def _is_selection(record: Record) -> bool:
     return record["type"] == "selection"
-
-
-def token_text(lm: LanguageModel) -> Callable[[int], str]:
-    """The text of one token."""
-    return lambda token: str(lm.tokenizer.decode([token]))
 
 
 def datasets(samples: Samples, phase: Phase) -> dict[str, tuple[str, pd.DataFrame]]:

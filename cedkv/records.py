@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cedkv.lm.scoring import kl
+from cedkv.lm.tokenizer import token_text
 from cedkv.selectors.common import attention_score
 from cedkv.types import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
 
@@ -171,7 +172,7 @@ def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[dict[str, 
     values, ids = logprobs.topk(min(n, logprobs.shape[1]), dim=1)
     return [
         [
-            {"token_id": token, "text": tokenizer.decode([token]), "logprob": value}
+            {"token_id": token, "text": token_text(tokenizer, token), "logprob": value}
             for token, value in zip(row_ids, row_values, strict=True)
         ]
         for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)

@@ -22,7 +22,7 @@ def test_count_is_that_of_the_model(llama_folder: Path) -> None:
     """
     config, lm = tiny.load(llama_folder, "eval.on_samples=8", "eval.off_samples=9", "eval.repro_runs=3", "prefix_len=32")
     conditions = build("ablate_selector", config, {})
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     units = plan_samples(conditions, samples, "2")
     seen: list[int] = []
 

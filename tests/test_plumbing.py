@@ -25,7 +25,7 @@ Plant = Callable[[pytest.MonkeyPatch, Any], None]
 
 def failed_checks(folder: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant | None) -> set[str]:
     config, lm = tiny.load(folder)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     if plant is not None:
         plant(monkeypatch, lm)
     grid = [Condition("run", config)]

@@ -24,7 +24,7 @@ def pairs(made: OnEpisode) -> dict[str, str]:
 
 
 def load(*overrides: str, bos: bool = False, chat: bool = True, max_positions: int = 1024) -> Samples:
-    return load_samples(tiny.config("nowhere", *overrides), tiny.tokenizer(bos, chat), max_positions)
+    return load_samples(tiny.config("nowhere", *overrides), tiny.tokenizer(bos, chat), max_positions, 500)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -33,7 +33,7 @@ def pieces(path: Path, *lines: object) -> list[tuple[str, str]]:
 
 def load(on: str | None, off: str | None, *overrides: str) -> Samples:
     paths = [f"data.{name}_path='{value}'" for name, value in (("on", on), ("off", off)) if value]
-    return load_samples(tiny.config("nowhere", *paths, *overrides), tiny.tokenizer(), 1024)
+    return load_samples(tiny.config("nowhere", *paths, *overrides), tiny.tokenizer(), 1024, 500)
 
 
 def test_generated_samples_written_and_read_are_the_same(tmp_path: Path) -> None:

@@ -68,6 +68,13 @@ def save(folder: Path, architecture: str = "llama", bos: bool = False, chat: boo
     return folder
 
 
+def save_with(folder: Path, its: PreTrainedTokenizerFast, architecture: str = "llama", **settings: Any) -> Path:
+    """A model that knows just this tokenizer's tokens, and the tokenizer, as a local model folder."""
+    model(architecture, **{"vocab_size": len(its), **settings}).save_pretrained(folder)
+    its.save_pretrained(folder)
+    return folder
+
+
 def config(folder: Path | str, *overrides: str) -> Phase2Config:
     """A small configuration of a model folder."""
     small = [
@@ -91,7 +98,7 @@ def grid_records(
     made = {key: config(folder, *overrides, *own) for key, own in conditions.items()}
     first = next(iter(made.values()))
     lm = source.load(first)
-    samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     grid = [Condition(key, its) for key, its in made.items()]
     units = plan_samples(grid, samples, phase)
     found: dict[str, list[Record]] = {key: [] for key in made}

@@ -41,6 +41,11 @@ class LanguageModel:
     rotations: tuple[Rotation, ...] | None
     meta: dict[str, Any]
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens the model knows."""
+        return int(self.model.config.vocab_size)
+
     def selection_layers(self, scope: str | list[int]) -> frozenset[int]:
         """The layers whose attention scores a demo."""
         return scope_layers(scope, self.capabilities.n_layers, "layer_scope.selection")
@@ -53,13 +58,14 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model without its weights: where they are, what it can do, its tokenizer."""
+    """A model without its weights: where they are, what it can do, its tokenizer, how many tokens it knows."""
 
     where: str
     options: dict[str, Any]
     device: torch.device
     capabilities: Capabilities
     tokenizer: Any
+    vocabulary: int
 
 
 def open_model(config: Phase2Config) -> OpenedModel:
@@ -84,7 +90,9 @@ def open_model(config: Phase2Config) -> OpenedModel:
         hf_config = AutoConfig.from_pretrained(where, **options)
         capabilities = read_capabilities(hf_config)
         require(capabilities, config)
-        return OpenedModel(where, options, device, capabilities, load_tokenizer(where, options))
+        vocabulary = int(hf_config.vocab_size)
+        tokenizer = load_tokenizer(where, options, vocabulary, config.model.chat_template)
+        return OpenedModel(where, options, device, capabilities, tokenizer, vocabulary)
 
 
 def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageModel:

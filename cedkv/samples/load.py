@@ -23,12 +23,13 @@ class Samples:
     off_source: str
 
 
-def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int) -> Samples:
+def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int) -> Samples:
     """Read or generate the samples a configuration asks for.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
         max_positions: the model's longest sequence, in tokens.
+        vocabulary: how many tokens the model knows; the tokenizer may know more.
 
     Raises:
         DataError: a file or sample that cannot be used; the message names it.
@@ -58,6 +59,14 @@ def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int) -> Sa
             raise DataError(
                 f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean "
                 "nothing; shorten the text, or lower data.pairs or prefix_len"
+            )
+    for sample_id, ids in [(s.sample_id, (*s.teacher_ids, *(s.other_query_ids or ()), s.answer_token_id)) for s in on] + [
+        (s.sample_id, s.token_ids) for s in off
+    ]:
+        if max(ids) >= vocabulary:
+            raise DataError(
+                f"sample {sample_id} holds the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model "
+                f"knows {vocabulary} tokens; leave it out of the text"
             )
     for kind, samples in (("ON", on), ("OFF", off)):
         if len({s.sample_id for s in samples}) != len(samples):

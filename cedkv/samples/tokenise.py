@@ -13,14 +13,19 @@ from cedkv.errors import DataError
 from cedkv.types import OffSample, OnEpisode, OnSample, TokenKind
 
 _CHAT_DATE = "01 Jan 2025"
-"""Some chat templates print today's date unless told one; a prompt must be the same tomorrow."""
+_CHAT_NOW = f"{{% macro strftime_now(format) %}}{_CHAT_DATE}{{% endmacro %}}\n"
+"""Some chat templates print today's date, unless told one or by this function; a prompt must be the same tomorrow."""
 
 
 def leading_bos(tokenizer: Any) -> tuple[int, ...]:
-    """``(bos_token_id,)`` where the tokenizer puts BOS in front of a text, else ``()``.
+    """``(bos_token_id,)`` where a text of this model begins with BOS, else ``()``.
+
+    It does where the tokenizer puts one in front of a text, or where its chat template puts one in front of a conversation:
+    a model that has learned prompts with BOS gets it in every arm. (``bos_token`` as a mark of each turn, as in SmolLM2's
+    template, is none.)
 
     Raises:
-        DataError: it puts something else there.
+        DataError: something else is put there.
     """
     plain = tokenizer("x", add_special_tokens=False).input_ids
     with_special = tokenizer("x").input_ids
@@ -32,8 +37,15 @@ def leading_bos(tokenizer: Any) -> tuple[int, ...]:
                     f"the tokenizer starts a text with {tokenizer.convert_ids_to_tokens(leading)}; only a single BOS "
                     "token is supported, because a prefix keeps exactly that"
                 )
-            return leading
+            return leading or _bos_of_template(tokenizer)
     raise DataError("the tokenizer changes a text's own tokens when it adds special tokens; this is not supported")
+
+
+def _bos_of_template(tokenizer: Any) -> tuple[int, ...]:
+    if not tokenizer.chat_template or tokenizer.bos_token is None:
+        return ()
+    text, without = (_as_turn(tokenizer, "the probe", "x", **over) for over in ({}, {"bos_token": ""}))
+    return (tokenizer.bos_token_id,) if text == tokenizer.bos_token + without else ()
 
 
 def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
@@ -43,7 +55,7 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         DataError: a boundary inside a token, or an answer that is not one token; the message names the sample.
     """
     bos = leading_bos(tokenizer)
-    demo, query, offsets = _split(tokenizer, episode, episode.query_text)
+    demo, query, offsets = _split(tokenizer, episode, episode.query_text, bos)
     answer = _answer_token(tokenizer, episode, episode.demo_text + episode.query_text, demo + query)
     bos_kind: TokenKind = "bos"
     gold, other = None, None
@@ -51,7 +63,7 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         inside = [i for i, (start, end) in enumerate(offsets) if start < episode.gold[1] and episode.gold[0] < end]
         gold = (inside[0] + len(bos), inside[-1] + 1 + len(bos)) if inside else None
     if episode.other_query_text is not None:
-        same_demo, other, _ = _split(tokenizer, episode, episode.other_query_text)
+        same_demo, other, _ = _split(tokenizer, episode, episode.other_query_text, bos)
         if same_demo != demo:
             raise DataError(f"sample {episode.sample_id}: other_query_text changes the tokens of demo_text")
     return OnSample(
@@ -65,40 +77,90 @@ def tokenise_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
     )
 
 
-def _split(tokenizer: Any, episode: OnEpisode, query_text: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+def _split(
+    tokenizer: Any, episode: OnEpisode, query_text: str, bos: tuple[int, ...]
+) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Tokens of the demo, tokens of the query, and the demo tokens' character offsets."""
     cut = len(episode.demo_text)
-    encoded = tokenizer(episode.demo_text + query_text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        if start < cut < end:
-            raise _boundary_error(tokenizer, episode, token)
+    ids, offsets = _encode(tokenizer, episode.sample_id, episode.demo_text + query_text)
+    if bos and bos[0] in ids:
+        raise DataError(
+            f"sample {episode.sample_id}: its text holds {tokenizer.bos_token!r}, the token that begins every text of this "
+            "model and is put there once; leave it out"
+        )
     n_demo = sum(end <= cut for _, end in offsets)
+    for i, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
+        if start < cut < end or (end <= cut) != (i < n_demo):
+            raise _boundary_error(tokenizer, episode, token)
     demo, query = ids[:n_demo], ids[n_demo:]
     if not demo or not query:
         raise DataError(f"sample {episode.sample_id}: demo_text and query_text must have at least one token each")
-    # Offsets may leave out the spaces at a token's ends: then only its text shows that it reaches over the boundary.
-    before, after = tokenizer.decode(demo), tokenizer.decode(query)
-    if len(after) - len(after.lstrip()) > len(query_text) - len(query_text.lstrip()):
+    if offsets[n_demo - 1][1] == offsets[n_demo][0] == cut:
+        return demo, query, offsets[:n_demo]
+    # Offsets may leave out the spaces at a token's ends: then only its text shows that it reaches over the boundary. The
+    # query's text is what it adds to the demo's: alone, its first token may lose a space.
+    before, both = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (demo, ids))
+    after = both[len(before) :]
+    if not both.startswith(before) or len(after) - len(after.lstrip()) > len(query_text) - len(query_text.lstrip()):
         raise _boundary_error(tokenizer, episode, query[0])
     if len(before) - len(before.rstrip()) > len(episode.demo_text) - len(episode.demo_text.rstrip()):
         raise _boundary_error(tokenizer, episode, demo[-1])
     return demo, query, offsets[:n_demo]
 
 
+def _encode(tokenizer: Any, sample_id: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and character offsets of a text, without special tokens. Raises DataError for text that no token stands for."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        if token == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
+            raise DataError(
+                f"sample {sample_id}: the tokenizer has no token for {text[start:end]!r}, the model would read "
+                f"{tokenizer.unk_token!r} in its place; use other characters"
+            )
+    return ids, offsets
+
+
 def tokenise_off(tokenizer: Any, sample_id: str, prompt: str) -> OffSample:
-    """Tokenise one OFF prompt, as a user's turn of the chat template where the tokenizer has one."""
+    """Tokenise one OFF prompt, as a user's turn of the chat template where the tokenizer has one.
+
+    Raises:
+        DataError: nothing to tokenise, a template that does not render it, or BOS inside; the message names the sample.
+    """
+    text = _as_turn(tokenizer, f"sample {sample_id}", prompt) if tokenizer.chat_template else prompt
     bos = leading_bos(tokenizer)
-    text = prompt
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=_CHAT_DATE)
-    ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    ids = tuple(_encode(tokenizer, sample_id, text)[0])
     if bos and ids[:1] != bos:
         ids = bos + ids
     if len(ids) == len(bos):
         raise DataError(f"sample {sample_id}: prompt_text has no token")
+    if bos and bos[0] in ids[1:]:
+        raise DataError(
+            f"sample {sample_id}: {tokenizer.bos_token!r} appears {ids.count(bos[0])} times in the prompt {text[:80]!r}; as "
+            "the token that begins every text of this model it must appear once, at the start. Leave it out of prompt_text, or "
+            "set model.chat_template=false if the tokenizer's chat template writes it"
+        )
     return OffSample(sample_id, text, ids, has_bos=bool(bos))
+
+
+def _as_turn(tokenizer: Any, who: str, prompt: str, **over: str) -> str:
+    """The prompt as a user's turn, up to where the model answers. Raises DataError, beginning with ``who``."""
+    turns = [{"role": "user", "content": prompt}]
+    fixed = {"tokenize": False, "add_generation_prompt": True, "date_string": _CHAT_DATE, **over}
+    try:
+        template = tokenizer.get_chat_template()
+        template = _CHAT_NOW + template if "strftime_now" in template else template
+        text = str(tokenizer.apply_chat_template(turns, chat_template=template, **fixed))
+    except Exception as error:  # a template is the model's own program, and may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    else:
+        if prompt.strip() in text:
+            return text
+        reason = f"it leaves the prompt out and gives {text[:120]!r}"
+    raise DataError(
+        f"{who}: the tokenizer's chat template does not render a single user turn ({reason}); model.chat_template=false "
+        "gives OFF prompts as plain text"
+    )
 
 
 def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str]) -> tuple[str, ...]:
@@ -107,13 +169,13 @@ def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str]
     usable = []
     for symbol in symbols:
         after = list(tokenizer(f"{query_text} {symbol}", add_special_tokens=False).input_ids)
-        if after[:-1] == before:
+        if after[:-1] == before and after[-1] != tokenizer.unk_token_id:
             usable.append(symbol)
     return tuple(usable)
 
 
 def _answer_token(tokenizer: Any, episode: OnEpisode, text: str, ids: list[int]) -> int:
-    with_answer = list(tokenizer(text + episode.answer_text, add_special_tokens=False).input_ids)
+    with_answer, _ = _encode(tokenizer, episode.sample_id, text + episode.answer_text)
     if with_answer[: len(ids)] != ids:
         raise DataError(
             f"sample {episode.sample_id}: answer_text {episode.answer_text!r} merges with the end of query_text; start "
