@@ -75,7 +75,7 @@ def loaded(dtype: str = "float32") -> tuple[LanguageModel, Samples]:
     """The quickstart's model and samples."""
     config = quickstart(f"runtime.torch_dtype={dtype}")
     lm = source.load(config)
-    return lm, load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    return lm, load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
 
 
 def part(samples: Samples, start: int, n: int) -> Samples:

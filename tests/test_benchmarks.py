@@ -26,7 +26,7 @@ def test_the_reference_gets_what_the_engine_gets(
     folder: str, settings: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
     config, lm = tiny.load(where := request.getfixturevalue(folder), *settings)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     config = results_only(config)
     found, plain = engine(lm, config, samples), Reference(where).evaluate(config, samples)
     assert len(plain) == len(samples.on) + len(samples.off)
@@ -35,7 +35,7 @@ def test_the_reference_gets_what_the_engine_gets(
 
 def test_a_difference_is_seen(llama_folder: Path) -> None:
     config, lm = tiny.load(llama_folder)
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     config = results_only(config)
     found, plain = engine(lm, config, samples), Reference(llama_folder).evaluate(config, samples)
     moved = copy.deepcopy(plain)
@@ -54,7 +54,7 @@ def test_the_engine_runs_the_tokens_that_must_be_run_and_no_others(llama_folder:
     """The limit counts each token once; a pass that ran some again would make it too easy to keep."""
     config, lm = tiny.load(llama_folder, "runtime.batch_size=6")
     lm.tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("<user>", "<user>Answer in one sentence, please.")
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     counted: list[int] = []
     conditions = [Condition("run", results_only(config))]
 
@@ -87,7 +87,7 @@ def test_pairs_take_turns() -> None:
 
 def test_a_part_has_its_own_off_prompts(llama_folder: Path) -> None:
     config, lm = tiny.load(llama_folder, "eval.off_samples=12")
-    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     some = part(samples, 2, 3)
     assert some.on == samples.on[2:5]
     assert some.off == samples.off[4:10]
