@@ -18,6 +18,7 @@ import torch
 from cedkv.config import Phase2Config
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch, assemble
+from cedkv.lm.fingerprint import prefix_fingerprint
 from cedkv.lm.prefix import encode
 from cedkv.lm.rotation import rotate_keys
 from cedkv.lm.scoring import kl, left_padded, log_softmax, next_token_logprobs, prefill
@@ -126,8 +127,9 @@ def roundtrip(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> 
     """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
-        save_prefix(given.prefix, path)
-        loaded = load_prefix(path, lm.device)
+        made_by = prefix_fingerprint(lm)
+        save_prefix(given.prefix, given.placements, made_by, path)
+        loaded = load_prefix(path, given.placements, made_by, lm.device)
     again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers(config.layer_scope.injection))
     return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist()
 

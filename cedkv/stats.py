@@ -18,6 +18,8 @@ from cedkv.digest import generator
 from cedkv.types import Record
 
 RESAMPLES = 9999
+AT_ONCE = 100_000
+"""Numbers of resamples or sign flips held at once, so that memory does not grow with the number of samples."""
 FLIPS = 99_999
 """Sign flips of a test: its smallest p is 1e-5, small enough to survive Holm's correction over some thousand comparisons."""
 
@@ -46,8 +48,9 @@ def interval(differences: Sequence[float], seed: int, name: str) -> tuple[float 
     if np.ptp(values) == 0:  # every resample is the same
         return float(values[0]), float(values[0])
     found = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=500, rng=generator(seed, "bootstrap", 0, name)
-    ).confidence_interval
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=max(1, AT_ONCE // len(values)),
+        rng=generator(seed, "bootstrap", 0, name),
+    ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
 
@@ -155,10 +158,10 @@ def gap_recovered(on: Sequence[Record], seed: int) -> dict[str, float | None]:
     gain = np.array([record["correct_select"] for record in on], dtype=float) - base
     gap = np.array([record["correct_teacher"] for record in on], dtype=float) - base
     drawn = bootstrap(
-        (np.stack([gain, gap]),), np.mean, n_resamples=RESAMPLES, method="percentile", axis=-1, batch=500,
-        rng=generator(seed, "bootstrap", 0, "gap_recovered"),
+        (np.stack([gain, gap]),), np.mean, n_resamples=RESAMPLES, method="percentile", axis=-1,
+        batch=max(1, AT_ONCE // len(on)), rng=generator(seed, "bootstrap", 0, "gap_recovered"),
     ).bootstrap_distribution  # fmt: skip
-    if np.percentile(drawn[1], 2.5) <= 0:
+    if not np.percentile(drawn[1], 2.5) > 0:  # NaN is not above 0
         return found
     defined = drawn[:, drawn[1] > 0]
     low, high = np.percentile(defined[0] / defined[1], [2.5, 97.5])

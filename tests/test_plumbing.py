@@ -114,8 +114,8 @@ def use_changes_the_prefix(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
 def lossy_store(monkeypatch: pytest.MonkeyPatch, lm: Any) -> None:
     real = plumbing.save_prefix
 
-    def lossy(prefix: PrefixBatch, path: Path) -> None:
-        real(replace(prefix, keys=tuple(k.to(torch.float8_e4m3fn).to(k.dtype) for k in prefix.keys)), path)
+    def lossy(prefix: PrefixBatch, *rest: Any) -> None:
+        real(replace(prefix, keys=tuple(k.to(torch.float8_e4m3fn).to(k.dtype) for k in prefix.keys)), *rest)
 
     monkeypatch.setattr(plumbing, "save_prefix", lossy)
 
@@ -140,7 +140,7 @@ CAUGHT_BY: dict[Plant, str] = {
     swapped_samples: "batch_consistency",
     use_changes_the_prefix: "source_cache_unchanged",
     lossy_store: "roundtrip_rel_kl",
-    bfloat16_passed_off_as_float32: "batch_consistency",
+    bfloat16_passed_off_as_float32: "rotation_equivariance",
     prefix_without_effect: "nonzero_effect",
 }
 

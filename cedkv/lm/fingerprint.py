@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from cedkv.lm.source import LanguageModel
 
+_weights: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+"""Digests of loaded models: reading all weights once is enough (0.4 s for 135M parameters in float32)."""
 
-def weights_digest(model: Any) -> str:
-    """sha256 over name, shape, dtype and bytes of every weight, in the order of names."""
+
+def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]], *more: bytes) -> str:
+    """sha256 over name, shape, dtype and bytes of every tensor, in the order of names, and then over ``more``."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for part in more:
+        digest.update(part)
     return digest.hexdigest()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 over every weight of a model, computed when it is first asked for."""
+    if model not in _weights:
+        _weights[model] = tensors_digest(model.state_dict().items())
+    return _weights[model]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -34,3 +48,10 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
     }
     found |= {f"runtime.{name}": lm.meta[name] for name in ("torch_dtype", "device", "device_name", "torch_threads")}
     return found | {f"versions.{name}": version for name, version in lm.meta["versions"].items()}
+
+
+def prefix_fingerprint(lm: LanguageModel) -> dict[str, Any]:
+    """What a stored prefix belongs to: the fingerprint and the model's name, without what only carries out the computation."""
+    named = {f"model.{name}": lm.meta[f"model_{name}"] for name in ("id", "revision")}
+    there = {"runtime.device", "runtime.device_name", "runtime.torch_threads", "versions.python"}
+    return named | {name: value for name, value in fingerprint(lm).items() if name not in there}

@@ -1,0 +1,132 @@
+"""How time and peak memory grow: with the number of ON samples, and with the length of the demo.
+
+    python -m benchmarks.growth
+
+Each figure is taken in a process of its own, from the start to the written report (MLflow on a local sqlite store), because
+a process's peak memory never falls. Samples are counted with a tiny model, whose own size hides nothing; long demos run
+through ``smollm2-135m``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+COUNTS = (200, 2600, 5000)
+"""ON samples, evenly spaced; 128 OFF prompts in all."""
+LENGTHS = (1024, 2048, 4096)
+"""Demo tokens."""
+SCORINGS = {
+    "with attention scoring": "attention_diversity_span",
+    "with attention scoring of every row": "accumulated_attention",
+    "without attention scoring": "delimiter_span",
+}
+LEAST = 24.0
+"""MB below which a growth is noise of the allocator."""
+
+
+def rows() -> list[dict[str, Any]]:
+    """``{name, value, target, holds}`` for each figure; takes some minutes."""
+    return samples_rows() + length_rows()
+
+
+def samples_rows(counts: Sequence[int] = COUNTS) -> list[dict[str, Any]]:
+    """Peak memory flat, and time linear, in the number of ON samples: what later samples cost, against what earlier ones do."""
+    runs = [_measured("samples", n) for n in counts]
+    few, many, small, large = counts[0], counts[-1], runs[0]["peak"], runs[-1]["peak"]
+    pairs = list(zip(counts, runs, strict=True))
+    steps = [(b["seconds"] - a["seconds"]) / (m - n) * 1e3 for (n, a), (m, b) in pairwise(pairs)]
+    memory, time_ = large / small, steps[-1] / steps[0]
+    return [
+        {"name": f"peak memory, {many:,} against {few} ON samples (MB: {large:.0f}, {small:.0f})",
+         "value": round(memory, 3), "target": "<= 1.1", "holds": memory <= 1.1},
+        {"name": f"time of a further ON sample, late against early (ms: {steps[-1]:.1f}, {steps[0]:.1f})",
+         "value": round(time_, 3), "target": "<= 1.25", "holds": time_ <= 1.25},
+    ]  # fmt: skip
+
+
+def length_rows(lengths: Sequence[int] = LENGTHS) -> list[dict[str, Any]]:
+    """Peak memory linear in the demo's length: twice the tokens, at most twice the growth (four times were quadratic)."""
+    found = []
+    for label, mode in SCORINGS.items():
+        peaks = [_measured("length", length, mode)["peak"] for length in lengths]
+        first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
+        ratio = max(second, LEAST) / max(first, LEAST) / ((lengths[2] - lengths[1]) / (lengths[1] - lengths[0]))
+        shown = ", ".join(f"{peak:.0f} at {length:,}" for length, peak in zip(lengths, peaks, strict=True))
+        found.append(
+            {"name": f"growth of peak memory a demo token, {label} (MB: {shown})", "value": round(ratio, 3),
+             "target": "<= 1.25", "holds": ratio <= 1.25}
+        )  # fmt: skip
+    return found
+
+
+def _measured(*what: object) -> dict[str, float]:
+    """Peak memory in MB and seconds of evaluation of one run in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.growth", "--run", folder, *map(str, what)]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        done = subprocess.run(command, env={**clean, "TQDM_DISABLE": "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span") -> None:
+    """One run, in ``folder``; prints what ``_measured`` returns."""
+    from cedkv.config_sources import resolve
+    from cedkv.driver import run_phase2
+    from tests import tiny
+
+    os.chdir(folder)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    if what == "samples":
+        sizes = [f"eval.on_samples={n}", "eval.off_samples=128", "runtime.batch_size=auto"]
+        config = tiny.config(tiny.save(folder / "model"), *sizes)
+    else:
+        lines = [
+            json.dumps({"demo_text": _demo(n, at), "query_text": "Word: dax\nSymbol:", "answer_text": " red"}) for at in "ab"
+        ]
+        (folder / "on.jsonl").write_text("\n".join(lines) + "\n")
+        sizes = ["model.id=smollm2-135m", "runtime.device=cpu", "data.on_path=on.jsonl", "eval.on_samples=2",
+                 "eval.off_samples=2", "eval.gate_a_samples=1", "eval.repro_runs=2", "eval.n_random_trials=1",
+                 f"select.mode={mode}"]  # fmt: skip
+        config = resolve(None, sizes)
+    started = time.perf_counter()
+    run_phase2(config, "2")
+    print(json.dumps({"peak": peak_memory(), "seconds": time.perf_counter() - started}))
+
+
+def _demo(length: int, seed: str) -> str:
+    """About so many tokens of word-symbol pairs, the queried one among them."""
+    rng = random.Random(seed)  # noqa: S311  (no secret)
+    words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) for _ in range(length)]
+    pairs = [f"Word: {word}\nSymbol: {rng.choice(['blue', 'green', 'black'])}\n\n" for word in words]
+    kept = pairs[: int(length / 10.15)]
+    return "".join([*kept[:3], "Word: dax\nSymbol: red\n\n", *kept[3:]])
+
+
+def peak_memory() -> float:
+    """The most memory this process has had, in MB. (Linux: of this program alone; ``ru_maxrss`` starts at the parent's.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+
+
+if __name__ == "__main__":
+    if "--run" in sys.argv:
+        given = sys.argv[sys.argv.index("--run") + 1 :]
+        _run(Path(given[0]).resolve(), given[1], int(given[2]), *given[3:])
+    else:
+        for row in rows():
+            print(f"{'holds' if row['holds'] else 'FAILS'}  {row['value']:<7} {row['target']:<8} {row['name']}", flush=True)
