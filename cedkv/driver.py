@@ -194,7 +194,7 @@ def publish(
     on = StoredRecords(journal, key, _is_on, len(records.on))
     save_table(entry, "phase2_on_samples.json", on_table(on, records.selections))
     if records.off:
-        save_table(entry, "phase2_off_samples.json", off_table(records.off))
+        save_table(entry, "phase2_off_samples.json", off_table(records.off, token_text(lm)))
     tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
     tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
     times = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in seconds.items()}

@@ -4,7 +4,7 @@ second one side by side at first, so that is one in which runs differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,9 @@ def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame
     return _table(rows, _ON)
 
 
-def off_table(off: Sequence[Record]) -> pd.DataFrame:
-    """One row an OFF prompt."""
-    return _table(off, _OFF)
+def off_table(off: Sequence[Record], token_text: Callable[[int], str]) -> pd.DataFrame:
+    """One row an OFF prompt; tokens as text."""
+    return _table([row | {name: token_text(row[name]) for name in ("token_base", "token_select")} for row in off], _OFF)
 
 
 def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:

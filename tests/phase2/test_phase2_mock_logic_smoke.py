@@ -62,6 +62,9 @@ def test_everything_promised_is_written_and_logged(finished: tuple[Path, object]
     table = mlflow.load_table("phase2_on_samples.json", run_ids=[run.info.run_id])
     assert table.columns[0] == "sample_id"
     assert len(table) == 6
+    moved = mlflow.load_table("phase2_off_samples.json", run_ids=[run.info.run_id])
+    assert len(moved) == 8
+    assert all(isinstance(token, str) for name in ("token_base", "token_select") for token in [*table[name], *moved[name]])
 
 
 def test_same_seed_same_records_other_seed_others(finished: tuple[Path, object], model_folder: Path) -> None:
