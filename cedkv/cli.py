@@ -269,3 +269,48 @@ def sync_command(folder: str, timeout: int, debug: bool) -> None:
         from cedkv.job import sync
 
         sync(Path(folder), timeout, click.echo)
+
+
+@main.command("certify", cls=GroupedCommand)
+@click.option("--model-id", "model_id", metavar="VALUE", help="Hub id, local folder, or smollm2-135m.")
+@click.option("--revision", "model_revision", metavar="VALUE", help="Branch, tag or commit of a hub model.")
+@click.option("--device", metavar="VALUE", help="auto, cpu, cuda, cuda:N, mps.")
+@click.option("--dtype", metavar="VALUE", help="float32, bfloat16, float16.")
+@click.option("--config", "path", metavar="FILE", help="YAML file with a phase2 block.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE,...", help="Any configuration key.")
+@click.option("--json", "target", metavar="FILE", help="Write the figures, or the refusal, to a file.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def certify_command(
+    path: str | None, overrides: tuple[str, ...], target: str | None, debug: bool, **options: str | None
+) -> None:
+    """Does this suite compute on this model what the model computes when it is left alone? Measured anew, and kept.
+
+    \b
+    Exit codes:
+      0    certified
+      2    refused before its weights were loaded (or it cannot be had), with the reason
+      3    a check failed
+    """
+    with _told(debug):
+        from cedkv.report.files import write_json
+
+        try:
+            from cedkv import certificate
+            from cedkv.config_sources import resolve
+            from cedkv.lm import source
+            from cedkv.lm.fingerprint import fingerprint
+
+            config = resolve(path, overrides, options)
+            lm = source.load(config)
+            found = certificate.certify(lm, fingerprint(lm), config.model.cache_dir)
+        except CedkvError as error:
+            if target is not None:
+                write_json(Path(target), {"certified": False, "refused": str(error)})
+            raise
+        if target is not None:
+            write_json(Path(target), found.as_dict())
+        click.echo(found.heading())
+        click.echo(found.table())
+        failed = found.failed([])
+        click.echo(f"not certified: {', '.join(failed)}" if failed else f"certified ({found.seconds:g} s)")
+        sys.exit(3 if failed else 0)

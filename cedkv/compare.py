@@ -15,7 +15,7 @@ from cedkv import entry as entries
 from cedkv import selectors, tracking
 from cedkv.conditions import build, factors, labels
 from cedkv.config import Phase2Config
-from cedkv.driver import Clock, datasets, depends_on, evaluate, publish, read_back
+from cedkv.driver import Clock, certified, datasets, depends_on, evaluate, publish, read_back
 from cedkv.entry import Entry
 from cedkv.estimate import duration, teacher_tokens, tokens
 from cedkv.eval_phase2 import Condition, evaluations, plan_samples
@@ -23,6 +23,7 @@ from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
+from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.tokenizer import token_text
@@ -73,7 +74,9 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
     lm = source.load(config, opened)
     for each in configs:
         source.require_loaded(lm, each)
-    journal = job.open_journal(depends_on(lm, conditions, samples, "2"), [condition.key for condition in conditions])
+    prints = fingerprint(lm)
+    journal = job.open_journal(depends_on(prints, conditions, samples, "2"), [condition.key for condition in conditions])
+    certified(lm, prints, configs, [entry])
     entry.datasets = tracking.describe_datasets(datasets(samples, "2"))
     job.push()
     clock.expect(conditions, samples, done=len(journal.units))
@@ -83,6 +86,7 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
         tags = {"comparison": name, "condition": condition.key, "kind": selectors.kind(condition.config.select.mode)}
         job.child(condition.key, named[condition.key], condition.config, pending | tags)
     folders = {key: child.folder for key, child in job.children.items()}
+    certified(lm, prints, configs, list(job.children.values()))
     evaluate(lm, conditions, samples, "2", folders, clock, journal)
     clock.enter("report")
     results = _finish_children(lm, conditions, samples, job, journal)

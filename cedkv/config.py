@@ -37,6 +37,7 @@ class ModelBlock(Block):
     revision: str | None = None
     cache_dir: str | None = None
     chat_template: bool = True
+    allow_uncertified: bool = False
 
 
 class RuntimeBlock(Block):

@@ -15,8 +15,8 @@ from typing import Any
 import click
 import pandas as pd
 
+from cedkv import certificate, tracking
 from cedkv import entry as entries
-from cedkv import tracking
 from cedkv.config import Phase2Config
 from cedkv.entry import Entry, decisive
 from cedkv.errors import DataError
@@ -89,7 +89,9 @@ def _run(config: Phase2Config, phase: Phase, job: Job) -> Results:
     samples = load_samples(config, opened.tokenizer, opened.capabilities.max_positions, opened.vocabulary)
     require_reach(opened.capabilities, samples, [config])
     lm = source.load(config, opened)
-    journal = job.open_journal(depends_on(lm, conditions, samples, phase), ["run"])
+    prints = fingerprint(lm)
+    journal = job.open_journal(depends_on(prints, conditions, samples, phase), ["run"])
+    certified(lm, prints, [config], [entry])
     write_json(entry.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
     entry.datasets = tracking.describe_datasets(datasets(samples, phase))
     job.push()
@@ -106,8 +108,21 @@ def _run(config: Phase2Config, phase: Phase, job: Job) -> Results:
     return results
 
 
-def depends_on(lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, phase: Phase) -> dict[str, Any]:
-    """All that a run's records depend on, flat: a resumed run must agree in it."""
+def certified(lm: LanguageModel, prints: Mapping[str, Any], configs: Sequence[Phase2Config], entries: Sequence[Entry]) -> None:
+    """Certify the model, say so on every run, and refuse one that fails.
+
+    Raises:
+        ModelError: it fails, and ``model.allow_uncertified`` is not set.
+    """
+    found = certificate.ensure(lm, prints, configs[0].model.cache_dir)
+    for entry in entries:
+        entry.tags["certificate"] = "uncertified" if found.failed(configs) else "certified"
+        write_json(entry.folder / "artifacts" / "certificate.json", found.as_dict())
+    found.require(configs)
+
+
+def depends_on(prints: Mapping[str, Any], conditions: Sequence[Condition], samples: Samples, phase: Phase) -> dict[str, Any]:
+    """All that a run's records depend on, flat: a resumed run must agree in it. ``prints``: of ``fingerprint``."""
     found: dict[str, Any] = {"phase": phase}
     for condition in conditions:
         where = "" if len(conditions) == 1 else f"{condition.key}: "
@@ -117,7 +132,7 @@ def depends_on(lm: LanguageModel, conditions: Sequence[Condition], samples: Samp
         for sample in its:
             digest.update(f"{sample!r}\n".encode())
         found |= {f"samples.{kind}.source": origin, f"samples.{kind}.digest": digest.hexdigest()}
-    return found | fingerprint(lm)
+    return {**found, **prints}
 
 
 def evaluate(
@@ -194,7 +209,7 @@ def publish(
     on = StoredRecords(journal, key, _is_on, len(records.on))
     save_table(entry, "phase2_on_samples.json", on_table(on, records.selections))
     if records.off:
-        save_table(entry, "phase2_off_samples.json", off_table(records.off, token_text(lm)))
+        save_table(entry, "phase2_off_samples.json", off_table(records.off, partial(token_text, lm.tokenizer)))
     tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
     tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
     times = {f"seconds_{stage.replace(' ', '_')}": value for stage, value in seconds.items()}

@@ -26,7 +26,7 @@ from cedkv.report.files import SCHEMA_VERSION, write_json, write_text
 
 OUTPUTS = Path("outputs")
 NAME, LOCK, TABLES, NOTE = "run.json", "run.lock", "tables", "mlflow.note.content"
-INDIFFERENT = {"phase2.runtime.fail_on_gate", "phase2.runtime.mlflow_timeout"}
+INDIFFERENT = {"phase2.runtime.fail_on_gate", "phase2.runtime.mlflow_timeout", "phase2.model.allow_uncertified"}
 """Settings that change no result: a resumed run may have others."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

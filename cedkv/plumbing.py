@@ -187,9 +187,10 @@ def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingIn
 def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float]:
     """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens run at p and at p+d."""
     rows = [sample.demo_token_ids[:ROTATION_TOKENS] for sample in given.samples]
+    by = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(map(len, rows)))
     keys, _ = prefill(lm, rows, [range(len(row)) for row in rows], given.names)
-    moved, _ = prefill(lm, rows, [range(ROTATION_SHIFT, ROTATION_SHIFT + len(row)) for row in rows], given.names)
-    shift = torch.full(keys[0].shape[::2], ROTATION_SHIFT, device=lm.device)
+    moved, _ = prefill(lm, rows, [range(by, by + len(row)) for row in rows], given.names)
+    shift = torch.full(keys[0].shape[::2], by, device=lm.device)
     worst = torch.zeros(len(rows), device=lm.device)
     for key, expected, rotation in zip(keys, moved, lm.rotations or (), strict=True):
         difference = (rotate_keys(key, shift, rotation) - expected).float().abs()

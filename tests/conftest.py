@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests import pages, tiny
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CEDKV_CERTIFICATES", tempfile.mkdtemp(prefix="cedkv-certificates-"))  # subprocesses too
 
 
 @pytest.fixture(scope="session", params=tiny.ARCHITECTURES)

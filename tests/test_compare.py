@@ -55,7 +55,8 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     assert parent.info.run_name == "ablate_selector · 5 conditions · seed 42"
     files = {item.path for item in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
     assert files == {
-        "conditions.json", "comparisons.json", "comparison.json", "config.yaml", "figures", "report.html", "summary.md"
+        "artifacts", "conditions.json", "comparisons.json", "comparison.json", "config.yaml", "figures", "report.html",
+        "summary.md",
     }  # fmt: skip
     best = next((r for r in results if r.label == parent.data.tags["best"]), None)
     assert best is not None

@@ -8,6 +8,8 @@ same rounding: against a float64 model their logits are equally far away.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,3 +33,16 @@ def use_onednn(model: torch.nn.Module) -> bool:
 
 def _linear(self: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+
+
+@contextmanager
+def plain(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the context ``use_onednn`` is undone."""
+    changed = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) is _linear]
+    for module in changed:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.forward = types.MethodType(_linear, module)

@@ -134,7 +134,11 @@ def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageMod
         device=device,
         batching=Batching(config.rows_per_pass, device),
         rotations=rotations,
-        meta={**_meta(config, model, tokenizer, device), "matmul": "onednn" if onednn else "torch"},
+        meta={
+            **_meta(config, model, tokenizer, device),
+            "matmul": "onednn" if onednn else "torch",
+            "weights_without_place": sorted(info["unexpected_keys"]),
+        },
     )
     require_loaded(lm, config)
     return lm

@@ -1,0 +1,197 @@
+"""The certificate's measurements: this pipeline against the model left alone, on a probe made of the model's own vocabulary.
+
+*Left alone* is transformers' own eager attention, one unpadded row a call, with no mask, no positions and no cache given: what
+anyone gets who loads the model and calls it. Gate A's measurements run on the same probe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cedkv.config import Phase2Config
+from cedkv.digest import generator
+from cedkv.errors import ModelError
+from cedkv.lm import attention, linear
+from cedkv.lm.attention import AttentionReader
+from cedkv.lm.cache import PrefixBatch
+from cedkv.lm.prefix import encode
+from cedkv.lm.scoring import Ids, kl, log_softmax, next_token_logprobs
+from cedkv.lm.source import LanguageModel
+from cedkv.lm.teacher import TeacherReading, read_teacher
+from cedkv.plumbing import PlumbingInput, measure, snapshot
+from cedkv.positioning import place
+from cedkv.types import OnEpisode, OnSample
+
+DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
+"""Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
+LEAST_REACH = 16
+"""Tokens without which a model cannot be probed."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was measured, the worst over the probe's samples.
+
+    figures: check -> figure; KL in nats, ``attention_rows`` absolute, ``rotation_equivariance`` relative.
+    floor: largest KL between two ways of calling the model left alone that are equal on paper, in nats.
+    fault: smallest KL that a planted fault makes here (a query one position too far, a kept token missing), in nats.
+    effect: mean KL(teacher || base) in nats.
+    """
+
+    figures: dict[str, float]
+    floor: float
+    fault: float
+    effect: float
+
+
+def probe_samples(lm: LanguageModel) -> list[OnSample]:
+    """Samples of tokens drawn from the vocabulary, BOS in front where the tokenizer adds one.
+
+    Raises:
+        ModelError: the model's reach or vocabulary is too short.
+    """
+    reach = min([lm.capabilities.max_positions, *(each.tokens for each in lm.capabilities.reaches)])
+    size = min(len(lm.tokenizer), lm.model.config.get_text_config().vocab_size)
+    special = set(lm.tokenizer.all_special_ids)
+    ordinary = [token for token in range(size) if token not in special]
+    if reach < LEAST_REACH or len(ordinary) < LEAST_REACH:
+        raise ModelError(
+            f"the model sees {reach} tokens and has {len(ordinary)} ordinary ones: {LEAST_REACH} of each are needed to probe it"
+        )
+    share = min(1.0, reach / (max(DEMOS) + max(QUERIES) + 2))
+    start = [token for token in lm.tokenizer("").input_ids if token == lm.tokenizer.bos_token_id][:1]
+    samples = []
+    for i, (demo_length, query_length) in enumerate(zip(DEMOS, QUERIES, strict=True)):
+        length, asked = max(4, math.floor(demo_length * share)), max(2, math.floor(query_length * share))
+        drawn = generator(0, "certificate", 0, str(i)).choice(ordinary, length + asked).tolist()
+        demo, query = tuple(start + drawn[len(start) : length]), tuple(drawn[length:])
+        kinds = tuple("bos" if t < len(start) else "input" for t in range(length))
+        samples.append(OnSample(OnEpisode(f"probe-{i}", "", "", "", ()), demo, query, query[0], kinds))  # type: ignore[arg-type]
+    return samples
+
+
+@contextmanager
+def left_alone(model: Any) -> Iterator[None]:
+    """The model as transformers gives it: eager attention, torch's own matrix products."""
+    with linear.plain(model):
+        model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(attention.NAME)
+
+
+@torch.inference_mode()
+def probe(lm: LanguageModel) -> Probed:
+    """Measure everything on one probe; seconds at 135M."""
+    samples = probe_samples(lm)
+    names = [sample.sample_id for sample in samples]
+    demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
+    layers = frozenset(range(lm.capabilities.n_layers))
+    reading = read_teacher(lm, demos, queries, names, AttentionReader(layers, 2), keep=range(len(samples)))
+    base = next_token_logprobs(lm, [s.base_ids for s in samples], names)
+    slots = max(map(len, demos)) // 2 + 3
+    config = Phase2Config().model_copy(update={"prefix_len": slots})
+    kept = [(0, *range(1 + i, len(demo), 2)) for i, demo in enumerate(demos)]
+    placements = [place(k, len(d), "compact", "null_pad", slots) for k, d in zip(kept, demos, strict=True)]
+    prefix = encode(lm, "prefill", samples, placements, None, ())
+    untouched = [snapshot(reading.demos(range(len(samples)))), snapshot(prefix)]
+    select = next_token_logprobs(lm, queries, names, prefix)
+    given = PlumbingInput(
+        samples,
+        samples,
+        base,
+        reading.logprobs,
+        select,
+        reading.demos(range(len(samples))),
+        placements,
+        prefix,
+        untouched,
+        _once(),
+    )
+    figures = {name: max(values) for name, values in measure(lm, config, given).items()}
+    short = [tuple(demo[t] for t in k) + query for demo, k, query in zip(demos, kept, queries, strict=True)]
+    with left_alone(lm.model):
+        alone = {
+            "base": (base, _plainly(lm, [s.base_ids for s in samples])),
+            "teacher": (reading.logprobs, _plainly(lm, [s.teacher_ids for s in samples])),
+            "select": (select, _plainly(lm, short)),
+        }
+        floor = _batched_alone(lm, [s.teacher_ids for s in samples])
+        figures["attention_rows"] = _rows(lm, samples, reading, layers)
+    figures["left_alone"] = max(float(kl(ours, its).max()) for ours, its in alone.values())
+    figures["slots_have_no_place"] = _gaps(lm, samples, kept, reading)
+    figures["hidden_prefix"] = _hidden(lm, queries, names, prefix)
+    return Probed(figures, floor, _fault(lm, queries, names, prefix, select), float(kl(reading.logprobs, base).mean()))
+
+
+def _once() -> Callable[[Any, Callable[[], Any]], Any]:
+    known: dict[Any, Any] = {}
+
+    def once(key: Any, compute: Callable[[], Any]) -> Any:
+        if key not in known:
+            known[key] = compute()
+        return known[key]
+
+    return once
+
+
+def _plainly(lm: LanguageModel, rows: Sequence[Ids]) -> torch.Tensor:
+    """Log-probabilities after each row, (B, vocabulary), of a call with ids and nothing else."""
+    return torch.cat([log_softmax(lm.model(torch.tensor([list(row)], device=lm.device)).logits[:, -1]) for row in rows])
+
+
+def _batched_alone(lm: LanguageModel, rows: Sequence[Ids]) -> float:
+    """KL between rows of one length called together and one by one: what this model's rounding does."""
+    width = min(map(len, rows))
+    same = [list(row[:width]) for row in rows]
+    together = log_softmax(lm.model(torch.tensor(same, device=lm.device)).logits[:, -1])
+    return float(kl(together, _plainly(lm, same)).max())
+
+
+def _rows(lm: LanguageModel, samples: Sequence[OnSample], reading: TeacherReading, layers: frozenset[int]) -> float:
+    """Largest absolute difference, over layers, of the attention read and the eager implementation's, mean over heads."""
+    worst = 0.0
+    for row, sample in enumerate(samples):
+        maps = lm.model(torch.tensor([list(sample.teacher_ids)], device=lm.device), output_attentions=True).attentions
+        for at, layer in enumerate(sorted(layers)):
+            expected = maps[layer][0].float().mean(dim=0)[-2:, : len(sample.demo_token_ids)]
+            worst = max(worst, float((reading.rows[row][at] - expected).abs().max()))
+    return worst
+
+
+def _gaps(lm: LanguageModel, samples: Sequence[OnSample], kept: Sequence[Ids], reading: TeacherReading) -> float:
+    """KL(kept tokens in their places, in as many slots || the whole demo's slots with the rest hidden).
+
+    Where a slot stands in the cache must not matter, only the position it was given.
+    """
+    names, queries = [s.sample_id for s in samples], [s.query_token_ids for s in samples]
+    lengths = [len(s.demo_token_ids) for s in samples]
+    placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(kept, lengths, strict=True)]
+    demo = reading.demos(range(len(samples)))
+    few = encode(lm, "gather", samples, placements, demo, range(len(samples)))
+    visible = torch.zeros_like(demo.visible)
+    for row, tokens in enumerate(kept):
+        visible[row, list(tokens)] = True
+    whole = replace(demo, visible=visible)
+    return float(kl(next_token_logprobs(lm, queries, names, few), next_token_logprobs(lm, queries, names, whole)).max())
+
+
+def _hidden(lm: LanguageModel, queries: Sequence[Ids], names: Sequence[str], prefix: PrefixBatch) -> float:
+    """KL(a prefix that no layer sees || the same slots, masked out)."""
+    masked = replace(prefix, visible=torch.zeros_like(prefix.visible))
+    unseen = next_token_logprobs(lm, queries, names, prefix, frozenset())
+    return float(kl(unseen, next_token_logprobs(lm, queries, names, masked)).max())
+
+
+def _fault(lm: LanguageModel, queries: Sequence[Ids], names: Sequence[str], prefix: PrefixBatch, select: torch.Tensor) -> float:
+    """The smallest KL a planted fault makes, each the largest over the samples."""
+    last = prefix.visible.cumsum(dim=1) == prefix.visible.sum(dim=1, keepdim=True)
+    planted = (replace(prefix, query_start=prefix.query_start + 1), replace(prefix, visible=prefix.visible & ~last))
+    return min(float(kl(next_token_logprobs(lm, queries, names, wrong), select).max()) for wrong in planted)
