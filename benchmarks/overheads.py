@@ -19,13 +19,13 @@ ANSWERS = 7
 """Times a command that answers at once is asked; the median counts."""
 
 
-def rows() -> list[Row]:
-    """Seconds of wall time."""
+def rows(*sizes: str) -> list[Row]:
+    """Seconds of wall time; ``sizes`` are more options of the command, for a smaller run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared(folder)
         started = time.perf_counter()
-        found = json.loads(command(folder, "benchmarks.overheads", "--run", str(QUICKSTART)).splitlines()[-1])
+        found = json.loads(command(folder, "benchmarks.overheads", "--run", *sizes).splitlines()[-1])
         whole = time.perf_counter() - started
         helped = _median(folder, 0, "--help")
         refused = _median(folder, 2, "--set", "select.mod=random_span")
@@ -51,7 +51,7 @@ def _asked(folder: Path, code: int, *arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def _run(config: str) -> None:
+def _run(options: list[str]) -> None:
     """``python -m cedkv`` with a clock at the model; prints seconds inside its forward passes, and of loading it."""
     from cedkv.cli import main
     from cedkv.lm import source
@@ -78,10 +78,10 @@ def _run(config: str) -> None:
         return lm
 
     source.load = timed  # type: ignore[assignment]
-    main(["--config", config, "--phase2-device", "cpu"], standalone_mode=False)
+    main(["--config", str(QUICKSTART), "--phase2-device", "cpu", *options], standalone_mode=False)
     print(json.dumps(spent))
 
 
-if __name__ == "__main__" and "--run" in sys.argv:
+if __name__ == "__main__" and sys.argv[1:2] == ["--run"]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    _run(sys.argv[-1])
+    _run(sys.argv[2:])
