@@ -32,7 +32,8 @@ class Batching:
         self.tokens = TOKENS[device.type]
 
     def passes(self, lengths: Sequence[int], compute: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-        """Compute all rows, in passes of like length.
+        """Compute all rows, in passes of like length; within a pass they keep their order, so that what belongs to them need
+        not be picked out where all of them fit.
 
         Args:
             lengths: tokens of each row.
@@ -46,13 +47,13 @@ class Batching:
         """
         waiting = sorted(range(len(lengths)), key=lengths.__getitem__)
         while waiting:
-            part = waiting[: self._fitting([lengths[i] for i in waiting])]
+            part = sorted(waiting[: self._fitting([lengths[i] for i in waiting])])
             try:
                 found = compute(part)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                self._back_off(len(part), lengths[part[-1]], str(error))
+                self._back_off(len(part), max(lengths[i] for i in part), str(error))
                 continue
             del waiting[: len(part)]
             yield part, found
