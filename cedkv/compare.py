@@ -23,6 +23,7 @@ from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal
 from cedkv.lm import source
 from cedkv.lm.capabilities import require
+from cedkv.lm.checkpoint import trust_tag
 from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
@@ -57,7 +58,7 @@ def run_comparison(
     check_files(config)
     entry = entry or entries.new(name, "2", config, lists)
     entry.name = entry.name or f"{name} · {len(conditions)} conditions · seed {config.seed}"
-    with running(config, entry, {"comparison": name, "best": "pending"}, resumed) as job:
+    with running(config, entry, {"comparison": name, "best": "pending"} | trust_tag(config.model), resumed) as job:
         return _run(name, config, conditions, job)
 
 
@@ -84,7 +85,7 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
     named = labels(conditions)
     for condition in conditions:
         tags = {"comparison": name, "condition": condition.key, "kind": selectors.kind(condition.config.select.mode)}
-        job.child(condition.key, named[condition.key], condition.config, pending | tags)
+        job.child(condition.key, named[condition.key], condition.config, pending | tags | trust_tag(config.model))
     folders = {key: child.folder for key, child in job.children.items()}
     certified(lm, prints, configs, list(job.children.values()))
     evaluate(lm, conditions, samples, "2", folders, clock, journal)

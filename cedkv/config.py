@@ -38,12 +38,14 @@ class ModelBlock(Block):
     cache_dir: str | None = None
     chat_template: bool = True
     allow_uncertified: bool = False
+    trust_remote_code: bool = False
 
 
 class RuntimeBlock(Block):
     backend: Literal["hf"] = "hf"
     allow_mock_fallback: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device_map: Literal["auto"] | None = None
     torch_dtype: Dtype = "float32"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     fail_on_gate: bool = False
@@ -55,6 +57,11 @@ class RuntimeBlock(Block):
             raise ValueError(
                 "runtime.allow_mock_fallback = true is refused: a verdict on a mock says nothing about a model, so the "
                 "suite runs on real weights or not at all; leave it false"
+            )
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError(
+                f"runtime.device_map = {self.device_map} spreads the model over all devices, and runtime.device = "
+                f"{self.device} names one; leave one of them out"
             )
         return self
 

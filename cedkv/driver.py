@@ -24,6 +24,7 @@ from cedkv.eval_phase2 import Condition, Phase, evaluations, plan_samples, run
 from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal, StoredRecords
 from cedkv.lm import source
+from cedkv.lm.checkpoint import trust_tag
 from cedkv.lm.fingerprint import fingerprint
 from cedkv.lm.reach import require_reach
 from cedkv.lm.source import LanguageModel
@@ -75,7 +76,7 @@ def run_phase2(config: Phase2Config, phase: Phase, entry: Entry | None = None, *
     entry = entry or entries.new("phase2", phase, config, {})
     entry.name = entry.name or run_name(config, phase)
     gates = ("gateA", "gateB", "phase2") if phase == "2" else ("gateA",)
-    with running(config, entry, dict.fromkeys(gates, "pending"), resumed) as job:
+    with running(config, entry, dict.fromkeys(gates, "pending") | trust_tag(config.model), resumed) as job:
         return _run(config, phase, job)
 
 

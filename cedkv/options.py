@@ -10,7 +10,9 @@ DEFAULT_CONFIG = "configs/phase2.yaml"
 OPTIONS: dict[str, tuple[str, str]] = {
     "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
     "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
+    "trust_remote_code": ("model.trust_remote_code", "run code out of the checkpoint; needs a full commit as revision"),
     "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
+    "device_map": ("runtime.device_map", "auto: spread a model over all devices, for one larger than a card"),
     "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
     "batch_size": ("runtime.batch_size", "rows in one forward pass, or auto"),
     "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),

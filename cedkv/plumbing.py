@@ -129,7 +129,7 @@ def roundtrip(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> 
         path = Path(folder) / "prefix.safetensors"
         made_by = prefix_fingerprint(lm)
         save_prefix(given.prefix, given.placements, made_by, path)
-        loaded = load_prefix(path, given.placements, made_by, lm.device)
+        loaded = load_prefix(path, given.placements, made_by, lm.device).beside(given.prefix)
     again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers(config.layer_scope.injection))
     return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist()
 
@@ -196,7 +196,8 @@ def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float
         difference = (rotate_keys(key, shift, rotation) - expected).float().abs()
         for row, tokens in enumerate(rows):
             at = slice(0, len(tokens))
-            worst[row] = worst[row].maximum(difference[row, :, at].max() / expected[row, :, at].float().abs().max())
+            off = difference[row, :, at].max() / expected[row, :, at].float().abs().max()
+            worst[row] = worst[row].maximum(off.to(worst.device))
     return worst.tolist()
 
 
@@ -224,5 +225,5 @@ def _differences(now: PrefixBatch, before: PrefixBatch) -> list[float]:
         return [float("nan")] * len(before.visible)
     worst = torch.zeros(len(before.visible), device=now.visible.device)
     for after, first in zip(now.keys + now.values, before.keys + before.values, strict=True):
-        worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values)
+        worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values.to(worst.device))
     return worst.tolist()

@@ -61,6 +61,13 @@ class PrefixBatch:
             visible[row, start:end] = False
         return replace(self, visible=visible)
 
+    def beside(self, other: PrefixBatch) -> PrefixBatch:
+        """The same, every layer on the device that it has in ``other``: a model may be spread over several."""
+        keys = tuple(key.to(there.device) for key, there in zip(self.keys, other.keys, strict=True))
+        values = tuple(value.to(there.device) for value, there in zip(self.values, other.values, strict=True))
+        visible, start = self.visible.to(other.visible.device), self.query_start.to(other.query_start.device)
+        return replace(self, keys=keys, values=values, visible=visible, query_start=start)
+
     def fresh_cache(self) -> DynamicCache:
         """A new cache holding this prefix. It refers to the tensors; growing it copies and leaves them as they are.
 
@@ -95,7 +102,7 @@ def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> P
     def padded(tensor: torch.Tensor) -> torch.Tensor:
         out = tensor.new_zeros(*tensor.shape[:2], slots, tensor.shape[3])
         length = tensor.shape[2]
-        out[:, :, :length] = tensor.masked_fill(~visible[:, None, :length, None], 0)
+        out[:, :, :length] = tensor.masked_fill(~visible[:, None, :length, None].to(tensor.device), 0)
         return out
 
     return PrefixBatch(
@@ -133,7 +140,8 @@ def gather(
     of = torch.tensor(list(rows), device=device)[:, None]
 
     def taken(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[of, :, index].transpose(1, 2)  # (B, K, H_kv, D_h) -> (B, H_kv, K, D_h)
+        at = tensor.device  # a model may be spread over several
+        return tensor[of.to(at), :, index.to(at)].transpose(1, 2)  # (B, K, H_kv, D_h) -> (B, H_kv, K, D_h)
 
     keys = tuple(taken(key) for key in source.keys)
     if shift.any():

@@ -1,9 +1,12 @@
-"""Where a model runs: the device it is put on."""
+"""Where a model runs: one device, or spread over several."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from cedkv.config import RuntimeBlock
 from cedkv.errors import ConfigError
 
 
@@ -27,3 +30,23 @@ def pick_device(setting: str) -> torch.device:
             f"{torch.__version__}); use auto or cpu, or install a torch build for your accelerator"
         )
     return device
+
+
+def device_map(runtime: RuntimeBlock, device: torch.device, quantised: bool) -> Any:
+    """The ``device_map`` to load with; None for a model that is put on its device afterwards.
+
+    Quantised weights are made for where they are loaded: they are never moved or cast later.
+    """
+    if runtime.device_map is not None:
+        return runtime.device_map
+    return {"": device} if quantised else None
+
+
+def settle(model: Any, device: torch.device, mapped: bool) -> torch.device:
+    """Put a model on its device, unless loading did (``mapped``); returns where its inputs go: to its embedding."""
+    if not mapped:
+        model.to(device)
+        return device
+    embedding = model.get_input_embeddings()
+    execution = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)  # of weights that wait on a disk
+    return embedding.weight.device if execution is None else torch.device(execution)

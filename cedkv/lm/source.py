@@ -6,13 +6,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.quantizers import AutoHfQuantizer
 
 import cedkv
 from cedkv.config import KL_LIMIT, Phase2Config
@@ -20,7 +20,8 @@ from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import attention, linear, smollm2
 from cedkv.lm.batching import Batching
 from cedkv.lm.capabilities import Capabilities, cannot, read_capabilities, require, scope_layers
-from cedkv.lm.placement import pick_device
+from cedkv.lm.checkpoint import local_folder, require_folder, require_trust, trusted_code
+from cedkv.lm.placement import device_map, pick_device, settle
 from cedkv.lm.rotation import Rotation
 from cedkv.lm.tokenizer import load_tokenizer
 from cedkv.lm.turns import find_rotations
@@ -58,7 +59,8 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model without its weights: where they are, what it can do, its tokenizer, how many tokens it knows."""
+    """A model without its weights: where they are, what it can do, its tokenizer, how many tokens it knows, and by which
+    method its weights are quantised."""
 
     where: str
     options: dict[str, Any]
@@ -66,6 +68,7 @@ class OpenedModel:
     capabilities: Capabilities
     tokenizer: Any
     vocabulary: int
+    quantised: str | None
 
 
 def open_model(config: Phase2Config) -> OpenedModel:
@@ -82,17 +85,28 @@ def open_model(config: Phase2Config) -> OpenedModel:
             raise ConfigError(f"model.revision = {revision!r}: {smollm2.NAME} has no revisions; leave it null")
         where, revision = str(smollm2.folder(config.model.cache_dir)), None
     else:
-        where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+        folder = local_folder(config.model)
+        where = name if folder is None else str(folder)
+        if folder is not None:
+            require_folder(folder)
+    plain: dict[str, Any] = {"revision": revision or "main"}
     if config.model.cache_dir and where == name:
-        options["cache_dir"] = config.model.cache_dir
+        plain["cache_dir"] = config.model.cache_dir
+    options = {**plain, "trust_remote_code": config.model.trust_remote_code}
     with _available(name):
+        require_trust(config.model, local_folder(config.model), lambda: _as_written(where, plain))
         hf_config = AutoConfig.from_pretrained(where, **options)
         capabilities = read_capabilities(hf_config)
         require(capabilities, config)
+        method = quantisation(hf_config)
+        if method is not None and not AutoHfQuantizer.supports_quant_method(_settings(hf_config.quantization_config)):
+            raise ModelError(
+                f"model {name!r} is quantised by {method!r}, which transformers {transformers.__version__} does not know: it "
+                "would read the packed numbers as weights. Install a version that does, or take the unquantised checkpoint"
+            )
         vocabulary = int(hf_config.vocab_size)
-        tokenizer = load_tokenizer(where, options, vocabulary, config.model.chat_template)
-        return OpenedModel(where, options, device, capabilities, tokenizer, vocabulary)
+        tokenizer = load_tokenizer(where, plain, vocabulary, config.model.chat_template)
+        return OpenedModel(where, options, device, capabilities, tokenizer, vocabulary, method)
 
 
 def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageModel:
@@ -106,11 +120,13 @@ def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageMod
         ConfigError: the device is not there.
     """
     opened = opened or open_model(config)
-    name, device, capabilities, tokenizer = config.model.id, opened.device, opened.capabilities, opened.tokenizer
-    with _available(name):
+    name, capabilities, tokenizer = config.model.id, opened.capabilities, opened.tokenizer
+    placed = device_map(config.runtime, opened.device, opened.quantised is not None)
+    with _available(name), _dequantisable(name, opened.quantised):
         model, info = AutoModelForCausalLM.from_pretrained(
             opened.where,
             **opened.options,
+            device_map=placed,
             dtype=getattr(torch, config.runtime.torch_dtype),
             attn_implementation=attention.register(),
             use_safetensors=True,
@@ -122,7 +138,7 @@ def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageMod
             f"{name}: the checkpoint does not fit its config.json: {sorted(info['missing_keys'])[:3]} are missing, "
             f"{sorted(map(str, info['mismatched_keys']))[:3]} have another shape; they would be random numbers"
         )
-    model = model.to(device).eval()
+    device = settle(model.eval(), opened.device, placed is not None)
     onednn = linear.use_onednn(model)
     rotations = None
     if capabilities.positions == "rotary":
@@ -163,6 +179,12 @@ def _available(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         cause = " ".join(str(error).split())
+        if "trust_remote_code" in cause:
+            raise ModelError(
+                f"model {name!r} needs code out of its checkpoint (custom code), which is not run: model.trust_remote_code is "
+                "false. Read that code; if you trust it, set -P trust_remote_code=true and, for a hub id, -P "
+                "model_revision=the full commit you have read"
+            ) from error
         raise ModelError(
             f"model {name!r} cannot be had: {cause[:400]}\n"
             "No other model is taken in its place. Three ways out:\n"
@@ -172,11 +194,44 @@ def _available(name: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _dequantisable(name: str, method: str | None) -> Iterator[None]:
+    """What transformers says when quantised weights cannot be loaded here (a package or a GPU is missing)."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if method is None:
+            raise
+        raise ModelError(
+            f"model {name!r} is quantised ({method}), and its weights cannot be loaded here: "
+            f"{' '.join(str(error).split())[:400]}\nInstall what is named there, run where such weights can be (on a GPU, for "
+            "most methods), or take the checkpoint that is not quantised"
+        ) from error
+
+
+def quantisation(hf_config: Any) -> str | None:
+    """The method by which a checkpoint says its weights are quantised."""
+    found = getattr(hf_config, "quantization_config", None)
+    return None if found is None else str(_settings(found).get("quant_method"))
+
+
+def _settings(quantization_config: Any) -> dict[str, Any]:
+    return quantization_config if isinstance(quantization_config, dict) else quantization_config.to_dict()
+
+
+def _as_written(where: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """config.json as it stands; no code is run for it."""
+    found: dict[str, Any] = PretrainedConfig.get_config_dict(where, **plain)[0]
+    return found
+
+
 def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device) -> dict[str, Any]:
     return {
         "model_id": config.model.id,
         "model_revision": config.model.revision,
         "model_commit": getattr(model.config, "_commit_hash", None),
+        "trust_remote_code": trusted_code(config.model) or False,
+        "quantisation": quantisation(model.config),
         "model_type": model.config.model_type,
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -190,6 +245,7 @@ def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device
         "chat_template": bool(tokenizer.chat_template),
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "device": str(device),
+        "device_map": {place: str(there) for place, there in getattr(model, "hf_device_map", {}).items()},
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "attention": f"{attention.NAME} (sdpa)",
         "torch_threads": torch.get_num_threads(),

@@ -168,9 +168,9 @@ class _Attention:
         for row, (i, (start, end)) in enumerate(zip(part, demos, strict=True)):
             window = min(seen.window, len(queries[i]))  # rows before the query's first token belong to the demo
             if self.layers:
-                self.rows[i] = torch.stack([seen.rows[layer][row, -window:, start:end] for layer in self.layers])
+                self.rows[i] = _stacked([seen.rows[layer][row, -window:, start:end] for layer in self.layers])
             if self.received_layers:
-                self.received[i] = torch.stack([seen.received[layer][row, start:end] for layer in self.received_layers])
+                self.received[i] = _stacked([seen.received[layer][row, start:end] for layer in self.received_layers])
 
     def reading(
         self,
@@ -185,3 +185,8 @@ class _Attention:
         return TeacherReading(
             logprobs, demo, demo_row, self.rows, self.received, self.layers, self.received_layers, lengths, list(names)
         )
+
+
+def _stacked(by_layer: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of a value a layer; a model may be spread over several devices."""
+    return torch.stack([values.to(by_layer[0].device) for values in by_layer])
