@@ -13,38 +13,41 @@ from cedkv.config import ModelBlock
 from cedkv.errors import ConfigError, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def require_folder(folder: Path) -> None:
-    """Refuse a local folder that cannot be loaded, with what it lacks.
-
-    Raises:
-        ModelError: no config.json or none that can be read, or no safetensors.
-    """
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+def require_config(folder: Path) -> None:
+    """Refuse a local folder that is no model's. Raises ModelError: no config.json, or none that can be read."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} is no model folder: it has no config.json (it holds {there}). Give the folder that holds config.json, "
-            "*.safetensors and tokenizer.json; a download may have stopped"
+            f"{folder} is no model folder: it has no config.json (it holds {_names(folder)}). Give the folder that holds "
+            "config.json, *.safetensors and tokenizer.json; a download may have stopped"
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json cannot be read as JSON: {error}; download it again") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f'{folder}/config.json names no model: it needs a "model_type"; take the one of the checkpoint')
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a local folder without safetensors. Raises ModelError, with how to make them of what is there."""
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
+    others = sorted(path.name for pattern in _OTHERS for path in folder.glob(pattern))
+    if others:
         raise ModelError(
-            f"{folder} holds its weights as {pickles[0]} alone, a pickle: reading one runs what is in it, so only safetensors "
+            f"{folder} holds its weights as {others[0]} alone, and reading that runs what is in it: only safetensors "
             "are read. If you trust it, convert it where transformers is: "
             'm = AutoModelForCausalLM.from_pretrained("FOLDER", use_safetensors=False); m.save_pretrained("FOLDER")'
         )
     gguf = " GGUF files have to be converted first." if any(folder.glob("*.gguf")) else ""
-    raise ModelError(f"{folder} holds no weights: it needs *.safetensors (it holds {there}).{gguf} Download it whole")
+    raise ModelError(f"{folder} holds no weights: it needs *.safetensors (it holds {_names(folder)}).{gguf} Download it whole")
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
 def require_trust(model: ModelBlock, folder: Path | None, written: Callable[[], dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import attention, linear, smollm2
 from cedkv.lm.batching import Batching
 from cedkv.lm.capabilities import Capabilities, cannot, read_capabilities, require, scope_layers
-from cedkv.lm.checkpoint import local_folder, require_folder, require_trust, trusted_code
+from cedkv.lm.checkpoint import local_folder, require_config, require_trust, require_weights, trusted_code
 from cedkv.lm.placement import device_map, pick_device, settle
 from cedkv.lm.rotation import Rotation
 from cedkv.lm.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ def open_model(config: Phase2Config) -> OpenedModel:
         folder = local_folder(config.model)
         where = name if folder is None else str(folder)
         if folder is not None:
-            require_folder(folder)
+            require_config(folder)
     plain: dict[str, Any] = {"revision": revision or "main"}
     if config.model.cache_dir and where == name:
         plain["cache_dir"] = config.model.cache_dir
@@ -102,7 +102,7 @@ def open_model(config: Phase2Config) -> OpenedModel:
         if method is not None and not AutoHfQuantizer.supports_quant_method(_settings(hf_config.quantization_config)):
             raise ModelError(
                 f"model {name!r} is quantised by {method!r}, which transformers {transformers.__version__} does not know: it "
-                "would read the packed numbers as weights. Install a version that does, or take the unquantised checkpoint"
+                "would read the packed numbers as weights. Install a version that does, or take one that is not quantised"
             )
         vocabulary = int(hf_config.vocab_size)
         tokenizer = load_tokenizer(where, plain, vocabulary, config.model.chat_template)
@@ -121,6 +121,9 @@ def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageMod
     """
     opened = opened or open_model(config)
     name, capabilities, tokenizer = config.model.id, opened.capabilities, opened.tokenizer
+    folder = local_folder(config.model)
+    if folder is not None:
+        require_weights(folder)
     placed = device_map(config.runtime, opened.device, opened.quantised is not None)
     with _available(name), _dequantisable(name, opened.quantised):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -205,7 +208,7 @@ def _dequantisable(name: str, method: str | None) -> Iterator[None]:
         raise ModelError(
             f"model {name!r} is quantised ({method}), and its weights cannot be loaded here: "
             f"{' '.join(str(error).split())[:400]}\nInstall what is named there, run where such weights can be (on a GPU, for "
-            "most methods), or take the checkpoint that is not quantised"
+            "most methods), or take one that is not quantised"
         ) from error
 
 

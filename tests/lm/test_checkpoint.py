@@ -125,7 +125,9 @@ def test_config_that_is_none(folder: Path, content: str) -> None:
 def test_pickled_weights_alone_say_how_to_convert(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    assert "use_safetensors=False" in refused(folder, r"its weights as pytorch_model\.bin alone, a pickle")
+    assert "use_safetensors=False" in refused(
+        folder, r"its weights as pytorch_model\.bin alone, and reading that runs what is in it"
+    )
 
 
 def test_folder_without_weights(folder: Path) -> None:

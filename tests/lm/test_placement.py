@@ -124,4 +124,4 @@ def test_quantised_weights_that_cannot_be_loaded_here(tmp_path: Path, settings: 
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
     with pytest.raises(ModelError, match=what) as caught:
         tiny.load(folder)
-    assert "the checkpoint that is not quantised" in str(caught.value)
+    assert "take one that is not quantised" in str(caught.value)
