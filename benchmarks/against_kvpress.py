@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import Row, engine, loaded, median_ratio, part, quickstart, results_only, row, seconds
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
-from cedkv.eval_phase2 import Condition, evaluations, plan_samples
+from cedkv.eval_phase2 import evaluations, plan_samples
 from cedkv.lm import smollm2
 from cedkv.samples.load import Samples
 

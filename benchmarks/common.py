@@ -15,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve
-from cedkv.eval_phase2 import Condition, plan_samples, run
+from cedkv.eval_phase2 import plan_samples, run
 from cedkv.lm import source
 from cedkv.lm.source import LanguageModel
 from cedkv.samples.load import Samples, load_samples

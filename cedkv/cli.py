@@ -15,7 +15,7 @@ from typing import Any, Literal
 import click
 
 from cedkv import __version__
-from cedkv.errors import CedkvError, ConfigError, without_secrets
+from cedkv.errors import CedkvError, ConfigError, shown, told, visible, without_secrets
 from cedkv.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 
 PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
@@ -25,8 +25,28 @@ PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select
 TRUE = ("true", "1", "yes", "on")
 
 
+@contextmanager
+def _readable_usage() -> Iterator[None]:
+    """click repeats what it does not understand as it stands, however long."""
+    try:
+        yield
+    except click.UsageError as error:
+        message = told(error.format_message())
+        if len(message) > 400:
+            message = f"{message[:200]} [...] {message[-150:]}"
+        raise click.UsageError(message, error.ctx) from None
+
+
 class GroupedCommand(click.Command):
     """A command whose help lists options in groups; an option's group is the part of its help before ``|``."""
+
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        with _readable_usage():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _readable_usage():
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -101,6 +121,10 @@ def execute(command: str, given: Given) -> None:
             lists = lists if any(lists.values()) else entry.lists
         config = resolve(path, given.overrides, given.options).for_phase(phase or "2")
         if entry is None:
+            if command in COMPARISONS:
+                from cedkv.conditions import build
+
+                build(command, config, lists)  # what is wrong with a list is said before a run is made for it
             from cedkv.entry import new
 
             entry = new(command, phase or "2", config, lists)
@@ -148,11 +172,11 @@ def _told(debug: bool) -> Iterator[None]:
         yield
     except Exception as error:
         if debug:
-            click.echo(without_secrets(traceback.format_exc()), err=True)
+            click.echo(visible(without_secrets(traceback.format_exc())), err=True)
         if isinstance(error, CedkvError):
-            click.echo(f"Error: {without_secrets(str(error))}", err=True)
+            click.echo(f"Error: {told(str(error))}", err=True)
             sys.exit(error.exit_code)
-        what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        what = told(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
         click.echo(f"Error: this was not foreseen: {what}\nGive --debug to see where (-P debug=true), and report it", err=True)
         sys.exit(3)
 
@@ -186,8 +210,8 @@ def comparison_command(name: str) -> click.Command:
 def _strict_only(value: str) -> None:
     if value.strip().lower() not in TRUE:
         raise ConfigError(
-            f"--phase2-strict-hf {value} is refused: a verdict on a mock says nothing about a model, so strict is the only "
-            "mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
+            f"--phase2-strict-hf {shown(value)} is refused: a verdict on a mock says nothing about a model, so strict is the "
+            "only mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
         )
 
 

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from cedkv import entry as entries
 from cedkv import selectors, tracking
-from cedkv.conditions import build, factors, labels
+from cedkv.conditions import Condition, build, factors, labels
 from cedkv.config import Phase2Config
 from cedkv.driver import Clock, certified, datasets, depends_on, evaluate, publish, read_back
 from cedkv.entry import Entry
 from cedkv.estimate import duration, teacher_tokens, tokens
-from cedkv.eval_phase2 import Condition, evaluations, plan_samples
+from cedkv.eval_phase2 import evaluations, plan_samples
 from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal
 from cedkv.lm import source
@@ -38,7 +38,6 @@ from cedkv.report.questions import questions, relations
 from cedkv.report.summary import summary_markdown
 from cedkv.report.tables import conditions_table
 from cedkv.report.text import aligned, remark
-from cedkv.samples.jsonl import check_files
 from cedkv.samples.load import Samples, load_samples
 from cedkv.stats_grid import best_condition, equal_on_paper, grid_comparisons
 
@@ -55,7 +54,6 @@ def run_comparison(
         CedkvError: as ``run_phase2``; parent and unfinished nested runs are then FAILED.
     """
     conditions = build(name, config, lists)
-    check_files(config)
     entry = entry or entries.new(name, "2", config, lists)
     entry.name = entry.name or f"{name} · {len(conditions)} conditions · seed {config.seed}"
     with running(config, entry, {"comparison": name, "best": "pending"} | trust_tag(config.model), resumed) as job:

@@ -6,13 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from cedkv import selectors
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve_over
-from cedkv.errors import ConfigError
-from cedkv.eval_phase2 import Condition
+from cedkv.errors import ConfigError, shown
 from cedkv.options import COMPARISONS
 
 MODE, PLACE = "select.mode", "injection.positioning_mode"
@@ -22,6 +22,14 @@ POSITIONING_DEFAULTS = {
     "prefix.kv_source": ["prefill", "gather"],
     "select.keep_sink": ["0", "4"],
 }
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way of making and injecting prefixes. Conditions of a run differ in that alone: model and samples are the same."""
+
+    key: str
+    config: Phase2Config
 
 
 def build(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
@@ -89,14 +97,14 @@ def _values(option: str, text: str) -> list[str]:
     """``a,b`` or ``[0,1],all`` -> its values; commas inside brackets do not split. ``all`` selectors are their names."""
     found = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
     if "" in found:
-        raise ConfigError(f"{option} = {text!r}: a value is empty; separate values by single commas")
+        raise ConfigError(f"{option} = {shown(text)}: a value is empty; separate values by single commas")
     if option == "select_modes" and found == ["all"]:
         return list(selectors.NAMES)
     if option == "select_modes" and "all" in found:
-        raise ConfigError(f"{option} = {text!r}: 'all' stands alone; it is every selector already")
+        raise ConfigError(f"{option} = {shown(text)}: 'all' stands alone; it is every selector already")
     twice = sorted({value for value in found if found.count(value) > 1})
     if twice:
-        raise ConfigError(f"{option} = {text!r}: {', '.join(map(repr, twice))} appears twice; give each value once")
+        raise ConfigError(f"{option} = {shown(text)}: {', '.join(map(shown, twice[:5]))} appears twice; give each value once")
     return found
 
 

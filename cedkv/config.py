@@ -8,8 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from cedkv.errors import visible, without_secrets
+
+
+def _plain(text: str) -> str:
+    if visible(text) != text or "\n" in text:
+        raise PydanticCustomError("hidden", "text must hold no control or direction characters; remove them")
+    if without_secrets(text) != text:
+        raise PydanticCustomError(
+            "secret", "it holds credentials, and a configuration is stored with every run; give them by environment (HF_TOKEN)"
+        )
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Limit = Annotated[float, Field(ge=0)]
 LayerScope = (
@@ -33,9 +48,9 @@ class Block(BaseModel):
 
 
 class ModelBlock(Block):
-    id: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-1.5B-Instruct"
-    revision: str | None = None
-    cache_dir: str | None = None
+    id: Text = "Qwen/Qwen2.5-1.5B-Instruct"
+    revision: Text | None = None
+    cache_dir: Text | None = None
     chat_template: bool = True
     allow_uncertified: bool = False
     trust_remote_code: bool = False
@@ -135,8 +150,8 @@ class ReportingBlock(Block):
 
 
 class DataBlock(Block):
-    on_path: str | None = None
-    off_path: str | None = None
+    on_path: Text | None = None
+    off_path: Text | None = None
     pairs: Annotated[int, Field(ge=2, le=12)] = 8
 
 

@@ -5,26 +5,40 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cedkv.config import Phase2Config
-from cedkv.errors import ConfigError
+from cedkv.config import Phase2Config, Text
+from cedkv.errors import ConfigError, shown, without_secrets
 from cedkv.options import OPTIONS
+from cedkv.reading import given_file
+
+MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS = 100_000, 10, 10
+"""Of a configuration file, and of what is said about one."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and aliases, and reads ``1e-4`` as a number."""
+    """Safe YAML that refuses duplicate keys and aliases; ``1e-4`` is a number, and ``010`` and ``1:30`` are not 8 and 90."""
+
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not used here", problem_mark=parent.start_mark if parent else None
             )
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_DEPTH} levels", problem_mark=parent.start_mark if parent else None
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -39,10 +53,17 @@ class _Dumper(yaml.SafeDumper):
     """The counterpart: quotes a text that ``_Loader`` would read as a number."""
 
 
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*)",
+    "float": r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.rsplit(":", 1)[-1] not in _NUMBERS]
+    for first, forms in _Loader.yaml_implicit_resolvers.items()
+}
+for _name, _form in _NUMBERS.items():
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_form})$"), list("-+.0123456789"))
 
 
 def to_yaml(config: Phase2Config) -> str:
@@ -65,6 +86,7 @@ def leaf_keys() -> dict[str, Any]:
 def near_match(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or the names there are when none is near."""
     known = list(names)
+    name = name[:80]
     last = {key.rsplit(".", 1)[-1]: key for key in known}
     matches = [last[name]] if name in last else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not matches:
@@ -112,17 +134,19 @@ def _checked(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Phase2Config
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    name = shown(str(path), 200)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"cannot read configuration {str(path)!r}: {error}; give the path of a YAML file") from None
+        with given_file(path, MAX_BYTES) as file:
+            text = file.read()
+    except ValueError as error:
+        raise ConfigError(f"cannot read configuration {name}: {error}; give the path of a YAML file") from None
     try:
         tree = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{name}: not readable as YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(tree, dict) or set(tree) != {"phase2"} or not isinstance(tree["phase2"], dict | None):
-        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
-        raise ConfigError(f"{path}: expected exactly one top-level block 'phase2:', found {found}")
+        found = shown(list(islice(tree, 5))) if isinstance(tree, dict) else type(tree).__name__
+        raise ConfigError(f"{name}: expected exactly one top-level block 'phase2:', found {found}")
     return tree["phase2"] or {}
 
 
@@ -148,7 +172,7 @@ def _split_overrides(text: str) -> list[tuple[str, str]]:
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
-            raise ConfigError(f"override {part!r}: expected key=value, as in set='select.span_len=6,eval.off_samples=32'")
+            raise ConfigError(f"override {shown(part)}: expected key=value, as in set='select.span_len=6,eval.off_samples=32'")
         pairs.append((key.strip().removeprefix("phase2."), value.strip()))
     return pairs
 
@@ -156,44 +180,53 @@ def _split_overrides(text: str) -> list[tuple[str, str]]:
 def _assign(tree: dict[str, Any], key: str, text: str) -> None:
     known = leaf_keys()
     if key not in known:
-        raise ConfigError(f"unknown configuration key {key!r}{near_match(key, known)}")
+        raise ConfigError(f"unknown configuration key {shown(key)}{near_match(key, known)}")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"{key} = {text!r}: not readable as a YAML value; quote it if it is text") from None
-    only_text = all(kind in (str, type(None)) for kind in (get_args(known[key]) or (known[key],)))
+        raise ConfigError(f"{key} = {shown(text)}: not readable as a YAML value; quote it if it is text") from None
+    only_text = set(get_args(known[key]) or (known[key],)) <= {str, type(None), Text}
     if only_text and not text.startswith(("'", '"')) and (value is not None or text.startswith("#")):
         value = text  # as it stands: YAML would drop what follows " #", and read 123 as a number
     *blocks, leaf = key.split(".")
     for block in blocks:
         tree = tree.setdefault(block, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"phase2.{block}: expected a block of keys, found {tree!r}")
+            raise ConfigError(f"phase2.{block}: expected a block of keys, found {shown(tree)}")
     tree[leaf] = value
 
 
 def _readable(error: ValidationError) -> str:
-    """One line per problem: key, value, rule, nearest valid name."""
+    """One line per problem: key, value, rule, nearest valid name, and the default as an example of what is right."""
     known = leaf_keys()
-    blocks = {key.split(".")[0] for key in known}
     lines: dict[str, None] = {}
-    for item in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for item in problems[:MAX_PROBLEMS]:
         path = [str(part) for part in item["loc"]]
         if item["type"] == "extra_forbidden":
             dotted = ".".join(path)
-            lines[f"unknown configuration key {dotted!r}{near_match(dotted, known)}"] = None
+            lines[f"unknown configuration key {shown(dotted)}{near_match(dotted, known)}"] = None
             continue
-        key = ".".join(path[:1]) if path[:1] and (path[0] in known or len(path) == 1) else ".".join(path[:2])
         if item["type"] == "value_error":
             lines[str(item["ctx"]["error"])] = None
             continue
+        key = next((name for n in (1, 2) if (name := ".".join(path[:n])) in known), path[0])
         message = item["msg"][0].lower() + item["msg"][1:]
         hint = ""
         if item["type"] == "literal_error" and isinstance(item["input"], str):
             choices = re.findall(r"'([^']+)'", item["ctx"]["expected"])
-            near = difflib.get_close_matches(item["input"], choices, n=1)
+            near = difflib.get_close_matches(item["input"][:80], choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-        what = "block" if key in blocks and key not in known else "value"
-        shown = repr(item["input"])
-        lines[f"phase2.{key}: {what} {shown[:80] + ('...' if len(shown) > 80 else '')} refused: {message}{hint}"] = None
-    return "\n".join(lines)
+        what = "value" if key in known else "block"
+        example = f" (default: {_default(key)})" if key in known else ""
+        value = without_secrets(shown(item["input"]))
+        lines[f"phase2.{key}: {what} {value} refused: {message}{hint}{example}"] = None
+    more = [f"... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    return "\n".join([*lines, *more])
+
+
+def _default(key: str) -> str:
+    value: Any = Phase2Config()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,10 +17,11 @@ import pandas as pd
 
 from cedkv import certificate, tracking
 from cedkv import entry as entries
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.entry import Entry, decisive
 from cedkv.errors import DataError
-from cedkv.eval_phase2 import Condition, Phase, evaluations, plan_samples, run
+from cedkv.eval_phase2 import Phase, evaluations, plan_samples, run
 from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal, StoredRecords
 from cedkv.lm import source
@@ -38,7 +39,6 @@ from cedkv.report.files import append_lines, write_json, write_lines, write_text
 from cedkv.report.page import run_page
 from cedkv.report.tables import off_table, on_table
 from cedkv.report.text import console, markdown, run_name
-from cedkv.samples.jsonl import check_files
 from cedkv.samples.load import Samples, load_samples
 from cedkv.types import Record
 
@@ -72,7 +72,6 @@ def run_phase2(config: Phase2Config, phase: Phase, entry: Entry | None = None, *
         CedkvError: model, samples, numbers, disk or tracking; the run is then FAILED and keeps what it had.
     """
     config = config.for_phase(phase)
-    check_files(config)
     entry = entry or entries.new("phase2", phase, config, {})
     entry.name = entry.name or run_name(config, phase)
     gates = ("gateA", "gateB", "phase2") if phase == "2" else ("gateA",)

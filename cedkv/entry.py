@@ -6,23 +6,27 @@ A run can be resumed, and logged later, from its folder alone. Light: it imports
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve, to_yaml
-from cedkv.errors import BrokenOff, ConfigError, without_secrets
+from cedkv.errors import BrokenOff, ConfigError, shown, without_secrets
 from cedkv.journal import differences, refuse_changes
+from cedkv.reading import given_file
 from cedkv.report.files import SCHEMA_VERSION, write_json, write_text
+from cedkv.samples.jsonl import check_files
 
 OUTPUTS = Path("outputs")
 NAME, LOCK, TABLES, NOTE = "run.json", "run.lock", "tables", "mlflow.note.content"
@@ -89,13 +93,16 @@ class Entry:
     def conclude(self, metrics: Mapping[str, float | None], tags: Mapping[str, str], description: str) -> None:
         """Take a finished run's results (MLflow's limit for a description: 8,000 characters). What could not be computed is
         left out, not 0."""
-        self.metrics = {name: value for name, value in metrics.items() if value is not None}
+        self.metrics = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
         self.metrics_at = now()
         self.tags |= {name: without_secrets(value)[:8000] for name, value in {**tags, NOTE: description}.items()}
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED, now."""
         self.status, self.end_time, self.logged = status, now(), False
+
+
+_ENTRY = TypeAdapter(Entry)
 
 
 def write_config(config: Phase2Config, folder: Path) -> None:
@@ -109,7 +116,9 @@ def new(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str 
 
     Raises:
         ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
+        DataError: a file of samples cannot be used; nothing was made for the run then.
     """
+    check_files(config)
     entry = Entry(command, phase, lists=dict(lists))
     given = os.environ.get("MLFLOW_RUN_ID")
     entry.run_id = checked(given, "MLFLOW_RUN_ID") if given else entry.origin
@@ -136,20 +145,27 @@ def load(folder: Path) -> Entry:
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
+    path = folder / NAME
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        known = {item.name for item in fields(Entry)} - {"home"}
-        entry = Entry(**{name: value for name, value in content.items() if name in known}, home=folder.parent)
-    except FileNotFoundError:
+        with given_file(path) as file:
+            entry = _ENTRY.validate_json(file.read())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'its text'}: {first['msg']}"
+        raise ConfigError(f"{shown(str(path), 200)} cannot be read: {why}; it was damaged or edited") from None
+    except ValueError as error:
+        if path.exists():
+            raise ConfigError(f"{shown(str(path), 200)} cannot be read: {error}; it was damaged or edited") from None
         there = "has no run.json: its run ended before anything was stored" if folder.is_dir() else "is not there"
         raise ConfigError(
-            f"{str(folder)!r} {there}, so there is nothing to go on with; start a new run, or check run id and folder (runs "
-            "are looked for in outputs/ of the folder you are in)"
+            f"{shown(str(folder), 200)} {there}, so there is nothing to go on with; start a new run, or check run id and "
+            "folder (runs are looked for in outputs/ of the folder you are in)"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{str(folder / NAME)!r} cannot be read: {error}; it was damaged or edited") from None
     if entry.run_id != folder.name:
-        raise ConfigError(f"{str(folder)!r} holds run {entry.run_id!r}; give the folder the name of its run")
+        raise ConfigError(f"{shown(str(folder), 200)} holds run {shown(entry.run_id)}; give the folder the name of its run")
+    for run_id in (entry.run_id, *entry.children.values()):
+        checked(run_id, str(path))
+    entry.home = folder.parent
     return entry
 
 
@@ -164,7 +180,7 @@ def find(run_id: str) -> Entry:
 def checked(run_id: str, name: str) -> str:
     """The text, if it is a run id and no path. Raises ConfigError."""
     if not _RUN_ID.fullmatch(run_id):
-        raise ConfigError(f"{name} = {run_id!r} is no run id; give the name of a folder in outputs/, like 8da8f583e4b1...")
+        raise ConfigError(f"{name} = {shown(run_id)} is no run id; give the name of a folder in outputs/, like 8da8f583e4b1...")
     return run_id
 
 
@@ -197,7 +213,9 @@ def locked(folder: Path) -> Iterator[None]:
             "then try again"
         ) from None
     except OSError as error:
-        raise BrokenOff(f"{str(folder)!r} cannot be written: {error}; free space, or go to a folder of your own") from None
+        raise BrokenOff(
+            f"{shown(str(folder), 200)} cannot be written: {error}; free space, or go to a folder of your own"
+        ) from None
     try:
         yield
     finally:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cedkv import arms, selectors
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
-from cedkv.eval_phase2 import Condition, Unit
+from cedkv.eval_phase2 import Unit
 from cedkv.lm.scoring import Ids, shared_head
 from cedkv.plumbing import ROTATION_TOKENS
 from cedkv.samples.load import Samples

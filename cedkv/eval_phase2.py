@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from cedkv import arms, selectors
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.digest import generator
 from cedkv.errors import ConfigError
@@ -42,14 +43,6 @@ class Unit:
     key: str
     on: tuple[int, ...]
     off: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One way of making and injecting prefixes. Conditions of a run differ in that alone: model and samples are the same."""
-
-    key: str
-    config: Phase2Config
 
 
 def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1) -> list[Unit]:

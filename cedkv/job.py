@@ -29,24 +29,24 @@ class Job:
     entry: the run; children: its nested runs, by condition key.
     """
 
-    def __init__(self, entry: Entry, tracker: Mlflow, tags: Mapping[str, str], resumed: bool) -> None:
+    def __init__(self, config: Phase2Config, entry: Entry, tracker: Mlflow, tags: Mapping[str, str], resumed: bool) -> None:
         self.entry, self.resumed = entry, resumed
         self.children: dict[str, Entry] = {}
-        self._tracker, self._tags = tracker, tags
+        self._config, self._tracker, self._tags = config, tracker, tags
         self._journal: Journal | None = None
 
     @property
     def folder(self) -> Path:
         return self.entry.folder
 
-    def start(self, held: ExitStack, config: Phase2Config) -> None:
+    def start(self, held: ExitStack) -> None:
         """Take hold of the folder; make the MLflow run first when this is a new one, because the folder has its id."""
         if not self.resumed:
             self.entry.tags |= self._tags
             self._tracker.start(self.entry)
         held.enter_context(locked(self.folder))
         if not self.resumed:
-            self.entry.begin(config)
+            self.entry.begin(self._config)
             self.push()
 
     def open_journal(self, depends_on: Mapping[str, Any], conditions: Sequence[str]) -> Journal:
@@ -111,6 +111,9 @@ class Job:
         """End everything that is under way, with the data there is; what is raised says more than a fault in here."""
         if self.resumed and self._journal is None:
             return
+        if not (self.folder / entries.NAME).exists() and not isinstance(error, CedkvError):
+            with suppress(OSError):  # ended while MLflow was making the run: what a resume needs is not there yet
+                self.entry.begin(self._config)
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         for entry in (self.entry, *(child for child in self.children.values() if child.status == "RUNNING")):
             entry.end(status)
@@ -136,13 +139,13 @@ def running(config: Phase2Config, entry: Entry, tags: Mapping[str, str], resumed
         BrokenOff: it cannot be written.
         TrackingError: it is finished, but MLflow does not have everything.
     """
-    job = Job(entry, Mlflow(config.runtime.mlflow_timeout), tags, resumed)
+    job = Job(config, entry, Mlflow(config.runtime.mlflow_timeout), tags, resumed)
     if resumed:
         refuse_other_config(entry, config)
     try:
         with ExitStack() as held:
             try:
-                job.start(held, config)
+                job.start(held)
                 yield job
             except BaseException as error:
                 job.fail(error)

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from cedkv.errors import BrokenOff, ConfigError, DataError
+from cedkv.errors import BrokenOff, ConfigError, DataError, shown
 from cedkv.report.files import SCHEMA_VERSION, sync_folder
 from cedkv.types import Record
 
@@ -155,7 +155,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each name whose values differ: name, old value, new value."""
     missing = "(not there)"
     return [
-        f"{name}: {_short(then.get(name, missing))} then, {_short(now.get(name, missing))} now"
+        f"{name}: {shown(then.get(name, missing), 100)} then, {shown(now.get(name, missing), 100)} now"
         for name in dict.fromkeys([*then, *now])
         if then.get(name, missing) != now.get(name, missing)
     ]
@@ -174,11 +174,6 @@ def refuse_changes(run_id: str, changed: Sequence[str]) -> None:
 
 def _agree(run_id: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     refuse_changes(run_id, differences(then, json.loads(_dumps(now))))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _dumps(value: Any) -> str:

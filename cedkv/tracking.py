@@ -31,7 +31,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from cedkv import entry as entries
 from cedkv import journal
 from cedkv.entry import NOTE, TABLES, Entry, now
-from cedkv.errors import ConfigError, without_secrets
+from cedkv.errors import ConfigError, told, without_secrets
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
@@ -113,7 +113,10 @@ class Mlflow:
                 entry.mlflow_run_id = found[0].info.run_id
             else:
                 above = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
-                tags = resolve_tags({ORIGIN: entry.origin, **entry.tags, **above})
+                tags = {
+                    name: without_secrets(value)
+                    for name, value in resolve_tags({ORIGIN: entry.origin, **entry.tags, **above}).items()
+                }
                 made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
                 entry.mlflow_run_id, entry.experiment, entry.known = made.info.run_id, experiment, True
                 return
@@ -221,7 +224,7 @@ class Mlflow:
         except ConfigError:
             raise
         except Exception as error:
-            self.fault = f"MLflow at {_uri()}: {consequence}: {without_secrets(' '.join(str(error).split()))[:400]}"
+            self.fault = f"MLflow at {_uri()}: {consequence}: {told(' '.join(str(error).split()))[:400]}"
             if not self._told:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
             self._told = True

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from cedkv import selectors
-from cedkv.conditions import factors, labels
+from cedkv.conditions import Condition, factors, labels
 from cedkv.config import Phase2Config, SelectBlock
 from cedkv.config_sources import resolve_over
 from cedkv.digest import generator
-from cedkv.eval_phase2 import Condition
 from cedkv.report.build import Records, decide
 from cedkv.report.comparison import ConditionResult
 from cedkv.selectors.common import SelectionTask, candidates

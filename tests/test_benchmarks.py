@@ -13,7 +13,8 @@ from benchmarks.__main__ import BEGIN, END, MEASURES, measured, table, to_readme
 from benchmarks.common import engine, median_ratio, paired, part, results_only, row
 from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
-from cedkv.eval_phase2 import Condition, plan_samples, run
+from cedkv.conditions import Condition
+from cedkv.eval_phase2 import plan_samples, run
 from cedkv.samples.load import load_samples
 from tests import tiny
 

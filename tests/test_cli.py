@@ -99,7 +99,7 @@ def test_misspelled_option_has_a_near_match(command: click.Command, wrong: str, 
 def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> None:
     found = invoke(cli.main, "--phase2-strict-hf", value)
     assert found.exit_code == 2
-    assert f"--phase2-strict-hf {value} is refused" in found.output
+    assert f"--phase2-strict-hf {value!r} is refused" in found.output
     assert "smollm2-135m" in found.output
     assert runs.calls == []
 

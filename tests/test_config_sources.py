@@ -93,9 +93,9 @@ def test_file_may_leave_everything_out(file: Path, text: str) -> None:
     [
         ("", "expected exactly one top-level block 'phase2:', found NoneType"),
         ("- 1", "expected exactly one top-level block 'phase2:', found list"),
-        ("seed: 1", "expected exactly one top-level block 'phase2:', found seed"),
+        ("seed: 1", "expected exactly one top-level block 'phase2:', found ['seed']"),
         ("phase2: [1]", "expected exactly one top-level block 'phase2:'"),
-        ("phase2: {}\nphase3: {}", "found phase2, phase3"),
+        ("phase2: {}\nphase3: {}", "found ['phase2', 'phase3']"),
         ("phase2:\n  seed: 1\n  seed: 2", "key 'seed' appears twice"),
         ("phase2:\n  eval: {on_samples: 1}\n  eval: {off_samples: 1}", "key 'eval' appears twice"),
         ("phase2: {select: &a {}, prefix: *a}", "aliases (*name) are not used here"),

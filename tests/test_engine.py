@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cedkv.conditions import Condition
 from cedkv.errors import DataError
-from cedkv.eval_phase2 import Condition, evaluations, plan
+from cedkv.eval_phase2 import evaluations, plan
 from cedkv.selectors import NAMES, uses_partner
 from cedkv.types import OnSample, Record
 from tests import tiny

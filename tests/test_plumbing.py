@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cedkv import plumbing
-from cedkv.eval_phase2 import Condition, plan, run
+from cedkv.conditions import Condition
+from cedkv.eval_phase2 import plan, run
 from cedkv.gates import gate_a
 from cedkv.lm import prefix as prefix_module
 from cedkv.lm import scoring

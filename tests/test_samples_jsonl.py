@@ -80,25 +80,28 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ('{"demo_text": NaN}', "NaN is not JSON"),
         ('{"demo_text": -Infinity}', "-Infinity is not JSON"),
         ("[" * 100_000, "not a JSON object"),
-        ("3", "line: Input should be an object"),
-        ({**ON, "demo_text": None}, "demo_text: Input should be a valid string"),
-        ({**ON, "query_text": ""}, "query_text: String should have at least 1 character"),
-        ({**ON, "answer_text": 3}, "answer_text: Input should be a valid string"),
-        ({"demo_text": "a", "query_text": "b"}, "answer_text: Field required"),
-        ({**ON, "anwser": " red"}, "anwser: Extra inputs are not permitted"),
-        ({**ON, "id": ""}, "id: String should have at least 1 character"),
-        ({**ON, "id": 7}, "id: Input should be a valid string"),
-        ('{"demo_text": "\\ud800", "query_text": "b", "answer_text": "c"}', ""),
+        ("3", "line: input should be an object, found 3"),
+        ({**ON, "demo_text": None}, "demo_text: input should be a valid string, found None"),
+        ({**ON, "query_text": ""}, "query_text: string should have at least 1 character, found ''"),
+        ({**ON, "answer_text": 3}, "answer_text: input should be a valid string, found 3"),
+        ({"demo_text": "a", "query_text": "b"}, "answer_text is missing"),
+        ({**ON, "anwser": " red"}, "unknown key 'anwser'; did you mean 'answer_text'?"),
+        ({**ON, "id": ""}, "id: string should have at least 1 character, found ''"),
+        ({**ON, "id": 7}, "id: input should be a valid string, found 7"),
+        ('{"demo_text": "\\ud800", "query_text": "b", "answer_text": "c"}', "not a JSON object"),
+        ('{"demo_text": "a", "demo_text": "b"}', "key 'demo_text' appears twice"),
+        ({**ON, "id": "a\nb"}, "id: text must hold no control or direction characters"),
+        ({**ON, "id": "\u202egnp.exe"}, "id: text must hold no control or direction characters"),
         ({**ON, "demo_kinds": [[0, 5, "delimiter"], [4, 9, "input"]]}, "range [4, 9): ranges must ascend without overlap"),
         ({**ON, "demo_kinds": [[5, 9, "input"], [0, 5, "delimiter"]]}, "demo_kinds range [0, 5)"),
         ({**ON, "demo_kinds": [[5, 5, "input"]]}, "demo_kinds range [5, 5)"),
         ({**ON, "demo_kinds": [[-1, 5, "input"]]}, "demo_kinds range [-1, 5)"),
         ({**ON, "demo_kinds": [[0, 24, "input"]]}, "inside demo_text (0..23)"),
-        ({**ON, "demo_kinds": [[0, 5, "bos"]]}, "demo_kinds.0.2: Input should be 'input', 'delimiter' or 'answer'"),
+        ({**ON, "demo_kinds": [[0, 5, "bos"]]}, "demo_kinds.0.2: input should be 'input', 'delimiter' or 'answer'"),
         ({**ON, "gold": [9, 24]}, "gold [9, 24] is no range inside demo_text (0..23)"),
         ({**ON, "gold": [5, 5]}, "gold [5, 5] is no range"),
-        ({**ON, "other_query_text": ""}, "other_query_text: String should have at least 1 character"),
-        ({**ON, "demo_kinds": [[0, 5]]}, "demo_kinds.0.2: Field required"),
+        ({**ON, "other_query_text": ""}, "other_query_text: string should have at least 1 character"),
+        ({**ON, "demo_kinds": [[0, 5]]}, "demo_kinds.0.2 is missing"),
     ],
 )  # fmt: skip
 def test_bad_line_is_named(path: Path, line: Any, message: str) -> None:
@@ -108,7 +111,7 @@ def test_bad_line_is_named(path: Path, line: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("line", "message"), [("", "empty line"), ({"prompt": "x"}, "prompt_text: Field required")])
+@pytest.mark.parametrize(("line", "message"), [("", "empty line"), ({"prompt": "x"}, "prompt_text is missing")])
 def test_bad_off_line_is_named(path: Path, line: Any, message: str) -> None:
     with pytest.raises(DataError, match=rf":2: .*{message}"):
         read_off(write(path, OFF, line), 2)

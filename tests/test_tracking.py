@@ -56,10 +56,10 @@ def test_parameters_are_the_resolved_config_under_dotted_names(store: str) -> No
 def test_long_values_are_cut_not_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where MLflow does not cut by itself, it refuses a value beyond its limit and all others of the batch."""
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
-    with run(tiny.config("x", f"data.on_path={'ä' * 3000}")) as job:
+    with run(tiny.config("x", f"model.id={'ä' * 3000}")) as job:
         job.entry.conclude({}, {"best": "ä" * 9000}, "d" * 9000)
         data = ended(job).data
-    assert data.params["phase2.data.on_path"] == "ä" * 3000
+    assert data.params["phase2.model.id"] == "ä" * 3000
     assert (len(data.tags["best"]), len(data.tags["mlflow.note.content"])) == (8000, 8000)
 
 

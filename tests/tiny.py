@@ -14,9 +14,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.config_sources import resolve
-from cedkv.eval_phase2 import Condition, Phase, plan_samples, run
+from cedkv.eval_phase2 import Phase, plan_samples, run
 from cedkv.lm import source
 from cedkv.samples.load import load_samples
 from cedkv.samples.off_prompts import FORMS, TOPICS

@@ -20,15 +20,21 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cedkv.config import Phase2Config
-from cedkv.errors import DataError
+from cedkv.config import Text as PlainText
+from cedkv.config_sources import near_match
+from cedkv.errors import DataError, shown
+from cedkv.reading import given_file
 from cedkv.types import OnEpisode, TokenKind
+
+MAX_LINE = 10_000_000
+"""Characters of a line; a file without line ends would be read into memory as a whole."""
 
 Text = Annotated[str, Field(min_length=1)]
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    id: Annotated[PlainText, Field(max_length=200)] | None = None
 
 
 class OnLine(_Line):
@@ -86,18 +92,22 @@ def _read(path: str, n: int, model: type[LineT], key: str, count_key: str) -> li
     found: list[LineT] = []
     ids: dict[str, int] = {}
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
+        with given_file(Path(path)) as file:
+            for number, text in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 if len(found) == n:
                     break
+                if len(text) > MAX_LINE:
+                    raise DataError(f"{path}:{number}: more than {MAX_LINE:,} characters; write one JSON object a line")
                 if not text.strip():
                     raise DataError(f"{path}:{number}: empty line; write one JSON object on every line")
                 line = _parse(path, number, text, model)
                 if line.id is not None and ids.setdefault(line.id, number) != number:
-                    raise DataError(f"{path}:{number}: id {line.id!r} was used on line {ids[line.id]} already")
+                    raise DataError(
+                        f"{path}:{number}: id {shown(line.id)} was used on line {ids[line.id]} already; give every line its own"
+                    )
                 found.append(line)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{key} = {path!r} cannot be read: {error}") from None
+    except ValueError as error:
+        raise DataError(f"{key} = {shown(path, 200)} cannot be read: {error}; give the path of a JSONL file") from None
     if len(found) < n:
         raise DataError(f"{path}: {len(found)} lines, but {count_key} = {n}; add lines or lower it to {len(found)}")
     return found
@@ -105,17 +115,34 @@ def _read(path: str, n: int, model: type[LineT], key: str, count_key: str) -> li
 
 def _parse(path: str, number: int, text: str, model: type[LineT]) -> LineT:
     try:
-        value: Any = json.loads(text, parse_constant=lambda name: _not_json(name))
+        value: Any = json.loads(text, parse_constant=_not_json, object_pairs_hook=_once)
         return model.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'line'}: {e['msg']}" for e in error.errors())
-        raise DataError(f"{path}:{number}: {problems}") from None
+        problems = [_problem(item, model) for item in error.errors(include_url=False)[:5]]
+        raise DataError(f"{path}:{number}: {'; '.join(problems)}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not a JSON object: {error}") from None
+        raise DataError(f"{path}:{number}: not a JSON object: {error}; write one on every line, as the README shows") from None
+
+
+def _problem(item: Any, model: type[_Line]) -> str:
+    key = ".".join(map(str, item["loc"])) or "line"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {shown(key)}{near_match(key, model.model_fields)}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {shown(item['input'])}"
 
 
 def _not_json(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in [before for before, _ in pairs[:at]])
+        raise ValueError(f"key {shown(twice)} appears twice")
+    return found
 
 
 def _given_kinds(path: str, number: int, line: OnLine) -> tuple[tuple[int, int, TokenKind], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cedkv.errors import DataError
+from cedkv.errors import DataError, shown
 from cedkv.types import OffSample, OnEpisode, OnSample, TokenKind
 
 _CHAT_DATE = "01 Jan 2025"
@@ -178,14 +178,14 @@ def _answer_token(tokenizer: Any, episode: OnEpisode, text: str, ids: list[int])
     with_answer, _ = _encode(tokenizer, episode.sample_id, text + episode.answer_text)
     if with_answer[: len(ids)] != ids:
         raise DataError(
-            f"sample {episode.sample_id}: answer_text {episode.answer_text!r} merges with the end of query_text; start "
+            f"sample {episode.sample_id}: answer_text {shown(episode.answer_text)} merges with the end of query_text; start "
             "the answer with a space, or end the query differently"
         )
     if len(with_answer) != len(ids) + 1:
         pieces = tokenizer.convert_ids_to_tokens(with_answer[len(ids) :])
         raise DataError(
-            f"sample {episode.sample_id}: answer_text {episode.answer_text!r} is {len(pieces)} tokens {pieces}; the "
-            "answer must be exactly one token after the query (often it needs a leading space)"
+            f"sample {episode.sample_id}: answer_text {shown(episode.answer_text)} is {len(pieces)} tokens "
+            f"{shown(pieces, 200)}; the answer must be exactly one token after the query (often it needs a leading space)"
         )
     return int(with_answer[-1])
 
@@ -193,7 +193,7 @@ def _answer_token(tokenizer: Any, episode: OnEpisode, text: str, ids: list[int])
 def _boundary_error(tokenizer: Any, episode: OnEpisode, token: int) -> DataError:
     return DataError(
         f"sample {episode.sample_id}: the boundary between demo_text and query_text falls inside the token "
-        f"{tokenizer.convert_ids_to_tokens(token)!r}; move whitespace from one side to the other"
+        f"{shown(tokenizer.convert_ids_to_tokens(token))}; move whitespace from one side to the other"
     )
 
 

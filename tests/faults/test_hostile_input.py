@@ -1,0 +1,361 @@
+"""Hostile and careless input, more than 10,000 cases: each is accepted, or ends in one readable error with exit code 2.
+
+Up to the point where a run would be made, everything is real: the commands, the files, the samples. Nothing is random from
+one session to the next (``derandomize``), so that a case that fails fails again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import socket
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from cedkv import cli
+from cedkv.config_sources import leaf_keys, resolve, to_yaml
+from cedkv.errors import DataError
+from cedkv.options import COMPARISONS, OPTIONS
+from cedkv.samples.jsonl import read_off, read_on
+from cedkv.samples.tokenise import tokenise_off, tokenise_on
+from entrypoints import ablate_selector, compare_positioning, phase2_eval
+from tests import tiny
+
+CASES = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    phases=[Phase.generate],  # what a failing example says is short already
+)
+HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
+COMMANDS: dict[str, click.Command] = {
+    "cedkv": cli.main, "phase2_eval": phase2_eval.main, "ablate_selector": ablate_selector.main,
+    "compare_positioning": compare_positioning.main,
+}  # fmt: skip
+WIDTH, EXAMPLES = 4, 4000 if os.environ.get("RUN_SERVER_TESTS") == "1" else 150
+"""Cases in one example, and examples of a test; ``make faults`` takes more of them."""
+
+counted: dict[str, set[Any]] = {}
+"""Kind of case -> the different cases that were run."""
+
+
+class AcceptedError(BaseException):
+    """A run would have been made."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty folder; where a run would be made, the command is stopped."""
+    import cedkv.compare
+    import cedkv.driver
+
+    def accepted(config: Any, *_: Any, **__: Any) -> None:
+        raise AcceptedError(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("hostile"))
+        patch.setattr(cedkv.driver, "running", accepted)
+        patch.setattr(cedkv.compare, "running", accepted)
+        patch.setattr(cli, "_end_on_signals", lambda: None)
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+def outcome(command: str, *arguments: str) -> tuple[int, str]:
+    """Exit code (0: accepted) and what was said."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            COMMANDS[command].main(list(arguments), prog_name=command)
+    except AcceptedError as accepted:
+        to_yaml(accepted.config).encode()
+        return 0, ""
+    except SystemExit as ended:
+        return int(ended.code or 0), said.getvalue()
+    raise AssertionError(f"{command} {arguments} came to no end")
+
+
+def check(kind: str, case: Any, command: str, *arguments: str, names: str | None = None) -> None:
+    """The case is accepted or refused as it should be; ``names`` must occur in what is said."""
+    counted.setdefault(kind, set()).add(case)
+    code, said = outcome(command, *arguments)
+    about = f"{command} {arguments!r}: {said!r}"
+    assert code in (0, 2), about
+    if code == 2:
+        assert len(re.findall("^Error: ", said, re.MULTILINE)) == 1, about
+        assert "Traceback" not in said, about
+        assert not HIDDEN.search(said), about
+        assert len(said) < 5000, about
+        assert names is None or names in said, about
+        assert len(said.partition("Error: ")[2].split()) >= 4, about
+    assert not Path("outputs").exists(), about
+    assert not Path("pwned").exists(), about
+
+
+TEXTS = (
+    "", " ", "\n", "\x00", "\x1b[2J\x1b]0;owned\x07", "\u202egnp.exe", "\u2066x\u2069", "\ufeff", "\ud800", "é\u0301",
+    "🦙" * 50,
+    "A" * 5000, "\t", "\r\n", "null", "~", "true", "yes", "on", "NO", "nan", ".nan", "inf", "-.inf", "1e999", "-1e999",
+    "1e-400",
+    "0", "-0", "-1", "1.5", "010", "0x10", "0b1", "0o17", "1_000", "1:30", "2024-01-01", "9" * 19, "9" * 400, "9" * 5000,
+    "0x" + "f" * 5000, "1" + "0" * 60, "[]", "[[]]", "[0]", "[0, 0]", "[-1]", "[1.5]", "[" * 100, "{" * 100, "{}", "{a: 1}",
+    "{a: {b: {c: 1}}}", "&a [*a]", "*a", "&a 1", "<<: {a: 1}", "{<<: {a: 1}}",
+    "!!python/object/apply:os.system ['touch pwned']",
+    "!!python/name:os.system", "!!binary aGk=", "!!binary '*'", "!!set {a}", "!!omap [a: 1]", "!!float nan", "!!int x",
+    "!!str 1",
+    "!!timestamp 2024-01-01", "!x y", "!<tag:x> y", "? [a]", "- a", "|", ">", ": ", "a: b: c", "@x", "`touch pwned`",
+    "%x", "#",
+    "# x", "a # b", "'", '"', "'a", "''", "\"\\ud800\"", "\"\\0\"", "\"\\x1b[31m\"", "--- 1", "1\n---\n2", "...",
+    "$(touch pwned)",
+    "; touch pwned", "| touch pwned", "&& touch pwned", "$HOME", "${IFS}", "%s%n", "{0.__class__}", "{{7*7}}",
+    "<script>alert(1)</script>",
+    "..", "../../etc/passwd", "/", "/dev/zero", "/dev/null", "/dev/full", "/proc/self/mem", "~root", "file:///etc/passwd",
+    "http://user:pa55word@host/x", "//user:pa55/word@host", "hf_" + "a" * 34, "https://host/x?access_token=pa55word",
+    "a,b", ",", "=",
+    "a=b", "--set", "-x", "--help", "all", "top0", "top25", "top101", "top-1", "auto", "cuda:99999999999", "cpu",
+    "random_span",
+    "random_spam", "x" * 64 + "=1",
+)  # fmt: skip
+ARGUMENTS = tuple(text for text in TEXTS if "\x00" not in text)  # the system passes no NUL in an argument
+anything = st.sampled_from(ARGUMENTS) | st.text(max_size=12) | st.integers().map(str) | st.floats().map(str)
+small_trees = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(TEXTS) | st.dates(),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=6), inside, max_size=3),
+    max_leaves=6,
+)
+KEYS = sorted(leaf_keys())
+BLOCKS = sorted({key.partition(".")[0] for key in KEYS if "." in key})
+own_options = {
+    name: [
+        *OPTIONS,
+        *COMPARISONS.get(name, ()),
+        "config",
+        "set",
+        "resume",
+        "debug",
+        *(["phase"] if name == "phase2_eval" else []),
+    ]
+    for name in COMMANDS
+    if name != "cedkv"
+}
+
+
+@pytest.mark.parametrize("name", sorted(own_options))
+def test_every_option_with_every_text(name: str) -> None:
+    """Every ``-P`` of every entry point; what a single run has too is tried there. What is refused is named by its key."""
+    known = {**OPTIONS, **COMPARISONS.get(name, {})}
+    for option in own_options[name] if name == "phase2_eval" else COMPARISONS[name]:
+        for value in ARGUMENTS:
+            key = known[option][0].rsplit(".", 1)[-1] if option in OPTIONS else None
+            check("-P", (name, option, value), name, f"--{option}={value}", names=key)
+
+
+def test_every_key_with_every_text() -> None:
+    for key in KEYS:
+        for value in ARGUMENTS:
+            check("--set", (key, value), "cedkv", "--set", f"{key}={value}")
+
+
+@settings(CASES, max_examples=EXAMPLES)
+@given(st.data())
+def test_options_and_overrides(data: st.DataObject) -> None:
+    """Several at once, and names that are none."""
+    for _ in range(WIDTH):
+        name = data.draw(st.sampled_from(sorted(own_options)))
+        keys = st.sampled_from(KEYS) | st.sampled_from(BLOCKS) | anything
+        text = ",".join(f"{data.draw(keys)}={data.draw(anything)}" for _ in range(data.draw(st.integers(1, 3))))
+        option = data.draw(st.sampled_from(own_options[name]) | st.text(string.ascii_letters + "-_", min_size=1, max_size=9))
+        value = data.draw(anything)
+        arguments = [part.replace("\x00", "") for part in (f"--set={text}", f"--{option}={value}")]
+        check("-P and --set", (name, *arguments), name, *arguments)
+
+
+def yaml_text(data: st.DataObject) -> str:
+    """A configuration in which something is wrong, more often than not."""
+    tree: Any = {"phase2": {"seed": 1, "prefix_len": 64, "model": {"id": "x"}, "select": {"span_len": 8}, "data": {"pairs": 8}}}
+    for _ in range(data.draw(st.integers(0, 3))):
+        block, _, leaf = data.draw(st.sampled_from(KEYS)).rpartition(".")
+        where = tree["phase2"].setdefault(block, {}) if block else tree["phase2"]
+        if isinstance(where, dict):
+            where[data.draw(st.just(leaf) | anything)] = data.draw(small_trees)
+    text = yaml.safe_dump(
+        tree, allow_unicode=data.draw(st.booleans()), sort_keys=False, default_flow_style=data.draw(st.booleans())
+    )
+    at = data.draw(st.integers(0, len(text)))
+    change = data.draw(st.sampled_from(["none", "none", "insert", "cut", "double"]))
+    if change == "insert":
+        return text[:at] + data.draw(anything) + text[at:]
+    return {"none": text, "cut": text[:at], "double": text + text[at:]}[change]
+
+
+@settings(CASES, max_examples=EXAMPLES)
+@given(st.data())
+def test_configuration_files(data: st.DataObject) -> None:
+    """Wrong values and keys, cut and doubled text, other encodings, line ends, and bytes that are no text."""
+    for _ in range(WIDTH):
+        text = yaml_text(data) if data.draw(st.integers(0, 4)) else data.draw(anything)
+        text = text.replace("\n", data.draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])))
+        encoding = data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "utf-32-be"]))
+        content = text.encode(encoding, "replace") if data.draw(st.integers(0, 9)) else data.draw(st.binary(max_size=40))
+        Path("own.yaml").write_bytes(content)
+        check("file", content, "phase2_eval", "--config", "own.yaml", names="")
+
+
+ON = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
+OFF = {"prompt_text": "What is chess?"}
+MORE = {
+    "demo_kinds": [[0, 5, "delimiter"], [5, 9, "input"]],
+    "gold": [5, 9],
+    "other_query_text": "Word: lug\nSymbol:",
+    "id": "a",
+}
+
+
+def json_line(data: st.DataObject, line: dict[str, Any]) -> str:
+    line = dict(line)
+    for _ in range(data.draw(st.integers(0, 2))):
+        key = data.draw(st.sampled_from([*line, *MORE]) | anything)
+        line[key] = data.draw(st.sampled_from(list(MORE.values())) | small_trees)
+    text = json.dumps(line, ensure_ascii=data.draw(st.booleans()), default=str)
+    at = data.draw(st.integers(0, len(text)))
+    change = data.draw(st.sampled_from(["none", "none", "none", "insert", "cut", "double"]))
+    if change == "insert":
+        return text[:at] + data.draw(anything) + text[at:]
+    return {"none": text, "cut": text[:at], "double": text + text[at:]}[change]
+
+
+@settings(CASES, max_examples=EXAMPLES)
+@given(st.data())
+def test_samples(tokenizer: Any, data: st.DataObject) -> None:
+    """A line is read and tokenised, or refused by file and number."""
+    for _ in range(WIDTH):
+        kind = data.draw(st.sampled_from(["on", "off"]))
+        text = json_line(data, ON if kind == "on" else OFF) + data.draw(st.sampled_from(["\n", "\r\n", "", "\n\n"]))
+        content = text.encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "surrogatepass")
+        Path("own.jsonl").write_bytes(content)
+        counted.setdefault("samples", set()).add((kind, content))
+        try:
+            if kind == "on":
+                for episode in read_on("own.jsonl", 1):
+                    json.dumps(repr(tokenise_on(tokenizer, episode)), ensure_ascii=False).encode()
+            else:
+                for sample_id, prompt in read_off("own.jsonl", 1):
+                    json.dumps(repr(tokenise_off(tokenizer, sample_id, prompt)), ensure_ascii=False).encode()
+        except DataError as error:
+            said = str(error)
+            assert re.match(
+                r"own\.jsonl:\d+: |own\.jsonl: 0 lines|data\.o\w+_path = 'own\.jsonl' cannot be read: |sample ", said
+            ), said
+            assert len(said) < 3000, said
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.tokenizer()
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip(string.ascii_lowercase, string.ascii_lowercase[1:], strict=False)
+)
+
+
+@pytest.mark.parametrize("option", ["config", "on_path", "off_path"])
+def test_what_is_no_file(option: str) -> None:
+    """Nothing is waited for, and nothing without an end is read: a pipe nobody writes to, a device, a loop of links."""
+    os.makedirs("folder", exist_ok=True)
+    makers = {
+        "pipe": lambda: os.mkfifo("pipe"),
+        "loop": lambda: os.symlink("loop", "loop"),
+        "dangling": lambda: os.symlink("no", "dangling"),
+        "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"),
+    }
+    for name, make in makers.items():
+        if not os.path.lexists(name):
+            make()
+    Path("big.yaml").write_text("#" * 200_000)
+    Path("empty").write_text("")
+    Path("secret").write_text("root:x:0:0\n")
+    names = ["pipe", "loop", "dangling", "socket", "folder", "/dev/zero", "/dev/full", "/proc/self/mem", "absent", "x" * 300,
+             "empty", "secret", "folder/../folder", "secret/x"] + (["big.yaml"] if option == "config" else [])  # fmt: skip
+    for name in names:
+        assert outcome("phase2_eval", f"--{option}", name)[0] == 2, name
+        check("no file", (option, name), "phase2_eval", f"--{option}", name, names=name[:40])
+
+
+def test_yaml_that_would_grow_is_refused() -> None:
+    """Nine lines of aliases are gigabytes when expanded."""
+    growing = [LAUGHS, f"phase2: {{model: {{id: x}}}}\n{LAUGHS}", "phase2: &a {seed: 1, model: *a}"]
+    deep = ["phase2:\n  " + "[" * 9000, "phase2: " + "{a: " * 9000, "[" * 90_000]
+    for text in (*growing, *deep, "phase2:\n" + "".join(f"  key{i}: 1\n" for i in range(5000))):
+        Path("own.yaml").write_text(text)
+        code, said = outcome("phase2_eval", "--config", "own.yaml")
+        assert (code, len(said) < 5000) == (2, True), said[:500]
+        check("growing", text, "phase2_eval", "--config", "own.yaml", names="own.yaml" if "key1" not in text else "key1")
+
+
+@pytest.mark.parametrize(
+    "run_id", ["../../etc", "..", ".", "/etc", "a/b", "a\\b", "", " ", "-x", "a\nb", "x" * 70, "%2e%2e", "a..b", "absent"]
+)
+def test_run_ids_are_no_paths(run_id: str) -> None:
+    for command in COMMANDS:
+        code, said = outcome(command, f"--resume={run_id}")
+        assert (code, "Error: " in said) == (2, True), said
+        check("run id", (command, run_id), command, f"--resume={run_id}")
+
+
+@pytest.mark.parametrize(
+    "value", ["http://user:pa55word@host/x", "//user:pa55/word@host", "hf_" + "Aa0" * 12, "x?access_token=pa55word"]
+)
+@pytest.mark.parametrize("option", ["model_id", "model_revision", "on_path", "off_path"])
+def test_credentials_in_a_configuration_are_refused_and_not_repeated(option: str, value: str) -> None:
+    """A configuration is stored with every run: in parameters, files and the report."""
+    code, said = outcome("phase2_eval", f"--{option}", value, "--debug")
+    assert code == 2
+    assert "credentials" in said
+    assert not [word for word in ("pa55", "Aa0Aa0") if word in said]
+
+
+def test_a_traceback_is_for_who_asks() -> None:
+    for arguments in (["--set", "seed=x"], ["--config", "absent"], ["--on_path", "/dev/zero"], ["--resume", "../x"]):
+        assert "Traceback" not in outcome("phase2_eval", *arguments)[1]
+        code, said = outcome("phase2_eval", *arguments, "--debug")
+        assert (code, said.count("Traceback (most recent call last)")) == (2, 1), said
+
+
+def test_numbers_in_yaml_are_what_they_look_like() -> None:
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90."""
+    for text in ("010", "1:30", "0x10", "0b11"):
+        code, said = outcome("phase2_eval", "--seed", text)
+        assert code == 2
+        assert f"phase2.seed: value '{text}' refused" in said
+    assert resolve(None, ["seed=1_000", "thresholds.on_gain_min=1e-3", "select.span_len=+6"]).seed == 1000
+    with pytest.raises(Exception, match="finite"):
+        resolve(None, ["thresholds.on_gain_min=.nan"])
+    assert math.isclose(resolve(None, ["thresholds.on_gain_min=-.5"]).thresholds.on_gain_min, -0.5)
+
+
+def test_there_were_ten_thousand_cases() -> None:
+    """Counted without repetitions; last, so that all others have run (alone it has nothing to count)."""
+    numbers = {kind: len(cases) for kind, cases in counted.items()}
+    if set(numbers) >= {"-P", "--set", "-P and --set", "file", "samples"}:
+        assert sum(numbers.values()) >= 10_000, numbers
+    else:
+        pytest.skip("runs with the whole file: python -m pytest tests/faults/test_hostile_input.py")
