@@ -103,12 +103,12 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(getattr(config, "num_hidden_layers", None), int) or not hasattr(config, "num_attention_heads"):
         yield "layers", "its configuration names no attention layers, so there are no keys and values to keep"
         return
-    if getattr(config, "is_causal", True) is False or getattr(config, "is_decoder", True) is False:
+    if getattr(config, "is_causal", True) is False:
         yield "attention", "tokens see later ones: what is cached would change with what follows"
     if getattr(config, "use_bidirectional_attention", None):
         yield "attention", "tokens see later ones (use_bidirectional_attention): what is cached would change with what follows"
     if getattr(config, "kv_lora_rank", None):
-        yield "cache", "it holds latent vectors (MLA), not keys and values by head"
+        yield "cache", "the cache holds latent vectors (MLA), not keys and values by head"
     if getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None):
         yield "cache", "some layers use the keys and values of others"
     kinds = Counter(_layer_types(config))
@@ -117,16 +117,16 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
         named = ", ".join(f"{n} x {kind}" for kind, n in sorted(without.items()))
         yield (
             "layers",
-            f"{sum(without.values())} of {config.num_hidden_layers} keep something else than keys and values ({named})",
+            f"{sum(without.values())} of {config.num_hidden_layers} layers keep something else than keys and values ({named})",
         )
     if not _open_attention(config):
-        yield "attention", "it is computed inside the model, not by transformers' interface, so its rows cannot be read"
+        yield "attention", "attention is computed inside the model, not by transformers' interface, so its rows cannot be read"
     yield from _position_problems(config)
 
 
 def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
     if getattr(config, "alibi", False) or config.model_type in ALIBI:
-        yield "positions", "ALiBi, a penalty by distance in the cache: kept tokens cannot be placed"
+        yield "positions", "they are ALiBi, a penalty by distance in the cache: kept tokens cannot be placed"
         return
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int) or length < 1:
@@ -135,7 +135,7 @@ def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
         return
     ropes = list(_ropes(config))
     if not ropes:
-        yield "positions", "neither rotary nor of another kind known here, so kept tokens cannot be placed"
+        yield "positions", "they are neither rotary nor of another kind known here, so kept tokens cannot be placed"
     for rope in ropes:
         kind = rope.get("rope_type")
         if kind not in ROPE_TYPES:

@@ -1,0 +1,52 @@
+"""Every family of the table: certified and run end to end, or refused before weights; README.md says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from cedkv.certificate import FOLDER
+from cedkv.gates import gate_a
+from cedkv.report.build import sort_records
+from tests import tiny
+from tests.families.models import FAMILIES, Family, judged, written
+
+WORKING = [family for family in FAMILIES if family.refused is None]
+REFUSED = [family for family in FAMILIES if family.refused is not None]
+
+
+@pytest.mark.parametrize("family", WORKING, ids=[family.name for family in WORKING])
+def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate holds; then a small evaluation, keys moved where they can be, passes the whole of Gate A."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "certificates"))
+    folder = tmp_path / "model"
+    row, lm, found = judged(family, folder)
+    assert found is not None
+    assert lm is not None
+    assert found.certified, found.table()
+    assert found.fault is not None
+    assert found.fault > 1e-4, "a fault would not show"
+    assert row in written().splitlines(), "python -m tests.families.models writes the table anew"
+    moving = "gather" if found.can["gather, compact"] is None else "prefill"
+    overrides = [f"prefix.kv_source={moving}", "eval.on_samples=2", "eval.off_samples=2", "eval.gate_a_samples=2",
+                 "eval.n_random_trials=1", "layer_scope.injection=[1,2,3]"]  # fmt: skip
+    records = sort_records(tiny.records(folder, *overrides))
+    checks = gate_a(tiny.config(folder, *overrides), records.on, records.plumbing, records.repro)
+    assert {check.name for check in checks if check.verdict != "pass"} == set()
+    assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rotations is not None)
+
+
+@pytest.mark.parametrize("family", REFUSED, ids=[family.name for family in REFUSED])
+def test_refused_before_weights_are_loaded(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    row, lm, _ = judged(family, tmp_path)
+    assert lm is None
+    assert str(family.refused) in row
+    assert row in written().splitlines(), "python -m tests.families.models writes the table anew"
+
+
+def test_the_table_has_these_families_and_no_others() -> None:
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in written().splitlines()[2:]]
+    assert rows == [family.name for family in FAMILIES]
