@@ -3,13 +3,14 @@
 # make check  what CI checks besides: lint, format, types
 # make faults as test, the part on faults alone, with real MLflow servers that are killed (on PostgreSQL where it is there)
 # make bench  how fast it is: figures with their targets, one table, outputs/bench.json
+# make audit known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
 # make ui     the MLflow UI, on this machine only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check faults bench ui clean
+.PHONY: run test check faults bench audit ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
@@ -27,6 +28,12 @@ faults: $(READY)
 
 bench: $(READY)
 	python -m benchmarks
+
+# The auditor has an environment of its own: its packages are none of the project's.
+audit: $(READY)
+	test -x $(VENV)/audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --progress-spinner off --path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 ui: $(READY)
 	mlflow ui --host 127.0.0.1

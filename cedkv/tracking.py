@@ -155,7 +155,11 @@ class Mlflow:
         entry.logged = files and ended
 
     def _push_files(self, entry: Entry, run_id: str) -> None:
-        files = [file for file in sorted(entry.folder.rglob("*")) if file.is_file() and file.suffix != ".part"]
+        files = [
+            file
+            for file in sorted(entry.folder.rglob("*"))
+            if file.is_file() and not file.is_symlink() and file.suffix != ".part"
+        ]
         for file in files:
             inside = file.relative_to(entry.folder)
             if inside.parts[0] not in STAYS:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cedkv.report.build import verdict_word
 from cedkv.report.comparison import ConditionResult
-from cedkv.report.text import about, number, plural, sentence
+from cedkv.report.text import about, escaped, number, plural, sentence
 from cedkv.stats import gap_recovered
 from cedkv.stats_grid import best_condition, distinct
 
@@ -57,7 +57,7 @@ def _head(name: str, results: Sequence[ConditionResult]) -> Section:
         elif "the only candidate" in rule:
             verdict = "is the only candidate left"
         lines += [f"**{best.label}** {verdict}: {_plain(rule)}."]
-    size = about(first.config, len(first.records.on), len(first.records.off))
+    size = escaped(about(first.config, len(first.records.on), len(first.records.off)))
     lines += [
         "",
         f"{plural(len(results), 'condition')} on the same samples ({size}); {passing['gateA']} pass Gate A, "

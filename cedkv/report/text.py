@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ def plural(n: int, word: str) -> str:
 def sentence(text: str) -> str:
     """With a capital at the start."""
     return text[:1].upper() + text[1:]
+
+
+def escaped(text: str) -> str:
+    """Text of others inside markdown: shown to the letter, on one line, neither markup nor HTML nor a link."""
+    return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
 
 
 def about(config: Phase2Config, n_on: int, n_off: int) -> str:
@@ -82,7 +88,7 @@ def explain(check: Check) -> str:
 def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
     """The run's description in the MLflow UI."""
     verdicts = " · ".join(f"{name} **{verdict_word(value)}**" for name, value in results.verdicts.items())
-    lines = [f"### {verdicts}", "", about(config, n_on, n_off), "",
+    lines = [f"### {verdicts}", "", escaped(about(config, n_on, n_off)), "",
              f"Accuracy: {accuracies(results)}", "", "| gate | check | observed | limit | n | verdict |",
              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
     lines += [

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import pandas as pd
@@ -36,10 +37,8 @@ def postgres(folder: Path) -> Iterator[str]:
     data.mkdir()
     user = "postgres" if os.getuid() == 0 else None
     if user:
+        shutil.chown(folder, user)
         shutil.chown(data, user)
-        for parent in data.parents:
-            if parent.owner() == "root" and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def tool(name: str, *arguments: str) -> None:
         subprocess.run([POSTGRES[-1] / name, *arguments], check=True, user=user, cwd=data, stdout=subprocess.DEVNULL)
@@ -69,7 +68,11 @@ ASKED_FOR = pytest.mark.skipif(
 )
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    with postgres(folder) if request.param == "postgresql" else _sqlite(folder) as store:
+    # The database's folder is not pytest's, which shuts everybody else out of its own (whenever another session starts).
+    with (
+        TemporaryDirectory(prefix="cedkv-postgres-") as own,
+        postgres(Path(own)) if request.param == "postgresql" else _sqlite(folder) as store,
+    ):
         made = Server(folder, store)
         made.start()
         yield made
