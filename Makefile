@@ -4,13 +4,14 @@
 # make faults as test, the part on faults alone, with real MLflow servers that are killed (on PostgreSQL where it is there)
 # make bench  how fast it is: figures with their targets, one table, outputs/bench.json
 # make audit known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
+# make soak   700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
 # make ui     the MLflow UI, on this machine only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test check faults bench audit ui clean
+.PHONY: run test check faults bench audit soak ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
@@ -36,6 +37,9 @@ audit: $(READY)
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(VENV)/bin/python -m pip freeze --exclude cedkv | sed 's/+[a-z0-9.]*$$//' > $(VENV)/installed.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/installed.txt
+
+soak: $(READY)
+	python -m benchmarks.soak
 
 ui: $(READY)
 	mlflow ui --host 127.0.0.1

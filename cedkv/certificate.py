@@ -195,7 +195,6 @@ def identity(lm: LanguageModel, prints: Mapping[str, Any]) -> dict[str, Any]:
         "model.revision": lm.meta["model_revision"],
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "runtime.matmul": lm.meta["matmul"],
-        "runtime.device_map": lm.meta["device_map"],
         "suite.code": _code(),
     }
 

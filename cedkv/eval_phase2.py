@@ -19,13 +19,14 @@ from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.digest import generator
 from cedkv.errors import ConfigError
+from cedkv.left_alone import PlumbingInput, once_more
 from cedkv.lm.cache import PrefixBatch
 from cedkv.lm.scoring import kl, next_token_logprobs
 from cedkv.lm.source import LanguageModel
-from cedkv.plumbing import PlumbingInput, measure, snapshot
+from cedkv.plumbing import measure, snapshot
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.samples.load import Samples
-from cedkv.types import OffSample, Record
+from cedkv.types import Evidence, OffSample, Record
 
 Phase = Literal["1.5", "2"]
 Step = Callable[[str, int], None]
@@ -116,13 +117,19 @@ def _execute(
             step("select", len(on))
         untouched = _snapshots(batch, state, plumbed)
         select = arms.answer(batch, config, state.prefix)
-        records = _off(batch, config, off, owners, alone, state, step) if alone is not None else []
+        records: list[Record] = []
+        under = None
+        if alone is not None:
+            step("OFF select", len(off))
+            under = _off(batch, config, off, owners, state)
+            records += _off_records(batch, off, owners, alone, under)
         trials = range(config.eval.n_random_trials if phase == "2" else 0)
         drawn = [arms.random_answer(batch, config, known, trial, step) for trial in trials]
         if plumbed:
             step("gate A", len(plumbed))
-            given = _plumbing_input(batch, config, plumbed, base, select, state, untouched)
-            records += plumbing_records(given.names, measure(lm, config, given))
+            moved = [] if under is None else _off_of_each(unit, len(samples.on), off, under, plumbed)
+            given = _plumbing_input(batch, plumbed, base, select, known, state, moved, untouched)
+            records += plumbing_records(given.names, {**measure(lm, config, given), **once_more(lm, config, given)})
         by_arm = {"base": base, "teacher": batch.reading.logprobs, "select": select}
         randoms = [logprobs for _, logprobs in drawn]
         measured = answers(by_arm, randoms, [s.answer_token_id for s in on], lm.tokenizer, config.reporting.topk_tokens)
@@ -130,6 +137,7 @@ def _execute(
             chosen, placed = state.choice.selections[row], state.choice.placements[row]
             records.append(on_record(sample, measured[row], known[row], chosen, config.select.span_len))
             random_states = [(choice.selections[row], choice.placements[row]) for choice, _ in drawn]
+            records[-1]["random_same"] = [selection.kept_tokens == chosen.kept_tokens for selection, _ in random_states]
             owner = on[state.owners[row]]
             records.append(selection_record(sample, owner, known[row], chosen, placed, random_states))
         found[condition.key] = records
@@ -166,21 +174,30 @@ def _repeat(
 
 
 def _off(
-    batch: arms.Batch,
-    config: Phase2Config,
-    off: Sequence[OffSample],
-    owners: Sequence[int],
-    alone: torch.Tensor,
-    state: arms.Student,
-    step: Step,
-) -> list[Record]:
-    """OFF prompts under the select arm's states."""
-    step("OFF select", len(off))
+    batch: arms.Batch, config: Phase2Config, off: Sequence[OffSample], owners: Sequence[int], state: arms.Student
+) -> torch.Tensor:
+    """(OFF prompts, vocabulary) log-probabilities under the select arm's states."""
     injection = batch.lm.injection_layers(config.layer_scope.injection)
     ids, names = [u.student_ids for u in off], [u.sample_id for u in off]
-    under = next_token_logprobs(batch.lm, ids, names, state.prefix, injection, owners)
+    return next_token_logprobs(batch.lm, ids, names, state.prefix, injection, owners)
+
+
+def _off_records(
+    batch: arms.Batch, off: Sequence[OffSample], owners: Sequence[int], alone: torch.Tensor, under: torch.Tensor
+) -> list[Record]:
     deltas, before, after = kl(under, alone).tolist(), alone.argmax(dim=1).tolist(), under.argmax(dim=1).tolist()
     return [off_record(sample, batch.names[owners[i]], before[i], after[i], deltas[i]) for i, sample in enumerate(off)]
+
+
+def _off_of_each(
+    unit: Unit, n_on: int, off: Sequence[OffSample], under: torch.Tensor, rows: Sequence[int]
+) -> list[tuple[int, OffSample, torch.Tensor]]:
+    """For each of these rows the first OFF prompt that runs under its state, if there is one, and its answer."""
+    found = []
+    for at, row in enumerate(rows):
+        mine = [i for i, j in enumerate(unit.off) if j % n_on == unit.on[row]]
+        found += [(at, off[i], under[i]) for i in mine[:1]]
+    return found
 
 
 def _paired(conditions: Sequence[Condition]) -> bool:
@@ -229,22 +246,29 @@ def _snapshots(batch: arms.Batch, state: arms.Student, rows: list[int]) -> list[
 
 def _plumbing_input(
     batch: arms.Batch,
-    config: Phase2Config,
     rows: list[int],
     base: torch.Tensor,
     select: torch.Tensor,
+    known: Sequence[Evidence],
     state: arms.Student,
+    off: Sequence[tuple[int, OffSample, torch.Tensor]],
     untouched: list[PrefixBatch],
 ) -> PlumbingInput:
+    owners = [state.owners[row] for row in rows]
     return PlumbingInput(
         samples=[batch.samples[row] for row in rows],
-        owners=[batch.samples[state.owners[row]] for row in rows],
+        owners=[batch.samples[owner] for owner in owners],
         base=base[rows],
         teacher=batch.reading.logprobs[rows],
         select=select[rows],
         demo=batch.reading.demos(rows),
+        selections=[state.choice.selections[row] for row in rows],
+        evidence=[known[owner] for owner in owners],
         placements=[state.choice.placements[row] for row in rows],
         prefix=state.prefix.rows(rows),
+        off=off,
+        layers=frozenset(batch.reading.layers),
+        window=max(read.shape[1] for read in batch.reading.rows),
         untouched=untouched,
         once=batch.once,
     )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from cedkv.config import Phase2Config
 from cedkv.metrics_phase2 import largest, mean, repro_accuracies
 from cedkv.types import Record
@@ -22,6 +24,10 @@ EQUAL_ON_PAPER = ("teacher_incremental", "padding_equivalence", "batch_consisten
 
 LEAST_FLOOR = 1e-12
 """Stands in for a floor of 0 nats (both sides came out the same to the last bit), which no effect at all would reach."""
+
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+ROUNDINGS = 8
+"""Roundings of a dtype that a sum of products may be away from float64, over the sum of their sizes (seen: 1 at most)."""
 
 
 @dataclass(frozen=True)
@@ -59,44 +65,72 @@ def numerical_floor(plumbing: Sequence[Record]) -> float | None:
 
 
 def gate_a(config: Phase2Config, on: Sequence[Record], plumbing: Sequence[Record], repeats: Sequence[Record]) -> list[Check]:
-    """The plumbing checks; ``rotation_equivariance`` only where keys can be rotated."""
+    """The plumbing checks; what does not apply (keys that cannot be rotated, no OFF prompts, no random arm) is left out."""
     limits, n = config.thresholds, len(plumbing)
     floor = numerical_floor(plumbing)
+    over = None if floor is None else max(floor, LEAST_FLOOR) * limits.nonzero_effect_over_floor_min
     effect = mean(record["phase2_delta_on_select"] for record in on)
     accuracies = repro_accuracies(on, repeats)
     repeated = len(repeats) == len(on) * (config.eval.repro_runs - 1)
     drift = max(accuracies) - min(accuracies) if accuracies and repeated else None
 
-    def largest_of(name: str, check: str, threshold: str, unit: str, meaning: str) -> Check:
-        return Check("A", name, largest(plumbing, check), "<=", config.kl_limit(threshold), n, unit, meaning)
+    def largest_of(name: str, limit: float, unit: str, meaning: str, observation: str | None = None) -> Check:
+        return Check("A", name, largest(plumbing, observation or name), "<=", limit, n, unit, meaning)
+
+    def there(observation: str) -> bool:
+        return any(observation in record for record in plumbing)
 
     checks = [
-        largest_of("teacher_incremental", "teacher_incremental", "teacher_incremental_kl_max", "nats",
+        largest_of("teacher_incremental", config.kl_limit("teacher_incremental_kl_max"), "nats",
                    "demo cached, then query = one uncached pass"),
-        largest_of("null_effect", "null_effect", "null_effect_kl_max", "nats", "an all-null prefix = base"),
-        Check("A", "nonzero_effect", effect, ">=",
-              None if floor is None else max(floor, LEAST_FLOOR) * limits.nonzero_effect_over_floor_min, len(on), "nats",
+        largest_of("null_effect", config.kl_limit("null_effect_kl_max"), "nats", "an all-null prefix = base"),
+        Check("A", "nonzero_effect", effect, ">=", over, len(on), "nats",
               f"the selected prefix moves the output by {limits.nonzero_effect_over_floor_min:g} x the numerical floor"),
-        largest_of("roundtrip_rel_kl", "roundtrip", "roundtrip_rel_kl_max", "ratio",
-                   "prefix saved, loaded, injected = as it was"),
+        largest_of("roundtrip_rel_kl", limits.roundtrip_rel_kl_max, "ratio", "prefix saved, loaded, injected = as it was",
+                   "roundtrip"),
+        largest_of("roundtrip_exact", 0.0, "tensors", "prefix saved and loaded = as it was, bit by bit"),
         Check("A", "repro_tolerance", drift, "<=", limits.repro_acc_tol, len(on) if repeated else 0, "accuracy",
               f"{config.eval.repro_runs} runs of the select arm in other batches agree"),
-        largest_of("keep_all_absolute", "keep_all_absolute", "keep_all_kl_max", "nats",
-                   "every token kept in its place = teacher"),
-        largest_of("padding_equivalence", "padding_equivalence", "padding_kl_max", "nats",
-                   "null_pad = shrink_to_selected"),
-        largest_of("batch_consistency", "batch_consistency", "batch_kl_max", "nats", "a batch of N = N batches of 1"),
+        largest_of("keep_all_absolute", config.kl_limit("keep_all_kl_max"), "nats",
+                   "every token kept in its place, or moved with the query = teacher"),
+        largest_of("padding_equivalence", config.kl_limit("padding_kl_max"), "nats", "null_pad = shrink_to_selected"),
+        largest_of("batch_consistency", config.kl_limit("batch_kl_max"), "nats", "a batch of N = N batches of 1"),
+        largest_of("attention_alone", math.sqrt(2 * config.kl_limit("batch_kl_max")), "relative",
+                   "attention scores of a sample alone = those selected by"),
+        largest_of("selection_rules", 0.0, "samples", "kept are BOS, sinks and what the evidence gives, where the modes say"),
+        largest_of("kv_precision", 0.5, "share", "K/V would lose by a narrower dtype"),
+        largest_of("source_cache_unchanged", limits.source_cache_diff_max, "absolute",
+                   "demo cache and prefix are the same after use"),
     ]  # fmt: skip
-    if any("rotation_equivariance" in record for record in plumbing):
-        checks.append(
-            largest_of("rotation_equivariance", "rotation_equivariance", "rotation_rel_error_max", "relative",
-                       "keys run at p + d = keys at p, rotated by d")
-        )  # fmt: skip
-    checks.append(
-        largest_of("source_cache_unchanged", "source_cache_unchanged", "source_cache_diff_max", "absolute",
-                   "demo cache and prefix are the same after use")
-    )  # fmt: skip
+    if there("arithmetic"):
+        checks.append(largest_of("arithmetic", ROUNDINGS * EPSILON[config.runtime.torch_dtype], "relative",
+                                 f"linear layers = float64 to {ROUNDINGS} roundings"))  # fmt: skip
+    if there("left_alone") or (config.prefix.kv_source == "prefill" and config.layer_scope.injection == "all"):
+        checks.append(largest_of("left_alone", config.kl_limit("batch_kl_max"), "nats",
+                                 "select = kept tokens and query in one uncached pass of the model left alone"))  # fmt: skip
+    if config.prefix.kv_source == "gather":
+        checks.append(largest_of("first_layer", config.kl_limit("rotation_rel_error_max"), "relative",
+                                 "gathered K/V of the first layer = the model's own at those positions"))  # fmt: skip
+    if there("unseen_layers"):
+        checks.append(largest_of("unseen_layers", config.kl_limit("batch_kl_max"), "nats",
+                                 "what layers outside layer_scope.injection hold changes nothing"))  # fmt: skip
+    if there("off_alone"):
+        checks.append(largest_of("off_alone", config.kl_limit("batch_kl_max"), "nats",
+                                 "an OFF prompt runs under the state of its ON sample"))  # fmt: skip
+    if there("rotation_equivariance"):
+        checks.append(largest_of("rotation_equivariance", config.kl_limit("rotation_rel_error_max"), "relative",
+                                 "keys run at p + d = keys at p, rotated by d"))  # fmt: skip
+    if any(record["correct_random"] for record in on):
+        moved = [abs(kl - record["phase2_delta_on_select"]) for record in on for kl in _other_randoms(record)]
+        checks.append(Check("A", "random_is_another", float(np.max(moved)) if moved else None, ">=", over, len(moved), "nats",
+                            "random spans that differ from the selected ones move the output otherwise"))  # fmt: skip
     return checks
+
+
+def _other_randoms(record: Record) -> list[float]:
+    """KL(random || base) of the trials that keep other tokens than select does."""
+    trials = zip(record.get("kl_random_base", []), record.get("random_same", []), strict=True)
+    return [value for value, same in trials if not same]
 
 
 def gate_b(config: Phase2Config, metrics: dict[str, float | None], n_on: int, n_off: int) -> list[Check]:

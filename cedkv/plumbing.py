@@ -7,16 +7,14 @@ functions the arms use. Limits and verdicts are in ``gates.py``; here are only o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from cedkv.config import Phase2Config
-from cedkv.lm.attention import AttentionReader
+from cedkv.left_alone import PlumbingInput, base_alone, teacher_alone
 from cedkv.lm.cache import PrefixBatch, assemble
 from cedkv.lm.fingerprint import prefix_fingerprint
 from cedkv.lm.prefix import encode
@@ -24,44 +22,13 @@ from cedkv.lm.rotation import rotate_keys
 from cedkv.lm.scoring import kl, left_padded, log_softmax, next_token_logprobs, prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.store import load_prefix, save_prefix
-from cedkv.lm.teacher import TeacherReading, read_teacher
 from cedkv.positioning import place
-from cedkv.types import OnSample, Placement
+from cedkv.types import Placement
 
 ROTATION_SHIFT = 37
 """Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
 ROTATION_TOKENS = 32
 """First demo tokens whose keys are moved; their keys do not depend on the condition."""
-
-
-@dataclass(frozen=True)
-class PlumbingInput:
-    """What the arms computed for B samples: log-probabilities are (B, vocabulary).
-
-    owners: the samples whose demos the prefixes are of (others than ``samples`` under ``wrong_demo`` only).
-    demo: the demos' caches, demo token t in slot t.
-    untouched: copies of the demos' caches and of the prefixes, made before their first use.
-    once: keeps what does not depend on the condition, by key.
-    """
-
-    samples: Sequence[OnSample]
-    owners: Sequence[OnSample]
-    base: torch.Tensor
-    teacher: torch.Tensor
-    select: torch.Tensor
-    demo: PrefixBatch
-    placements: Sequence[Placement]
-    prefix: PrefixBatch
-    untouched: Sequence[PrefixBatch]
-    once: Callable[[Any, Callable[[], Any]], Any]
-
-    @property
-    def names(self) -> list[str]:
-        return [sample.sample_id for sample in self.samples]
-
-    @property
-    def queries(self) -> list[tuple[int, ...]]:
-        return [sample.query_token_ids for sample in self.samples]
 
 
 def snapshot(prefix: PrefixBatch) -> PrefixBatch:
@@ -77,11 +44,11 @@ def measure(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> di
     found = {
         "teacher_incremental": given.once("teacher_incremental", lambda: teacher_incremental(lm, given)),
         "null_effect": given.once(("null_effect", config.prefix_len, injection), lambda: null_effect(lm, config, given)),
-        "roundtrip": roundtrip(lm, config, given),
         "keep_all_absolute": given.once("keep_all_absolute", lambda: keep_all(lm, given)),
         "padding_equivalence": padding_equivalence(lm, config, given),
         "batch_consistency": batch_consistency(lm, config, given),
     }
+    found["roundtrip"], found["roundtrip_exact"] = roundtrip(lm, config, given)
     if lm.rotations is not None:
         found["rotation_equivariance"] = given.once("rotation", lambda: rotation_equivariance(lm, given))
     found["source_cache_unchanged"] = source_cache_unchanged(lm, config, given)
@@ -123,26 +90,38 @@ def null_effect(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -
     ).tolist()
 
 
-def roundtrip(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
-    """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base)."""
+def roundtrip(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> tuple[list[float], list[float]]:
+    """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base); and how many of its tensors came back
+    with another dtype, shape or bit."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
         made_by = prefix_fingerprint(lm)
         save_prefix(given.prefix, given.placements, made_by, path)
         loaded = load_prefix(path, given.placements, made_by, lm.device).beside(given.prefix)
     again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers(config.layer_scope.injection))
-    return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist()
+    changed = [0.0] * len(given.samples)
+    tensors = [(*prefix.keys, *prefix.values, prefix.visible, prefix.query_start) for prefix in (loaded, given.prefix)]
+    for now, before in zip(*tensors, strict=True):
+        for row in range(len(changed)):
+            changed[row] += now.dtype != before.dtype or not torch.equal(now[row], before[row])
+    return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist(), changed
 
 
 def keep_all(lm: LanguageModel, given: PlumbingInput) -> list[float]:
-    """KL(every demo token kept at its place, in all layers || teacher): the larger of prefill and gather."""
-    placements = [
-        place(range(len(s.demo_token_ids)), len(s.demo_token_ids), "absolute", "shrink_to_selected", len(s.demo_token_ids))
-        for s in given.samples
+    """KL(every demo token kept at its place, in all layers || teacher): the larger of prefill and gather.
+
+    Where keys can be moved, those that are gathered move with the query, all by as much: which changes nothing either.
+    """
+    lengths = [len(sample.demo_token_ids) for sample in given.samples]
+    placements = [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
+    room = lm.capabilities.max_positions - max(len(sample.teacher_ids) for sample in given.samples)
+    by = 0 if lm.rotations is None else min(ROTATION_SHIFT, room)
+    moved = [
+        replace(p, key_positions=tuple(at + by for at in p.key_positions), query_start=p.query_start + by) for p in placements
     ]
     worst = torch.zeros(len(given.samples), dtype=given.teacher.dtype, device=given.teacher.device)
-    for kv_source in ("prefill", "gather"):
-        prefix = encode(lm, kv_source, given.samples, placements, given.demo, range(len(given.samples)))
+    for kv_source, placed in (("prefill", placements), ("gather", moved)):
+        prefix = encode(lm, kv_source, given.samples, placed, given.demo, range(len(given.samples)))
         worst = worst.maximum(kl(next_token_logprobs(lm, given.queries, given.names, prefix), given.teacher))
     return worst.tolist()
 
@@ -163,24 +142,19 @@ def padding_equivalence(lm: LanguageModel, config: Phase2Config, given: Plumbing
 
 
 def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
-    """KL(each sample in a batch of its own || the batch used): the larger of teacher and select."""
+    """KL(each sample in a batch of its own || the batch used): the largest of base, teacher and select."""
     injection = lm.injection_layers(config.layer_scope.injection)
-
-    def alone(sample: OnSample) -> TeacherReading:
-        nothing = AttentionReader(frozenset(), 1)
-        demo, query, name = [sample.demo_token_ids], [sample.query_token_ids], [sample.sample_id]
-        found: TeacherReading = given.once(
-            ("alone", sample.sample_id), lambda: read_teacher(lm, demo, query, name, nothing, keep=[0])
-        )
-        return found
-
     out = []
     for row, (sample, owner, placement) in enumerate(zip(given.samples, given.owners, given.placements, strict=True)):
-        reading = alone(owner)
-        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], reading.demo, [0])
-        select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
-        pairs = ((alone(sample).logprobs, given.teacher[row : row + 1]), (select, given.select[row : row + 1]))
-        out.append(max(float(kl(one, many)) for one, many in pairs))
+        demo = teacher_alone(lm, given, owner).demo
+        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
+        alone = (
+            base_alone(lm, given, sample),
+            teacher_alone(lm, given, sample).logprobs,
+            next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection),
+        )
+        used = (given.base, given.teacher, given.select)
+        out.append(float(np.max([float(kl(one, many[row : row + 1])) for one, many in zip(alone, used, strict=True)])))
     return out
 
 

@@ -17,6 +17,7 @@ import torch
 from cedkv.config import Phase2Config
 from cedkv.digest import generator
 from cedkv.errors import ModelError
+from cedkv.left_alone import PlumbingInput
 from cedkv.lm import attention, linear
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch
@@ -24,7 +25,7 @@ from cedkv.lm.prefix import encode
 from cedkv.lm.scoring import Ids, kl, log_softmax, next_token_logprobs
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.teacher import TeacherReading, read_teacher
-from cedkv.plumbing import PlumbingInput, measure, snapshot
+from cedkv.plumbing import measure, snapshot
 from cedkv.positioning import place
 from cedkv.types import OnEpisode, OnSample
 

@@ -47,7 +47,8 @@ def on(**changes: object) -> Record:
     return {
         "type": "sample", "kind": "on", "sample_id": "on-0", "correct_base": False, "correct_teacher": True,
         "correct_select": True, "correct_random": [False, True], "kl_base_teacher": 2.0, "kl_select_teacher": 0.5,
-        "kl_random_teacher": [1.0, 1.5], "phase2_delta_on_select": 1.0, "phase2_answer_logprob_gain": 3.0, **changes,
+        "kl_random_teacher": [1.0, 1.5], "kl_random_base": [0.5, 0.7], "random_same": [False, False],
+        "phase2_delta_on_select": 1.0, "phase2_answer_logprob_gain": 3.0, **changes,
     }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def plumbing(**changes: object) -> Record:
     return {
         "type": "plumbing", "sample_id": "on-0", "teacher_incremental": 1e-7, "null_effect": 1e-8, "roundtrip": 0.0,
         "keep_all_absolute": 1e-7, "padding_equivalence": 2e-7, "batch_consistency": 5e-8, "rotation_equivariance": 1e-6,
-        "source_cache_unchanged": 0.0, **changes,
+        "source_cache_unchanged": 0.0, "roundtrip_exact": 0.0, "attention_alone": 1e-6, "selection_rules": 0.0,
+        "kv_precision": 1e-4, "arithmetic": 1e-7, "left_alone": 1e-7, "off_alone": 1e-7, **changes,
     }  # fmt: skip
 
 
