@@ -141,6 +141,12 @@ class Certificate:
             f"numerical floor {_short(self.floor)} nats, the smallest planted fault {_short(self.fault)} nats, "
             f"the demo's effect {_short(self.effect)} nats"
         )
+        limit = next((f.limit for f in self.findings if f.name == "left_alone"), 0.0)
+        if self.fault is not None and self.fault < limit:
+            lines.append(
+                f"a position that is off by one, or a token missing, may hide below {_short(limit)} nats: rounding in "
+                f"{self.model['torch_dtype']} is no finer; certify the model in float32 as well"
+            )
         lines += [f"  {pair:<18} {reason or 'works'}" for pair, reason in self.can.items()]
         return "\n".join(lines)
 

@@ -150,6 +150,12 @@ def test_a_rotation_that_fails_stands_only_against_those_that_need_it(llama_fold
     assert len(nothing.failed([])) == len(MEANINGS), "what was not measured is no pass"
 
 
+def test_a_fault_that_could_hide_in_rounding_is_said(llama_folder: Path) -> None:
+    found = made(llama_folder)
+    assert "may hide below" not in found.table()
+    assert "may hide below 0.0001 nats: rounding in float32" in replace(found, fault=1e-5).table()
+
+
 def test_an_indifferent_model_gets_limits_that_can_fail(tmp_path: Path) -> None:
     """Weights as small as untrained ones: a position error moves the answer by less than the usual limit."""
     found = made(tiny.save(tmp_path, initializer_range=0.02))
