@@ -201,6 +201,7 @@ def identity(lm: LanguageModel, prints: Mapping[str, Any]) -> dict[str, Any]:
         "model.revision": lm.meta["model_revision"],
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "runtime.matmul": lm.meta["matmul"],
+        "runtime.device_map": lm.meta["device_map"],
         "suite.code": _code(),
     }
 
@@ -262,7 +263,8 @@ def _code() -> str:
     """sha256 over the suite's own modules: what they compute is what is certified."""
     digest = hashlib.sha256()
     root = Path(cedkv.__file__).parent
-    for path in sorted([*root.glob("lm/*.py"), root / "probe.py", root / "plumbing.py", root / "certificate.py"]):
+    own = [root / f"{name}.py" for name in ("left_alone", "plumbing", "probe", "certificate")]
+    for path in sorted([*root.glob("lm/*.py"), *own]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from cedkv.config import Phase2Config
@@ -25,6 +26,8 @@ they were trained with, which no key in a cache can follow: such a model is take
 LEARNED = frozenset({"gpt2", "gpt_bigcode", "opt"})
 """Model types with a learned embedding for each position, which they look up by the position they are given."""
 ALIBI = frozenset({"bloom", "mpt"})
+SPARSE_BEYOND = ("keep_window_size", "index_topk")
+"""Settings of a length beyond which layers choose what they see by content."""
 LAYERS_WITH_KEYS = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Layer types that keep keys and values by head, each with the setting that says how far back it sees; None: all."""
 WORKS = "use a decoder with rotary positions and keys and values in every layer (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
@@ -71,7 +74,10 @@ def read_capabilities(config: Any) -> Capabilities:
         ModelError: not a decoder with a plain key/value cache and positions that can be given; says all that does not fit,
             and what would work.
     """
-    problems = list(_problems(config))
+    try:
+        problems = list(_problems(config))
+    except Exception as error:  # what a configuration class of its own may raise when it is asked
+        problems = [("configuration", " ".join(f"it cannot be read as that of a decoder: {error}".split())[:200])]
     if problems:
         rows = "".join(f"\n  {what:<12}  {why}" for what, why in problems)
         raise ModelError(f"model type {config.model_type!r} is refused before its weights are loaded:{rows}\n{WORKS}")
@@ -99,6 +105,12 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
         return
     if config.get_text_config(decoder=True) is not config:
         yield "architecture", "a wrapper of several models (vision, audio, text); its text model by itself may work"
+        return
+    if config.model_type in CONFIG_MAPPING_NAMES and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        yield "architecture", "transformers has no language model of this type that predicts the next token"
+        return
+    if getattr(config, "is_heterogeneous", False):
+        yield "layers", "they differ from each other in their sizes, so there is no one shape of keys and values"
         return
     if not isinstance(getattr(config, "num_hidden_layers", None), int) or not hasattr(config, "num_attention_heads"):
         yield "layers", "its configuration names no attention layers, so there are no keys and values to keep"
@@ -178,6 +190,10 @@ def _reaches(config: Any) -> Iterator[Reach]:
         size = getattr(config, setting, None) if setting is not None else None
         if kinds[kind] and size:
             yield Reach(int(size) - 1, f"{kinds[kind]} of {config.num_hidden_layers} layers see {size} tokens ({setting})")
+    for setting in SPARSE_BEYOND:
+        size = getattr(config, setting, None)
+        if isinstance(size, int) and size > 0:
+            yield Reach(size, f"layers choose what they see beyond {size} tokens ({setting})")
 
 
 def _kv_heads(config: Any) -> int:

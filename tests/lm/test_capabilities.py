@@ -55,12 +55,32 @@ def test_refused_by_name_before_weights_are_loaded(
         (Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=2, num_hidden_layers=4), 255),
         (hf.Gemma3TextConfig(sliding_window=512), 511),
         (hf.Llama4TextConfig(attention_chunk_size=2048), 2047),
+        (hf.DogeConfig(keep_window_size=1024), 1024),
     ],
 )
 def test_windows_and_chunks(hf_config: PreTrainedConfig, reach: int | None) -> None:
     """A layer that sees n tokens keeps n - 1 of them besides the one that asks."""
     found = read_capabilities(hf_config).reaches
     assert [each.tokens for each in found] == ([] if reach is None else [reach])
+
+
+def test_every_architecture_is_read_or_refused_by_name() -> None:
+    """No configuration of transformers' own, of whatever model, ends in anything but capabilities or a refusal."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    read, refused = [], []
+    for kind in CONFIG_MAPPING_NAMES:
+        try:
+            hf_config = CONFIG_MAPPING[kind]()
+        except Exception:
+            continue
+        try:
+            read.append(read_capabilities(hf_config).model_type)
+        except ModelError:
+            refused.append(kind)
+    assert {"llama", "qwen3", "gemma3_text", "gpt2"} <= set(read)
+    assert {"bert", "clip", "vit", "whisper", "wav2vec2", "mamba", "gptj", "roformer", "deepseek_v3"} <= set(refused)
+    assert not [kind for kind in read if "vision" in kind or "audio" in kind]
 
 
 def test_longrope_ends_where_its_angles_change() -> None:
