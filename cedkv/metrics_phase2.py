@@ -5,6 +5,7 @@ A figure without samples is None, never 0 and never NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,14 +26,20 @@ def difference(left: float | None, right: float | None) -> float | None:
 
 
 def p99(values: Sequence[float]) -> float | None:
-    """99th percentile, ``method="higher"``: always a value that was observed, never an interpolated smaller one."""
-    return float(np.percentile(values, 99, method="higher")) if len(values) else None
+    """99th percentile, ``method="higher"``: always a value that was observed, never an interpolated smaller one. NaN when any
+    value is not finite: one that is left out with the last hundredth, or sorted to the front, would not show."""
+    if not len(values):
+        return None
+    return float(np.percentile(values, 99, method="higher")) if np.isfinite(values).all() else math.nan
 
 
 def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float]) -> float | None:
-    """mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6)."""
+    """mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6). NaN when any is not finite: over an infinite one, all
+    students would be near the teacher."""
     if not student_teacher or not base_teacher:
         return None
+    if not (np.isfinite(student_teacher).all() and np.isfinite(base_teacher).all()):
+        return math.nan
     return float(np.mean(student_teacher) / (np.mean(base_teacher) + 1e-6))
 
 
@@ -92,9 +99,11 @@ def repro_accuracies(on: Sequence[Record], repeats: Sequence[Record]) -> list[fl
 
 
 def largest(records: Sequence[Record], check: str) -> float | None:
-    """Largest observation of a plumbing check over samples; NaN stays NaN, nothing is None."""
+    """Largest observation of a plumbing check over samples; NaN when any is not finite, None of nothing."""
     values = [record[check] for record in records if check in record]
-    return float(np.max(values)) if values else None
+    if not values:
+        return None
+    return float(np.max(values)) if np.isfinite(values).all() else math.nan
 
 
 def finite_or_none(value: Any) -> Any:

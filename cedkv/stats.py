@@ -93,7 +93,8 @@ def arm_comparisons(on: Sequence[Record], seed: int) -> list[dict[str, Any]]:
 
 def sign_flip(rows: Sequence[Sequence[float]], seed: int) -> list[float]:
     """Two-sided p of no mean difference, for each row of paired differences: were signs flipped at random, how often would
-    a mean this far from 0 come out (Fisher's randomisation test, 1935)? Exact where all flips can be listed.
+    a mean this far from 0 come out (Fisher's randomisation test, 1935)? Exact where all flips can be listed. NaN for a row in
+    which something is not finite.
 
     ``scipy.stats.permutation_test`` gives the same p one row at a time; here rows of one length share their flips, which
     makes hundreds of comparisons a matter of a second.
@@ -115,7 +116,7 @@ def sign_flip(rows: Sequence[Sequence[float]], seed: int) -> list[float]:
             bits = np.unpackbits(np.frombuffer(rng.bytes(-(-some * n // 8)), np.uint8), count=some * n).reshape(some, n)
         beyond += (np.abs((1.0 - 2.0 * bits) @ values.T) >= reached).sum(axis=0)
     found = beyond / flips if exact else (beyond + 1) / (flips + 1)
-    return [float(p) for p in found]
+    return [float(p) if known else math.nan for p, known in zip(found, np.isfinite(values).all(axis=1), strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -157,11 +158,13 @@ def gap_recovered(on: Sequence[Record], seed: int) -> dict[str, float | None]:
     base = np.array([record["correct_base"] for record in on], dtype=float)
     gain = np.array([record["correct_select"] for record in on], dtype=float) - base
     gap = np.array([record["correct_teacher"] for record in on], dtype=float) - base
+    if not np.isfinite([gain, gap]).all():
+        return found
     drawn = bootstrap(
         (np.stack([gain, gap]),), np.mean, n_resamples=RESAMPLES, method="percentile", axis=-1,
         batch=max(1, AT_ONCE // len(on)), rng=generator(seed, "bootstrap", 0, "gap_recovered"),
     ).bootstrap_distribution  # fmt: skip
-    if not np.percentile(drawn[1], 2.5) > 0:  # NaN is not above 0
+    if np.percentile(drawn[1], 2.5) <= 0:
         return found
     defined = drawn[:, drawn[1] > 0]
     low, high = np.percentile(defined[0] / defined[1], [2.5, 97.5])

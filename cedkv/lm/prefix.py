@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cedkv.lm.cache import Layers, PrefixBatch, assemble, gather
-from cedkv.lm.scoring import prefill
+from cedkv.lm.scoring import prefill, require_finite
 from cedkv.lm.source import LanguageModel
 from cedkv.types import OnSample, Placement
 
@@ -43,6 +43,11 @@ def kept_kv(
     if kv_source == "gather":
         if demo is None:
             raise ValueError("gather needs the teacher's cache")
-        return gather(demo, rows, placements, lm.rotations)
+        keys, values = gather(demo, rows, placements, lm.rotations)
+        names = [sample.sample_id for sample in samples]
+        for key, value in zip(keys, values, strict=True):
+            require_finite(key, "keys of kept tokens", names)
+            require_finite(value, "values of kept tokens", names)
+        return keys, values
     tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
     return prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])

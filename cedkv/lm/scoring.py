@@ -96,8 +96,9 @@ def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], na
             input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), position_ids=at.to(lm.device), use_cache=True
         )
         keys, values = read_cache(output.past_key_values)
-        require_finite(keys[-1], "keys", [names[i] for i in part])
-        require_finite(values[-1], "values", [names[i] for i in part])
+        for key, value in zip(keys, values, strict=True):
+            require_finite(key, "keys", [names[i] for i in part])
+            require_finite(value, "values", [names[i] for i in part])
         return keys, values
 
     return joined(lm, [len(row) for row in rows], compute)

@@ -1,6 +1,7 @@
 """What is written down about a sample, against an independent computation in numpy float64."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ ATTENTION = np.array([0.5, 0.4, 0.0, 0.1, 0.3, 0.2])
 
 
 class Decoder:
-    def decode(self, ids: list[int]) -> str:
-        return f"<{ids[0]}>"
+    def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[0])
+
+    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool) -> str:
+        return "".join(f"<{token}>" for token in ids)
 
 
 def logprobs(seed: int, top: int) -> torch.Tensor:
