@@ -35,6 +35,8 @@ Step = Callable[[str, int], None]
 
 UNIT, UNIT_OFF, UNIT_TOKENS = 32, 128, 32_768
 """ON samples of a unit at most, its OFF prompts, and its tokens of demo and query, where the batch size is automatic."""
+OFF_ALONE = 4
+"""OFF prompts of a unit that Gate A runs once more alone: a row each, which is dear."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,9 @@ def _off_records(
 def _off_of_each(
     unit: Unit, n_on: int, off: Sequence[OffSample], under: torch.Tensor, rows: Sequence[int]
 ) -> list[tuple[int, OffSample, torch.Tensor]]:
-    """For each of these rows the first OFF prompt that runs under its state, if there is one, and its answer."""
+    """For the first ``OFF_ALONE`` rows the first OFF prompt that runs under the state, if there is one, and its answer."""
     found = []
-    for at, row in enumerate(rows):
+    for at, row in enumerate(rows[:OFF_ALONE]):
         mine = [i for i, j in enumerate(unit.off) if j % n_on == unit.on[row]]
         found += [(at, off[i], under[i]) for i in mine[:1]]
     return found

@@ -66,7 +66,7 @@ def numerical_floor(plumbing: Sequence[Record]) -> float | None:
 
 def gate_a(config: Phase2Config, on: Sequence[Record], plumbing: Sequence[Record], repeats: Sequence[Record]) -> list[Check]:
     """The plumbing checks; what does not apply (keys that cannot be rotated, no OFF prompts, no random arm) is left out."""
-    limits, n = config.thresholds, len(plumbing)
+    limits = config.thresholds
     floor = numerical_floor(plumbing)
     over = None if floor is None else max(floor, LEAST_FLOOR) * limits.nonzero_effect_over_floor_min
     effect = mean(record["phase2_delta_on_select"] for record in on)
@@ -75,7 +75,9 @@ def gate_a(config: Phase2Config, on: Sequence[Record], plumbing: Sequence[Record
     drift = max(accuracies) - min(accuracies) if accuracies and repeated else None
 
     def largest_of(name: str, limit: float, unit: str, meaning: str, observation: str | None = None) -> Check:
-        return Check("A", name, largest(plumbing, observation or name), "<=", limit, n, unit, meaning)
+        what = observation or name
+        n = sum(what in record for record in plumbing)
+        return Check("A", name, largest(plumbing, what), "<=", limit, n, unit, meaning)
 
     def there(observation: str) -> bool:
         return any(observation in record for record in plumbing)

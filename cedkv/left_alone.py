@@ -6,7 +6,7 @@ Observations are one value a sample, as in ``plumbing.py``, which measures wheth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,9 +72,9 @@ class PlumbingInput:
         return [sample.query_token_ids for sample in self.samples]
 
 
-def once_more(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> dict[str, list[float]]:
-    """All observations of this file that apply: check name -> one value a sample."""
-    found = {
+def once_more(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> Mapping[str, Sequence[float | None]]:
+    """All observations of this file that apply: check name -> one value a sample, None where it was not observed."""
+    found: dict[str, Sequence[float | None]] = {
         "attention_alone": attention_alone(lm, config, given),
         "selection_rules": selection_rules(config, given),
         "kv_precision": kv_precision(config, given),
@@ -127,9 +127,9 @@ def left_alone(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) ->
     return torch.cat(found).tolist()
 
 
-def off_alone(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
-    """KL(an OFF prompt behind the state of its ON sample, alone || in the batch used); 0 for a row without an OFF prompt."""
-    out = [0.0] * len(given.samples)
+def off_alone(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float | None]:
+    """KL(an OFF prompt behind the state of its ON sample, alone || in the batch used); None for a row without an OFF prompt."""
+    out: list[float | None] = [None] * len(given.samples)
     for row, prompt, under in given.off:
         owner, selection = given.owners[row], given.selections[row]
         if in_one_pass(lm, config):

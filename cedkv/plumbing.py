@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cedkv.config import Phase2Config
-from cedkv.left_alone import PlumbingInput, base_alone, teacher_alone
+from cedkv.left_alone import PlumbingInput, base_alone, in_one_pass, teacher_alone
 from cedkv.lm.cache import PrefixBatch, assemble
 from cedkv.lm.fingerprint import prefix_fingerprint
 from cedkv.lm.prefix import encode
@@ -142,19 +142,20 @@ def padding_equivalence(lm: LanguageModel, config: Phase2Config, given: Plumbing
 
 
 def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
-    """KL(each sample in a batch of its own || the batch used): the largest of base, teacher and select."""
+    """KL(each sample in a batch of its own || the batch used): the largest of base, teacher and select.
+
+    Where a student is one uncached pass, ``left_alone`` has the select arm's.
+    """
     injection = lm.injection_layers(config.layer_scope.injection)
     out = []
     for row, (sample, owner, placement) in enumerate(zip(given.samples, given.owners, given.placements, strict=True)):
-        demo = teacher_alone(lm, given, owner).demo
-        prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
-        alone = (
-            base_alone(lm, given, sample),
-            teacher_alone(lm, given, sample).logprobs,
-            next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection),
-        )
-        used = (given.base, given.teacher, given.select)
-        out.append(float(np.max([float(kl(one, many[row : row + 1])) for one, many in zip(alone, used, strict=True)])))
+        pairs = [(base_alone(lm, given, sample), given.base), (teacher_alone(lm, given, sample).logprobs, given.teacher)]
+        if not in_one_pass(lm, config):
+            demo = teacher_alone(lm, given, owner).demo
+            prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
+            select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
+            pairs.append((select, given.select))
+        out.append(float(np.max([float(kl(one, many[row : row + 1])) for one, many in pairs])))
     return out
 
 

@@ -5,7 +5,7 @@ Names are those of the tables and of ``metrics.jsonl``; KL in nats, log-probabil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,10 +127,14 @@ def selection_record(
     }
 
 
-def plumbing_records(names: Sequence[str], observed: dict[str, list[float]]) -> list[Record]:
-    """Gate A's observations, one record a sample."""
+def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[Record]:
+    """Gate A's observations, one record a sample, with the checks it was observed in."""
     return [
-        {"type": "plumbing", "sample_id": name, **{check: values[row] for check, values in observed.items()}}
+        {
+            "type": "plumbing",
+            "sample_id": name,
+            **{check: values[row] for check, values in observed.items() if values[row] is not None},
+        }
         for row, name in enumerate(names)
     ]
 
