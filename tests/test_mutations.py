@@ -362,7 +362,6 @@ CAUGHT_BY: list[tuple[Plant, str, tuple[str, ...]]] = [
     (hidden_from_the_wrong_layers, "unseen_layers", (SOME_LAYERS,)),
     (use_changes_the_prefix, "source_cache_unchanged", ()),
     (one_cache_for_all_passes, "batch_consistency", (GATHER,)),
-    (one_cache_for_all_passes, "left_alone", ()),
     (cache_of_an_earlier_prefix, "keep_all_absolute", ()),
     (prefix_without_effect, "nonzero_effect", ()),
     (swapped_samples, "left_alone", ()),

@@ -135,8 +135,8 @@ def test_full_disk(store: str, llama_folder: Path, undisturbed: dict[str, str], 
 
 
 @pytest.fixture
-def broken_off(store: str, llama_folder: Path) -> str:
-    """A run that was killed after its second unit."""
+def broken_off(store: str, llama_folder: Path, undisturbed: dict[str, str]) -> str:
+    """A run that was killed after its second unit. (Its model is certified already: that would write, too.)"""
     assert forked(lambda: run_phase2(config(llama_folder), "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
     return the_run()
 
