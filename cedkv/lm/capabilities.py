@@ -138,7 +138,7 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
 
 def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
     if getattr(config, "alibi", False) or config.model_type in ALIBI:
-        yield "positions", "they are ALiBi, a penalty by distance in the cache: kept tokens cannot be placed"
+        yield "positions", "its positions are ALiBi, a penalty by distance in the cache: kept tokens cannot be placed"
         return
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int) or length < 1:
@@ -147,7 +147,7 @@ def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
         return
     ropes = list(_ropes(config))
     if not ropes:
-        yield "positions", "they are neither rotary nor of another kind known here, so kept tokens cannot be placed"
+        yield "positions", "its positions are neither rotary nor of another kind known here, so kept tokens cannot be placed"
     for rope in ropes:
         kind = rope.get("rope_type")
         if kind not in ROPE_TYPES:
