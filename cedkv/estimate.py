@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from cedkv import arms, selectors
 from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
-from cedkv.eval_phase2 import Unit
+from cedkv.eval_phase2 import OFF_ALONE, Unit
 from cedkv.lm.scoring import Ids, shared_head
 from cedkv.plumbing import ROTATION_TOKENS
 from cedkv.samples.load import Samples
 from cedkv.selectors.common import candidates
-from cedkv.types import OnSample
+from cedkv.types import OffSample, OnSample
 
 
 def tokens(conditions: Sequence[Condition], units: Sequence[Unit], samples: Samples) -> int:
@@ -41,7 +41,9 @@ def _unit(conditions: Sequence[Condition], unit: Unit, samples: Samples) -> int:
     alone, under = _run([u.token_ids for u in off], 1), _run([u.student_ids for u in off], owners)
     randoms = {arms.random_key(c, t): c for c in configs for t in range(c.eval.n_random_trials)}
     random = sum(_prefill(c, on, "random_span") + _all(s.query_token_ids for s in on) for c in randoms.values())
-    gate_a = _gate_a(configs, [samples.on[i] for i in unit.on if i < configs[0].eval.gate_a_samples])
+    plumbed = [i for i in unit.on if i < configs[0].eval.gate_a_samples]
+    probed = [samples.off[j] for i in plumbed[:OFF_ALONE] for j in [j for j in unit.off if j % len(samples.on) == i][:1]]
+    gate_a = _gate_a(configs, [samples.on[i] for i in plumbed], probed)
     again = (configs[0].eval.repro_runs - 1) * (reading + select)
     base = _all(s.base_ids for s in on)
     return reading + base + alone + select + _drops(configs, on) + len(configs) * under + random + gate_a + again
@@ -63,9 +65,11 @@ def _kept_by(config: Phase2Config) -> tuple[str, ...]:
 
 
 def _prefill(config: Phase2Config, on: Sequence[OnSample], mode: str | None = None) -> int:
-    """Tokens of a batch's prefixes, at most; ``gather`` runs none."""
-    if config.prefix.kv_source == "gather":
-        return 0
+    """Tokens that are run for a batch's prefixes, at most; ``gather`` runs none."""
+    return 0 if config.prefix.kv_source == "gather" else _kept(config, on, mode)
+
+
+def _kept(config: Phase2Config, on: Sequence[OnSample], mode: str | None = None) -> int:
     if selectors.is_unbounded(mode or config.select.mode):
         return _all(s.demo_token_ids for s in on)
     room = config.select.span_budget * config.select.span_len + config.select.keep_sink
@@ -78,13 +82,18 @@ def _drops(configs: Sequence[Phase2Config], on: Sequence[OnSample]) -> int:
     return sum(len(s.query_token_ids) * len(candidates(s.token_kinds, c.select)) for c in asked.values() for s in on)
 
 
-def _gate_a(configs: Sequence[Phase2Config], on: Sequence[OnSample]) -> int:
-    """The checks of ``plumbing.py``: what conditions share, then each condition's own."""
-    queries = _all(s.query_token_ids for s in on)
-    shared = 2 * _all(s.teacher_ids for s in on)  # cached and uncached
-    shared += _all(s.demo_token_ids for s in on) + 2 * queries + _all(s.base_ids for s in on)  # all kept; null effect
+def _gate_a(configs: Sequence[Phase2Config], on: Sequence[OnSample], off: Sequence[OffSample]) -> int:
+    """The checks of ``plumbing.py`` and ``left_alone.py``: what conditions share, then each condition's own."""
+    if not on:
+        return 0
+    queries, bases = _all(s.query_token_ids for s in on), [s.base_ids for s in on]
+    shared = 2 * _all(s.teacher_ids for s in on)  # cached and alone
+    shared += _all(s.demo_token_ids for s in on) + 2 * queries  # all kept
+    shared += 2 * _all(bases) + min(map(len, bases))  # null effect, alone, arithmetic
     shared += 2 * sum(min(len(s.demo_token_ids), ROTATION_TOKENS) for s in on)
-    return shared + sum(4 * queries + _prefill(config, on) for config in configs)
+    some, prompts = on[: len(off)], _all(u.student_ids for u in off)
+    own = sum(4 * queries + _kept(config, on) + prompts + _prefill(config, some) for config in configs)
+    return shared + own + queries * sum(config.layer_scope.injection != "all" for config in configs)
 
 
 def duration(time: float) -> str:
