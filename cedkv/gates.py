@@ -19,7 +19,7 @@ from cedkv.types import Record
 
 Verdict = Literal["pass", "fail", "insufficient"]
 
-EQUAL_ON_PAPER = ("teacher_incremental", "padding_equivalence", "batch_consistency")
+EQUAL_ON_PAPER = ("teacher_incremental", "padding_equivalence", "batch_consistency", "left_alone", "off_alone")
 """Checks whose two sides are equal on paper: the largest KL among them is the numerical floor of this model and dtype."""
 
 LEAST_FLOOR = 1e-12
