@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -130,17 +131,31 @@ def execute(command: str, given: Given) -> None:
             entry = new(command, phase or "2", config, lists)
         resumed = given.resume is not None
         if command in COMPARISONS:
-            from cedkv.compare import run_comparison
+            with _importing():
+                from cedkv.compare import run_comparison
 
             verdicts = [r.results.verdicts for r in run_comparison(command, config, lists, entry, resumed=resumed)]
             passed = all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
         else:
-            from cedkv.driver import run_phase2
+            with _importing():
+                from cedkv.driver import run_phase2
 
             passed = all(run_phase2(config, phase or "2", entry, resumed=resumed).verdicts.values())
         if config.runtime.fail_on_gate and not passed:
             click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
             sys.exit(1)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports of torch, transformers and mlflow make a million objects that stay: looking for garbage among them, now and in
+    every later collection, costs seconds and finds none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _same(run_id: str, what: str, then: str, now: str) -> None:

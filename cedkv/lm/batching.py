@@ -17,6 +17,8 @@ TOKENS = {"cpu": 512, "mps": 8192, "cuda": 16_384}
 More is slower on a CPU (seen: a fifth from 400 to 1,600): activations beyond the allocator's largest block are mapped anew
 for every operation, and leave the processor's cache.
 """
+SLACK = 1.25
+"""A pass may be this much larger where that takes all the rest: a few rows of their own would cost nearly as much again."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,8 @@ class Batching:
         """How many of these rows, ascending by length, make the next pass."""
         if self.rows is not None:
             return self.rows
+        if len(lengths) * lengths[-1] <= SLACK * self.tokens:
+            return len(lengths)
         return max(1, sum((i + 1) * length <= self.tokens for i, length in enumerate(lengths)))
 
     def _back_off(self, rows: int, width: int, reason: str) -> None:

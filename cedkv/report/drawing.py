@@ -247,16 +247,14 @@ def to_svg(figure: Figure) -> str:
     The same figure always gives the same text.
     """
     with style(), io.StringIO() as file:
-        figure.draw_without_rendering()
-        for artist in figure.findobj():  # nothing reaches beyond its panel, so no clipping paths are needed
-            artist.set_clip_on(False)
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
         text = file.getvalue()
     name = re.sub(r"\W+", "-", str(figure.get_label())) or "figure"
     text = text[text.index("<svg") :]
     text = re.sub(r"<(metadata|style)\b.*?</\1>\s*|<!--.*?-->\s*|\sxmlns(:xlink)?=\"[^\"]*\"", "", text, flags=re.DOTALL)
-    text = re.sub(r"<defs>\s*</defs>\s*|<g id=\"patch_1\">\s*<path[^>]*fill: none[^>]*/>\s*</g>\s*", "", text)
+    text = re.sub(r"\sclip-path=\"[^\"]*\"|<clipPath\b.*?</clipPath>\s*", "", text, flags=re.DOTALL)  # nothing leaves its panel
+    text = re.sub(r"\s*<defs>\s*</defs>|<g id=\"patch_1\">\s*<path[^>]*fill: none[^>]*/>\s*</g>\s*", "", text)
     text = re.sub(r'(\bid="|xlink:href="#)', lambda m: f"{m[1].replace('xlink:', '')}{name}-", text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans, sans-serif)", text)
     text = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m[0]), text)  # a hundredth of a point is enough
