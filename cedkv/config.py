@@ -84,7 +84,7 @@ class RuntimeBlock(Block):
 class EvalBlock(Block):
     on_samples: Count = 64
     off_samples: Count = 128
-    repro_runs: Annotated[int, Field(ge=2, le=100)] = 3
+    repro_runs: Annotated[int, Field(ge=2, le=100)] = 2
     n_random_trials: Annotated[int, Field(ge=1, le=1000)] = 5
     decoding: Literal["greedy"] = "greedy"
     gate_a_samples: Count = 16

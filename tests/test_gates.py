@@ -130,7 +130,7 @@ def test_no_effect_fails_even_without_a_floor() -> None:
     ("wrong", "tolerance", "verdict"), [(0, 0.0, "pass"), (1, 0.25, "pass"), (1, 0.2, "fail"), (2, 0.25, "fail")]
 )
 def test_repetitions_agree_to_the_tolerance(wrong: int, tolerance: float, verdict: str) -> None:
-    config = resolve(None, [f"thresholds.repro_acc_tol={tolerance}"])
+    config = resolve(None, ["eval.repro_runs=3", f"thresholds.repro_acc_tol={tolerance}"])
     assert verdicts(good(), repeats=making.repeats(ON, 3, wrong), config=config)["repro_tolerance"] == verdict
 
 
