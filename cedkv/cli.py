@@ -16,73 +16,11 @@ from typing import Any, Literal
 import click
 
 from cedkv import __version__
+from cedkv.commands import GroupedCommand, MainCommand, configured, phase2_flags, short_options
 from cedkv.errors import CedkvError, ConfigError, shown, told, visible, without_secrets
-from cedkv.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
-
-PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
-"""The options that are also flags of the command line (``--phase2-model-id``); ``--set`` reaches every key."""
-
+from cedkv.options import COMPARISONS, DEFAULT_CONFIG
 
 TRUE = ("true", "1", "yes", "on")
-
-
-@contextmanager
-def _readable_usage() -> Iterator[None]:
-    """click repeats what it does not understand as it stands, however long."""
-    try:
-        yield
-    except click.UsageError as error:
-        message = told(error.format_message())
-        if len(message) > 400:
-            message = f"{message[:200]} [...] {message[-150:]}"
-        raise click.UsageError(message, error.ctx) from None
-
-
-class GroupedCommand(click.Command):
-    """A command whose help lists options in groups; an option's group is the part of its help before ``|``."""
-
-    def make_context(self, *given: Any, **more: Any) -> click.Context:
-        with _readable_usage():
-            return super().make_context(*given, **more)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _readable_usage():
-            return super().invoke(ctx)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record:
-                group, bar, text = record[1].partition("|")
-                groups.setdefault(group if bar else "Other", []).append((record[0], text if bar else record[1]))
-        for group, rows in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(rows)
-
-
-class MainCommand(GroupedCommand, click.Group):
-    """The program: without a subcommand it runs an evaluation."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_options(ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-
-def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """The options every command has: a file, any key, a run to go on with, and tracebacks."""
-    command = click.option(
-        "--debug", type=bool, is_flag=False, flag_value=True, default=False, metavar="true",
-        help="Running|Show the traceback of an error.",
-    )(command)  # fmt: skip
-    command = click.option(
-        "--resume", metavar="RUN_ID", help="Running|Go on with a run that was broken off, where it was: a folder in outputs/.",
-    )(command)  # fmt: skip
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE,...",
-        help="Configuration|Any configuration key: select.span_len=6,eval.off_samples=32. May be given again.",
-    )(command)  # fmt: skip
-    return click.option("--config", "path", metavar="FILE", help="Configuration|YAML file with a phase2 block.")(command)
 
 
 @dataclass(frozen=True)
@@ -196,13 +134,6 @@ def _told(debug: bool) -> Iterator[None]:
         sys.exit(3)
 
 
-def short_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The ``-P`` names, as options ``--select_mode``."""
-    for name, (key, text) in reversed(OPTIONS.items()):
-        command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
-    return command
-
-
 def not_default(path: str | None, resume: str | None) -> str | None:
     """The path, but for the one that MLproject gives by itself to a resumed run, which has a configuration already."""
     return None if resume is not None and path == DEFAULT_CONFIG else path
@@ -230,14 +161,6 @@ def _strict_only(value: str) -> None:
         )
 
 
-def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
-    for name in reversed(PHASE2_FLAGS):
-        key, text = OPTIONS[name]
-        flag = f"--phase2-{name.replace('_', '-')}"
-        command = click.option(flag, name, metavar="VALUE", help=f"Phase 2|{text} [{key}]")(command)
-    return command
-
-
 @click.group(
     cls=MainCommand, invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -247,7 +170,7 @@ def _phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     help="What to run|2 (default): all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
 )  # fmt: skip
 @configured
-@_phase2_flags
+@phase2_flags
 @click.option(
     "--phase2-strict-hf", "strict", is_flag=False, flag_value="true", default="true", metavar="true",
     help="Phase 2|Real weights or a clear error. Always on; switching it off is refused.",

@@ -6,7 +6,8 @@ from typing import Literal
 
 import click
 
-from cedkv.cli import Given, GroupedCommand, configured, execute, not_default, short_options
+from cedkv.cli import Given, execute, not_default
+from cedkv.commands import GroupedCommand, configured, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cedkv.cli import PHASE2_FLAGS
+from cedkv.commands import PHASE2_FLAGS
 from cedkv.config import KL_LIMIT, Phase2Config
 from cedkv.config_sources import leaf_keys, resolve
 from cedkv.entry import write_config
