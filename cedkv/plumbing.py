@@ -160,20 +160,31 @@ def batch_consistency(lm: LanguageModel, config: Phase2Config, given: PlumbingIn
 
 
 def rotation_equivariance(lm: LanguageModel, given: PlumbingInput) -> list[float]:
-    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens run at p and at p+d."""
-    rows = [sample.demo_token_ids[:ROTATION_TOKENS] for sample in given.samples]
-    by = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(map(len, rows)))
-    keys, _ = prefill(lm, rows, [range(len(row)) for row in rows], given.names)
-    moved, _ = prefill(lm, rows, [range(by, by + len(row)) for row in rows], given.names)
-    shift = torch.full(keys[0].shape[::2], by, device=lm.device)
-    worst = torch.zeros(len(rows), device=lm.device)
+    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens run at p and at p+d.
+
+    Each token runs alone, and so sees nothing but itself wherever it is: every layer gets the same input both times, and what
+    differs is what rotating differs by. (In company, deeper layers also differ by what rounding made of the scores before
+    them, which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the
+    pair's length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where
+    the model's angles are rounded as well; and where an attention sink takes its share of a token alone.)
+    """
+    counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in given.samples]
+    rows = [[token] for sample, n in zip(given.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
+    owners = np.repeat(np.arange(len(counts)), counts)
+    names = [given.names[owner] for owner in owners]
+    at = [p for n in counts for p in range(n)]
+    by = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
+    keys, _ = prefill(lm, rows, [[p] for p in at], names)
+    moved, _ = prefill(lm, rows, [[p + by] for p in at], names)
+    shift = torch.full((len(rows), 1), by, device=lm.device)
+    worst = [0.0] * len(counts)
     for key, expected, rotation in zip(keys, moved, lm.rotations or (), strict=True):
         difference = (rotate_keys(key, shift, rotation) - expected).float().abs()
-        for row, tokens in enumerate(rows):
-            at = slice(0, len(tokens))
-            off = difference[row, :, at].max() / expected[row, :, at].float().abs().max()
-            worst[row] = worst[row].maximum(off.to(worst.device))
-    return worst.tolist()
+        for sample in range(len(counts)):
+            its = torch.from_numpy(owners == sample).to(key.device)
+            off = difference[its].max() / expected[its].float().abs().max()
+            worst[sample] = float(np.maximum(worst[sample], float(off)))  # NaN stays NaN
+    return worst
 
 
 def source_cache_unchanged(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:

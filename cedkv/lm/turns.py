@@ -2,7 +2,8 @@
 
 Architectures differ in what they rotate (all of a key or a part, halves or neighbours, forwards or backwards, with other
 frequencies in some layers, or not at all), and a configuration does not say. So it is read off the model: the same tokens
-are run at two places, and each layer's keys at the one must be its keys at the other, turned in one of the known ways.
+are run at two places, and each layer's keys at the one must be its keys at the other, turned in one of the known ways. Each
+runs alone: in company, deeper layers would differ by what rounding makes of scores, which is no matter of rotation.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def find_rotations(model: Any, device: torch.device, reach: int, limit: float) -
     if shift < 1:
         return None
     vocabulary = model.config.get_text_config().vocab_size
-    ids = (5 + 7 * torch.arange(TOKENS, device=device)[None]) % vocabulary
+    ids = (5 + 7 * torch.arange(TOKENS, device=device)[:, None]) % vocabulary
     try:
         here, there = (_keys(model, ids, start) for start in (0, shift))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ModelError):
         return None  # a model that cannot run: the certificate says so, and why
-    turns = torch.full((1, TOKENS), shift, device=device)
+    turns = torch.full((TOKENS, 1), shift, device=device)
     found = []
     for key, moved in zip(here, there, strict=True):
         tried = [(relative_error(rotate_keys(key, turns, way), moved), way) for way in _ways(model, key.shape[-1])]
@@ -54,7 +55,8 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _keys(model: Any, ids: torch.Tensor, start: int) -> Layers:
-    positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+    """Keys, (T, H_kv, 1, D_h) a layer, of tokens that stand at ``start`` and after it."""
+    positions = torch.arange(start, start + len(ids), device=ids.device)[:, None]
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
     return read_cache(output.past_key_values)[0]
 
