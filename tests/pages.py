@@ -20,6 +20,8 @@ HOSTILE = (
 )  # fmt: skip
 SVG = '<svg viewBox="0 0 100 50" role="img" aria-label="a line"><path d="M0 50L100 0" stroke="currentColor"/></svg>'
 ARMS = ("base", "teacher", "select")
+HERE = {"holds": "pass", "does not hold": "fail", "not resolved": "insufficient", "not refuted": "insufficient"}
+"""What is said of a known relation, and the badge it is said in."""
 Run = tuple[Phase2Config, Records, Results]
 
 
@@ -61,7 +63,7 @@ def compared(run: Run) -> str:
         {**pair, "low": None, "high": None, "p": None, "p_holm": None, "verdict": "too few", "n_needed": None},
     ]
     asked = [{"question": "Which?", "answer": "<None>"}]
-    known = [{"relation": f"<relation {holds}>", "holds": holds, "figures": "0 < 1"} for holds in (True, False, None)]
+    known = [{"relation": f"<relation {here}>", "here": here, "figures": "0 < 1"} for here in HERE]
     same = {"left": "first", "right": "<teacher>", "quantity": "KL", "n": 12, "largest": None, "floor": 1e-9, "limit": 1e-4}
     equal = [{**same, "verdict": "insufficient"}, {**same, "largest": 0.5, "verdict": "fail"}]
     return comparison_page("grid <1>", conditions, pairs, asked, known, equal, {}, hostile)

@@ -164,9 +164,9 @@ def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
 
 
 def test_notes_on_the_console_are_what_must_not_be_missed() -> None:
-    fine: list[dict[str, Any]] = [{"holds": True}, {"holds": None}, {"verdict": "pass"}]
-    assert [remark(row) for row in fine] == [None] * 3
-    broken = {"relation": "a > b", "holds": False, "figures": "1 against 2"}
+    fine: list[dict[str, Any]] = [{"here": "holds"}, {"here": "not resolved"}, {"here": "not refuted"}, {"verdict": "pass"}]
+    assert [remark(row) for row in fine] == [None] * 4
+    broken = {"relation": "a > b", "here": "does not hold", "figures": "1 against 2"}
     assert remark(broken) == "note     does not hold here: a > b (1 against 2)"
     unequal = {"left": "a", "right": "b", "quantity": "KL", "largest": 0.1, "verdict": "fail"}
     assert remark(unequal) == "note     not equal: a and b, KL 0.1"

@@ -85,7 +85,7 @@ def comparison_page(
         comparisons: paired comparisons with left, right, quantity, n, difference, low, high, and where known p, p_holm,
             verdict, n_needed.
         questions: what was asked, with its answer in words.
-        relations: known ones: relation, holds (None is undecided), figures.
+        relations: known ones: relation, here (a word of ``questions.relations``), figures.
         equal: what must come out the same: left, right, quantity, largest, limit, floor, verdict.
         figures: caption -> SVG of our own making; it goes into the page as it is.
         token_text: a token's text, leading space included.

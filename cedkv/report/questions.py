@@ -42,18 +42,20 @@ SURE = (
 
 
 def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
-    """Relations known from earlier work, as far as the grid has their conditions: {relation, holds, figures}.
+    """Relations known from earlier work, as far as the grid has their conditions: {relation, here, figures}.
 
-    ``holds``: a relation that says *more* holds where the interval of the difference lies on its side of 0, does not where
-    it lies on the other side, and is None (undecided) in between. One that says *no better* or *at least as many* is
-    refuted by an interval beyond 0 and stands otherwise.
+    ``here``: a relation ``holds`` where the interval of the difference lies on its side of 0, and ``does not hold`` where it
+    lies on the other side. In between, one that says *more* or *farther* is ``not resolved``, and one that says *no better*
+    or *at least as many* is ``not refuted``, which few samples can make of anything. Without an interval all are ``not
+    resolved``.
     """
     chosen, found = distinct(results), []
     modes = {setting(c, MODE): c for c in reversed(chosen)}  # of several, the first
     attention, wrong, oracle = (modes.get(name) for name in ("attention_diversity_span", "wrong_demo", "oracle_span"))
 
-    def add(relation: str, text: str, holds: bool | None, n: int) -> None:
-        found.append({"relation": relation, "holds": holds, "figures": f"{text}, n = {n}"})
+    def add(relation: str, text: str, shown: bool | None, n: int, between: str = "not resolved") -> None:
+        here = {True: "holds", False: "does not hold", None: between}[shown]
+        found.append({"relation": relation, "here": here, "figures": f"{text}, n = {n}"})
 
     n = len(chosen[0].records.on) if chosen else 0
     if attention and any(record["correct_random"] for record in attention.records.on):
@@ -72,11 +74,12 @@ def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
             if first.records.off:
                 add(relation, f"KL on OFF prompts {text}", more(low, high), len(first.records.off))
     if wrong:
-        text, low, _ = contrast(wrong, wrong, "accuracy", arm="base")
-        add("the prefix of another episode is no better than base", f"accuracy {text}", None if low is None else low <= 0, n)
+        text, low, high = contrast(wrong, wrong, "accuracy", arm="base")
+        relation = "the prefix of another episode is no better than base"
+        add(relation, f"accuracy {text}", _less(low, high), n, _unrefuted(low))
     if oracle and attention:
-        text, _, high = contrast(oracle, attention, "accuracy")
-        add("the oracle answers at least as many as attention", f"accuracy {text}", None if high is None else high >= 0, n)
+        text, low, high = contrast(oracle, attention, "accuracy")
+        add("the oracle answers at least as many as attention", f"accuracy {text}", more(low, high), n, _unrefuted(low))
     return found
 
 
@@ -125,6 +128,11 @@ def _less(low: float | None, high: float | None) -> bool | None:
     """Whether a difference is below 0; None as in ``more``."""
     above = more(low, high)
     return None if above is None else not above
+
+
+def _unrefuted(low: float | None) -> str:
+    """What *no better* is where the interval does not decide, if there is one."""
+    return "not resolved" if low is None else "not refuted"
 
 
 def level(condition: ConditionResult, quantity: str) -> str:

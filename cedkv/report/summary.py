@@ -102,8 +102,8 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
 
 
 def _relations(relations: Sequence[dict[str, Any]]) -> Section:
-    words = {True: "holds", False: "**does not hold**", None: "not resolved"}
-    rows = [(row["relation"], words[row["holds"]], row["figures"]) for row in relations]
+    emphasis = {"does not hold": "**does not hold**"}
+    rows = [(row["relation"], emphasis.get(row["here"], row["here"]), row["figures"]) for row in relations]
     return ["## Known relations", "", *_table(("relation", "here", "figures"), rows), ""] if rows else []
 
 

@@ -114,7 +114,7 @@ def aligned(table: pd.DataFrame) -> str:
 
 def remark(row: Mapping[str, Any]) -> str | None:
     """What a reader of the console must not miss: a known relation that does not hold, an equality that is broken."""
-    if row.get("holds", True) is False:
+    if row.get("here") == "does not hold":
         return f"note     does not hold here: {row['relation']} ({row['figures']})"
     if row.get("verdict", "pass") != "pass":
         return f"note     not equal: {row['left']} and {row['right']}, {row['quantity']} {number(row['largest'])}"
