@@ -24,7 +24,7 @@ from cedkv.eval_phase2 import evaluations, plan_samples
 from cedkv.lm import smollm2
 from cedkv.samples.load import Samples
 
-PAIRS, SAMPLES = 3, 16
+PAIRS, SAMPLES = 3, 32
 TARGETS = {"prefill": ">= 5", "gather": ">= 10"}
 WANTED = ("kvpress==0.5.5", "transformers<5.3")
 

@@ -22,7 +22,7 @@ from cedkv.lm.source import LanguageModel
 from cedkv.samples.load import Samples
 from cedkv.types import Record
 
-PAIRS, SAMPLES = 5, 16
+PAIRS, SAMPLES = 3, 32
 BUDGETS = (256, 384, 512, 768, 1024, 2048)
 """Tokens of a call, among which the best is looked for."""
 
