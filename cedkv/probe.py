@@ -6,6 +6,7 @@ anyone gets who loads the model and calls it. Gate A's measurements run on the s
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from cedkv.config import Phase2Config
 from cedkv.digest import generator
@@ -31,6 +34,8 @@ from cedkv.types import OnEpisode, OnSample
 
 DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
 """Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
+WEIGHING = "cedkv-weighing"
+"""Name of the eager implementation that tells the weights it gives to values."""
 LEAST_REACH = 16
 """Tokens without which a model cannot be probed."""
 
@@ -77,11 +82,23 @@ def probe_samples(lm: LanguageModel) -> list[OnSample]:
     return samples
 
 
+def _weighing(module: Any, query: Any, key: torch.Tensor, value: Any, mask: Any, **more: Any) -> tuple[Any, torch.Tensor]:
+    """The model's own eager attention, and the weight each value has in it, (B, H_q, T_q, T): what comes out where the values
+    are unit vectors. The map it returns itself may be another (Granite SWA's lacks the sink's share)."""
+    eager = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]  # by that name in every model
+    units = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
+    return eager(module, query, key, value, mask, **more)[0], eager(module, query, key, units, mask, **more)[0].transpose(1, 2)
+
+
+AttentionInterface.register(WEIGHING, _weighing)
+AttentionMaskInterface.register(WEIGHING, eager_mask)
+
+
 @contextmanager
-def left_alone(model: Any) -> Iterator[None]:
+def left_alone(model: Any, implementation: str = "eager") -> Iterator[None]:
     """The model as transformers gives it: eager attention, torch's own matrix products."""
     with linear.plain(model):
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(implementation)
         try:
             yield
         finally:
@@ -125,6 +142,7 @@ def probe(lm: LanguageModel) -> Probed:
             "select": (select, _plainly(lm, short)),
         }
         floor = _batched_alone(lm, [s.teacher_ids for s in samples])
+    with left_alone(lm.model, WEIGHING):
         figures["attention_rows"] = _rows(lm, samples, reading, layers)
     figures["left_alone"] = max(float(kl(ours, its).max()) for ours, its in alone.values())
     figures["slots_have_no_place"] = _gaps(lm, samples, kept, reading)
@@ -157,7 +175,7 @@ def _batched_alone(lm: LanguageModel, rows: Sequence[Ids]) -> float:
 
 
 def _rows(lm: LanguageModel, samples: Sequence[OnSample], reading: TeacherReading, layers: frozenset[int]) -> float:
-    """Largest absolute difference, over layers, of the attention read and the eager implementation's, mean over heads."""
+    """Largest absolute difference, over layers, of the attention read and what eager gives to values, mean over heads."""
     worst = 0.0
     for row, sample in enumerate(samples):
         maps = lm.model(torch.tensor([list(sample.teacher_ids)], device=lm.device), output_attentions=True).attentions

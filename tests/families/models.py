@@ -82,6 +82,7 @@ FAMILIES = (
     Family("ERNIE 4.5", "ernie4_5", GROUPED),
     Family("Helium", "helium", GROUPED),
     Family("Granite", "granite", {"num_key_value_heads": 2}),
+    Family("Granite SWA", "granite_swa", {"num_key_value_heads": 2} | WINDOW | ALTERNATE),
     Family("OLMo 2", "olmo2", {"num_key_value_heads": 2}),
     Family("OLMo 3", "olmo3", {"num_key_value_heads": 2} | WINDOW | ALTERNATE),
     Family("StarCoder2", "starcoder2", {"num_key_value_heads": 2}),
