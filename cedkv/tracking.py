@@ -13,8 +13,8 @@ import os
 import queue
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -117,7 +117,8 @@ class Mlflow:
                     name: without_secrets(value)
                     for name, value in resolve_tags({ORIGIN: entry.origin, **entry.tags, **above}).items()
                 }
-                made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
+                with _one_attempt(self.patience):
+                    made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
                 entry.mlflow_run_id, entry.experiment, entry.known = made.info.run_id, experiment, True
                 return
         run_id = entry.mlflow_run_id
@@ -242,6 +243,23 @@ def _set_http(patience: int) -> None:
         full = f"MLFLOW_HTTP_REQUEST_{name}"
         if full not in os.environ or os.environ[full] == _http.get(full):
             os.environ[full] = _http[full] = str(value)
+
+
+@contextmanager
+def _one_attempt(patience: int) -> Iterator[None]:
+    """For what must not be asked for twice: a server that is slow, not dead, makes a run for every attempt. An answer that is
+    lost is no harm, because a run is found again by its origin."""
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(patience)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def describe_datasets(sources: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:

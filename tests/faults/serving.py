@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -66,17 +66,27 @@ class Server:
             return False
 
 
-@contextmanager
-def refusing(status: int) -> Iterator[str]:
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def refusing(status: int) -> AbstractContextManager[str]:
     """A server that answers everything with one status."""
+    return answering(lambda _: (status, {}, b"no"))
+
+
+@contextmanager
+def answering(answer: Callable[[str], Answer]) -> Iterator[str]:
+    """A server whose answers (status, headers, body) are made up from the path of what is asked; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, headers, body = answer(self.path)
             self.send_response(status)
-            self.send_header("Content-Length", "2")
+            for header in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(*header)
             self.end_headers()
-            self.wfile.write(b"no")
+            self.wfile.write(body)
 
         do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815
 

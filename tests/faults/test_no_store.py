@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from cedkv.job import sync
 from cedkv.tracking import Mlflow
 from tests import tiny
 from tests.faults.crashing import run_of_nothing as run
+from tests.faults.serving import Answer, answering
 from tests.test_tracking import n_runs
 
 
@@ -102,6 +104,33 @@ def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, 
     assert time.monotonic() - since < 2
     assert tracker.fault is not None
     assert "no answer within 0.3 s (runtime.mlflow_timeout)" in tracker.fault
+
+
+def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower than MLflow's client waits for an answer (a quarter of the patience): it would ask for a second and a third run,
+    and those would be RUNNING for ever."""
+    made = {"run": {"info": {"run_id": "a", "run_uuid": "a", "experiment_id": "1"}, "data": {}}}
+    experiment = {"experiment": {"experiment_id": "1", "name": "cedkv", "lifecycle_stage": "active"}}
+    asked = []
+
+    def answer(path: str) -> Answer:
+        asked.append(path.rsplit("/", 1)[-1])
+        if asked[-1] == "create":
+            time.sleep(2)
+        body = experiment if "get-by-name" in path else made if asked[-1] == "create" else {}
+        return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+    monkeypatch.setattr("cedkv.tracking._http", {})
+    for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    with answering(answer) as uri:
+        mlflow.set_tracking_uri(uri)
+        tracker, entry = Mlflow(4), Entry("phase2", "2", "n")
+        tracker.start(entry)
+        time.sleep(1)
+    assert asked.count("create") == 1
+    assert (tracker.fault, entry.run_id) == (None, "a")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
 
 
 def test_http_settings_follow_the_patience_and_the_users_stay(monkeypatch: pytest.MonkeyPatch) -> None:
