@@ -1,5 +1,6 @@
 """``python -m cedkv``."""
 
 from cedkv.cli import main
+from cedkv.commands import program
 
-main(prog_name="python -m cedkv")
+program(main, "python -m cedkv")

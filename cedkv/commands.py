@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cedkv import streams
 from cedkv.errors import told
 from cedkv.options import OPTIONS
 
@@ -56,6 +57,12 @@ class MainCommand(GroupedCommand, click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+def program(command: click.Command, name: str) -> None:
+    """Run a command as the program this process is."""
+    streams.secure()
+    command(prog_name=name)
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

@@ -154,9 +154,9 @@ def load(folder: Path) -> Entry:
         why = f"{'.'.join(map(str, first['loc'])) or 'its text'}: {first['msg']}"
         raise ConfigError(f"{shown(str(path), 200)} cannot be read: {why}; it was damaged or edited") from None
     except ValueError as error:
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, False for a name no file can have
             raise ConfigError(f"{shown(str(path), 200)} cannot be read: {error}; it was damaged or edited") from None
-        there = "has no run.json: its run ended before anything was stored" if folder.is_dir() else "is not there"
+        there = "has no run.json: its run ended before anything was stored" if os.path.isdir(folder) else "is not there"
         raise ConfigError(
             f"{shown(str(folder), 200)} {there}, so there is nothing to go on with; start a new run, or check run id and "
             "folder (runs are looked for in outputs/ of the folder you are in)"

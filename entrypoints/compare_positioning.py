@@ -1,8 +1,9 @@
 """``mlflow run . -e compare_positioning``: every ``-P name=value`` arrives here as ``--name value``."""
 
 from cedkv.cli import comparison_command
+from cedkv.commands import program
 
 main = comparison_command("compare_positioning")
 
 if __name__ == "__main__":
-    main(prog_name="compare_positioning")
+    program(main, "compare_positioning")

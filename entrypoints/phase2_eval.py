@@ -7,7 +7,7 @@ from typing import Literal
 import click
 
 from cedkv.cli import Given, execute, not_default
-from cedkv.commands import GroupedCommand, configured, short_options
+from cedkv.commands import GroupedCommand, configured, program, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
@@ -27,4 +27,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(prog_name="phase2_eval")
+    program(main, "phase2_eval")
