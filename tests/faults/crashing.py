@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
+
 from cedkv.config import Phase2Config
 from cedkv.driver import run_phase2
 from cedkv.entry import find, new
@@ -31,11 +33,17 @@ def config(model: Path, *overrides: str) -> Phase2Config:
 @contextmanager
 def run_of_nothing(its: Phase2Config | None = None, name: str = "n") -> Iterator[Job]:
     """A run without a model."""
-    its = its or tiny.config("x", "runtime.mlflow_timeout=4")
+    its = its or tiny.config("x")
     entry = new("phase2", "2", its, {})
     entry.name = name
     with running(its, entry, {"gateA": "pending"}, resumed=False) as job:
         yield job
+
+
+def impatient(job: Job) -> int:
+    """Wait for MLflow no longer than these seconds from here on: what works takes long enough on a loaded machine."""
+    job._tracker.patience = 4
+    return 4
 
 
 def forked(work: Callable[[], Any], plant: Plant = lambda: None) -> int:
@@ -108,3 +116,13 @@ def _timeless(text: str, run_id: str) -> str:
 def metrics_lines(run_id: str) -> list[dict[str, Any]]:
     """``metrics.jsonl``, line by line."""
     return [json.loads(line) for line in (OUTPUTS / run_id / "metrics.jsonl").read_text().splitlines()]
+
+
+def finishes_the_same(run_id: str, model: Path, undisturbed: dict[str, str]) -> None:
+    """Go on with a run: it comes out like an undisturbed one, in its folder and in MLflow."""
+    assert forked(resume(run_id, config(model))) == 0
+    assert left_by(run_id) == undisturbed
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["phase2"] in ("pass", "fail")
+    assert {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)} >= {"report.html", "phase2_on_samples.json"}

@@ -22,32 +22,18 @@ from cedkv.entry import find
 from cedkv.errors import BrokenOff, ConfigError, DataError
 from cedkv.journal import Journal
 from tests import tiny
-from tests.faults.crashing import OUTPUTS, config, forked, killed_at, left_by, metrics_lines, resume, the_run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run leaves that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
-            patch.setattr("cedkv.job.Job.fault", None)
-            run_phase2(config(llama_folder), "2")
-        return left_by(the_run())
-    finally:
-        os.chdir(before)
-
-
-def finishes_the_same(run_id: str, model: Path, undisturbed: dict[str, str]) -> None:
-    assert forked(resume(run_id, config(model))) == 0
-    assert left_by(run_id) == undisturbed
-    run = mlflow.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["phase2"] in ("pass", "fail")
-    assert {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)} >= {"report.html", "phase2_on_samples.json"}
+from tests.faults.crashing import (
+    OUTPUTS,
+    config,
+    finishes_the_same,
+    forked,
+    killed_at,
+    left_by,
+    metrics_lines,
+    resume,
+    run_of_nothing,
+    the_run,
+)
 
 
 @pytest.mark.parametrize("count", [4, 8, 15, 18, 27, 33])
@@ -256,3 +242,33 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folde
         assert {child.info.status for child in children} == {"FINISHED"} == {mlflow.get_run(entry.run_id).info.status}
     with pytest.raises(ConfigError, match=f"is a condition of comparison {entry.run_id}"):
         find(next(iter(entry.children.values())))
+
+
+def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
+    """The signal comes when MLflow has the run and this process does not know it yet: what a resume needs is on disk, and the
+    run is not left RUNNING, nor made twice."""
+    from cedkv.cli import _end_on_signals
+
+    def signalled() -> None:
+        _end_on_signals()
+        real = mlflow.MlflowClient.create_run
+
+        def create_run(*given: Any) -> Any:
+            made = real(*given)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+            return made
+
+        mlflow.MlflowClient.create_run = create_run  # type: ignore[method-assign]
+
+    def work() -> None:
+        with run_of_nothing(name="being made"):
+            pass
+
+    assert forked(work, signalled) == 143
+    entry = entries.load(OUTPUTS / the_run())
+    assert entry.status == "KILLED"
+    found = mlflow.search_runs(
+        experiment_names=["cedkv"], filter_string=f"tags.`cedkv.origin` = '{entry.origin}'", output_format="list"
+    )
+    assert [(run.info.run_id, run.info.status) for run in found] == [(entry.mlflow_run_id, "KILLED")]

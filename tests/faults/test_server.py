@@ -22,11 +22,13 @@ from cedkv.errors import TrackingError
 from cedkv.job import Job, save_table, sync
 from cedkv.tracking import describe_datasets
 from tests import tiny
-from tests.faults.crashing import forked, run_of_nothing
+from tests.faults.crashing import forked, impatient, run_of_nothing
 from tests.faults.serving import Server, free_port, refusing
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None
+SLACK = 10
+"""Seconds that a loaded machine may take on top of what is waited for; a wait without a limit is one of minutes."""
 SAMPLES = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
 
 
@@ -116,16 +118,16 @@ def test_server_that_dies_under_a_run_and_comes_back(server: Server, uri: str) -
     with pytest.raises(TrackingError, match=r"the results are safe in outputs/.*\n.*cedkv sync"), run_of_nothing() as job:  # noqa: PT012
         fill(job)
         server.kill()
-        since = time.monotonic()
+        since, patience = time.monotonic(), impatient(job)
         job.push()
         job.finish(job.entry)
-        assert time.monotonic() - since < 2 * 4.5
+        assert time.monotonic() - since < 2 * patience + SLACK
     with pytest.raises(TrackingError, match="safe"):
         sync(job.folder, 4, lambda _: None)
     server.start()
     assert mlflow.get_run(job.entry.run_id).info.status == "RUNNING"
     for _ in range(2):
-        sync(job.folder, 20, lambda _: None)
+        sync(job.folder, 60, lambda _: None)
         is_whole(job.entry.run_id)
 
 
@@ -138,7 +140,7 @@ def test_server_that_dies_between_two_calls_of_logging(server: Server, uri: str)
         job.finish(job.entry)
     server.start()
     assert mlflow.get_run(job.entry.run_id).data.metrics == {"gain": 0.5}
-    sync(job.folder, 20, lambda _: None)
+    sync(job.folder, 60, lambda _: None)
     is_whole(job.entry.run_id)
 
 
@@ -148,15 +150,15 @@ def test_server_that_freezes(server: Server, uri: str) -> None:
         fill(job)
         server.signal(signal.SIGSTOP)
         try:
-            since = time.monotonic()
+            since, patience = time.monotonic(), impatient(job)
             for _ in range(5):
                 job.push()
-            assert time.monotonic() - since < 4.5
+            assert time.monotonic() - since < patience + SLACK
             job.finish(job.entry)
-            assert time.monotonic() - since < 2 * 4.5
+            assert time.monotonic() - since < 2 * patience + SLACK
         finally:
             server.signal(signal.SIGCONT)
-    sync(job.folder, 20, lambda _: None)
+    sync(job.folder, 60, lambda _: None)
     is_whole(job.entry.run_id)
 
 
@@ -196,11 +198,11 @@ def test_server_that_says_no(store: str, status: int, capsys: pytest.CaptureFixt
     """Broken inside, or refusing us: the run goes on, one warning says what was answered."""
     with refusing(status) as uri:
         mlflow.set_tracking_uri(uri)
-        since = time.monotonic()
-        with pytest.raises(TrackingError, match="the results are safe"), run_of_nothing() as job:  # noqa: PT012
+        since, its = time.monotonic(), tiny.config("x", "runtime.mlflow_timeout=16")
+        with pytest.raises(TrackingError, match="the results are safe"), run_of_nothing(its) as job:  # noqa: PT012
             fill(job)
             job.finish(job.entry)
-        assert time.monotonic() - since < 2 * 4.5
+        assert time.monotonic() - since < 2 * 16 + SLACK
     told = capsys.readouterr().err
     assert told.count("warning:") == 1
     assert str(status) in told

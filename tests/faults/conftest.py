@@ -1,0 +1,27 @@
+"""What a run leaves that nothing happened to: what every broken one is compared with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cedkv.driver import run_phase2
+from tests.faults.crashing import config, left_by, the_run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of an undisturbed run, as text."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
+            patch.setattr("cedkv.job.Job.fault", None)
+            run_phase2(config(llama_folder), "2")
+        return left_by(the_run())
+    finally:
+        os.chdir(before)

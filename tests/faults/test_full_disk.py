@@ -1,0 +1,97 @@
+"""Disks that are really full: small file systems in memory, which the system lets root mount (elsewhere: skipped)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from cedkv import entry as entries
+from cedkv.cli import Given, execute
+from cedkv.config_sources import to_yaml
+from cedkv.job import sync
+from tests.faults.crashing import OUTPUTS, config, finishes_the_same, forked, the_run
+
+
+class Disk:
+    """A file system of so many KB."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def mount(self, size: int) -> None:
+        self.folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", self.folder], check=True)
+
+    def grow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=64m", self.folder], check=True)
+
+    def fill(self) -> None:
+        """Use up what is left."""
+        with (self.folder / "filling").open("wb", buffering=0) as file:
+            try:
+                while file.write(b"\0" * 4096):
+                    pass
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path / "disk")
+    probe = Disk(tmp_path / "probe")
+    try:
+        probe.mount(64)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a file system")
+    subprocess.run(["umount", probe.folder], check=True)
+    yield made
+    subprocess.run(["umount", "-l", made.folder], check=False)
+
+
+def run_program(model: Path) -> int:
+    """A run as the command line starts it; its exit code."""
+    Path("c.yaml").write_text(to_yaml(config(model)))
+    return forked(lambda: execute("phase2", Given("c.yaml", [], {})))
+
+
+@pytest.mark.parametrize("size", [8, 24, 60, 120, 220, 320])
+def test_outputs_on_a_disk_that_gets_full(
+    store: str, disk: Disk, llama_folder: Path, undisturbed: dict[str, str], size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it happens (the first file, a unit, the tables, the page): exit code 3, one error, and with more room the
+    run comes out the same."""
+    disk.mount(size)
+    OUTPUTS.symlink_to(disk.folder)
+    assert run_program(llama_folder) == 3
+    told = capfd.readouterr().err
+    assert told.count("No space left on device") == 1
+    run_id = the_run()
+    assert f"--resume {run_id}" in told
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+    disk.grow()
+    finishes_the_same(run_id, llama_folder, undisturbed)
+
+
+def test_store_on_a_full_disk(
+    store: str, disk: Disk, llama_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is done, with exit code 4; with more room ``sync`` logs it."""
+    disk.mount(4096)
+    uri = f"sqlite:///{disk.folder}/mlflow.db"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("cedkv", artifact_location=(disk.folder / "artifacts").as_uri())
+    disk.fill()
+    assert run_program(llama_folder) == 4
+    told = capfd.readouterr().err
+    assert told.count("warning:") == 1
+    disk.grow()
+    run_id = the_run()
+    sync(OUTPUTS / run_id, 60, lambda _: None)
+    run = mlflow.get_run(str(entries.load(OUTPUTS / run_id).mlflow_run_id))
+    assert run.info.status == "FINISHED"
