@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -117,6 +118,7 @@ def new(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str 
     Raises:
         ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
         DataError: a file of samples cannot be used; nothing was made for the run then.
+        BrokenOff: its folder cannot be written.
     """
     check_files(config)
     entry = Entry(command, phase, lists=dict(lists))
@@ -129,9 +131,33 @@ def new(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str 
                 f"{entry.folder} holds a run already: resume={given} goes on with it; for a new run leave MLFLOW_RUN_ID and "
                 "--run-id out"
             )
-        with locked(entry.folder):
+        with storing(entry), locked(entry.folder):
             entry.begin(config)
     return entry
+
+
+def require_outputs() -> None:
+    """Raises BrokenOff, before a run is made that would have no place, when ``outputs/`` cannot be written."""
+    try:
+        OUTPUTS.mkdir(exist_ok=True)
+        with TemporaryFile(dir=OUTPUTS) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise BrokenOff(f"{OUTPUTS.absolute()} cannot be written: {error}; free space, or go to a folder of your own") from None
+
+
+@contextmanager
+def storing(entry: Entry) -> Iterator[None]:
+    """What is done in here writes to the run's folder. Raises BrokenOff: it cannot; the message says what is left."""
+    try:
+        yield
+    except OSError as error:
+        then = (
+            f"Finished units are safe in it; free space, then go on with --resume {entry.run_id}"
+            if (entry.folder / NAME).exists()
+            else "Nothing was done yet; free space, then start again"
+        )
+        raise BrokenOff(f"{shown(str(entry.folder), 200)} cannot be written: {error}. {then}") from error
 
 
 def now() -> int:
@@ -179,9 +205,14 @@ def find(run_id: str) -> Entry:
 
 def checked(run_id: str, name: str) -> str:
     """The text, if it is a run id and no path. Raises ConfigError."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise ConfigError(f"{name} = {shown(run_id)} is no run id; give the name of a folder in outputs/, like 8da8f583e4b1...")
     return run_id
+
+
+def is_run_id(text: str) -> bool:
+    """No path, and nothing that a shell or a page would read as more than a name."""
+    return _RUN_ID.fullmatch(text) is not None
 
 
 def refuse_other_config(entry: Entry, config: Phase2Config) -> None:

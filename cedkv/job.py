@@ -17,8 +17,8 @@ import pandas as pd
 
 from cedkv import entry as entries
 from cedkv.config import Phase2Config
-from cedkv.entry import TABLES, Entry, locked, refuse_other_config
-from cedkv.errors import BrokenOff, CedkvError, ConfigError, TrackingError
+from cedkv.entry import TABLES, Entry, locked, refuse_other_config, require_outputs, storing
+from cedkv.errors import CedkvError, ConfigError, TrackingError
 from cedkv.journal import NAME, Journal
 from cedkv.tracking import Mlflow
 
@@ -142,21 +142,18 @@ def running(config: Phase2Config, entry: Entry, tags: Mapping[str, str], resumed
     job = Job(config, entry, Mlflow(config.runtime.mlflow_timeout), tags, resumed)
     if resumed:
         refuse_other_config(entry, config)
-    try:
-        with ExitStack() as held:
-            try:
+    else:
+        require_outputs()
+    with ExitStack() as held:
+        try:
+            with storing(entry):
                 job.start(held)
                 yield job
-            except BaseException as error:
-                job.fail(error)
-                raise
-            finally:
-                job.close()
-    except OSError as error:
-        raise BrokenOff(
-            f"{entry.folder} cannot be written: {error}. Finished units are safe in it; free space, then go on with --resume "
-            f"{entry.run_id}"
-        ) from error
+        except BaseException as error:
+            job.fail(error)
+            raise
+        finally:
+            job.close()
     if job.fault is not None:
         raise TrackingError(
             f"the results are safe in {entry.folder}, but not (all) of them are logged: {job.fault}\n"

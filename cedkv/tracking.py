@@ -31,7 +31,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from cedkv import entry as entries
 from cedkv import journal
 from cedkv.entry import NOTE, TABLES, Entry, now
-from cedkv.errors import ConfigError, told, without_secrets
+from cedkv.errors import ConfigError, shown, told, without_secrets
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
@@ -110,7 +110,7 @@ class Mlflow:
             wanted = f"tags.`{ORIGIN}` = '{entry.origin}'"
             found = self._ask(lambda client: client.search_runs([experiment], wanted, max_results=1))
             if found:
-                entry.mlflow_run_id = found[0].info.run_id
+                entry.mlflow_run_id = _run_id(found[0])
             else:
                 above = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
                 tags = {
@@ -119,7 +119,7 @@ class Mlflow:
                 }
                 with _one_attempt(self.patience):
                     made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
-                entry.mlflow_run_id, entry.experiment, entry.known = made.info.run_id, experiment, True
+                entry.mlflow_run_id, entry.experiment, entry.known = _run_id(made), experiment, True
                 return
         run_id = entry.mlflow_run_id
         try:
@@ -306,6 +306,14 @@ def _experiment(client: Any, name: str) -> str:
                 raise
             found = client.get_experiment_by_name(name)
     return str(found.experiment_id)
+
+
+def _run_id(run: Any) -> str:
+    """A run's id, which names its folder: not one that a broken or hostile server makes a path of. Raises ValueError."""
+    found = str(run.info.run_id)
+    if not entries.is_run_id(found):
+        raise ValueError(f"{shown(found)} was answered as the id of a run")
+    return found
 
 
 def _input(description: Mapping[str, str]) -> DatasetInput:

@@ -32,6 +32,8 @@ def names(command: click.Command) -> set[str]:
 def _sigterm() -> Iterator[None]:
     """Running a command installs handlers; the tests' own process gets its old ones back."""
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for each in before:
+        signal.signal(each, signal.SIG_DFL)  # under nohup some are ignored, and that would be respected
     yield
     for each, handler in before.items():
         signal.signal(each, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def code_digest(folder: Path) -> str:
 
 def local_folder(model: ModelBlock) -> Path | None:
     """The folder that ``model.id`` names; None for a hub id."""
-    folder = Path(model.id).expanduser()
+    folder = Path(os.path.expanduser(model.id))
     return folder if folder.is_dir() else None
 
 

