@@ -230,7 +230,7 @@ def sync_command(folder: str, timeout: int, debug: bool) -> None:
     with _told(debug):
         from cedkv.job import sync
 
-        sync(Path(folder), timeout, click.echo)
+        sync(Path(os.path.abspath(folder)), timeout, click.echo)  # of "." too: the folder's name is the run's
 
 
 @main.command("certify", cls=GroupedCommand)

@@ -13,7 +13,9 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 
+from cedkv import cli
 from cedkv import entry as entries
 from cedkv.entry import Entry
 from cedkv.errors import BrokenOff, TrackingError
@@ -72,6 +74,14 @@ def test_a_local_run_is_logged_later_as_one_run(store: str, refused_at_once: Non
     logged = mlflow.get_run(str(entries.load(job.folder).mlflow_run_id))
     assert (logged.info.status, logged.data.metrics, logged.data.tags["gateA"]) == ("FINISHED", {"gain": 0.5}, "pass")
     assert logged.info.start_time == job.entry.start_time
+
+
+def test_sync_in_the_folder_of_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run() as job:
+        job.finish(job.entry)
+    monkeypatch.chdir(job.folder)
+    done = CliRunner().invoke(cli.main, ["sync", "."])
+    assert (done.exit_code, done.output) == (0, f"{job.entry.run_id}: logged as run {job.entry.run_id}, FINISHED\n")
 
 
 def test_a_store_that_is_no_database(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
