@@ -20,7 +20,6 @@ from cedkv import entry as entries
 from cedkv.conditions import Condition
 from cedkv.config import Phase2Config
 from cedkv.entry import Entry, decisive
-from cedkv.errors import DataError
 from cedkv.eval_phase2 import Phase, evaluations, plan_samples, run
 from cedkv.job import Job, running, save_table
 from cedkv.journal import Journal, StoredRecords
@@ -147,8 +146,7 @@ def evaluate(
     """Run the units that are not in the journal yet; each is there, and its samples in ``metrics.jsonl``, when it is done."""
     units = plan_samples(conditions, samples, phase)
     done = len(journal.units)
-    if [unit.key for unit in units[:done]] != journal.units:
-        raise DataError(f"{journal.path}: its units are not those of this run's plan; start a new run")
+    journal.require_plan([unit.key for unit in units])
     for condition in conditions:
         write_lines(folders[condition.key] / "metrics.jsonl", filter(_is_sample, journal.records(condition.key)))
     if done:

@@ -70,6 +70,12 @@ class Journal:
         self._write(_signed(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))
         self._add(unit, at, [len(part) for part in parts])
 
+    def require_plan(self, planned: Sequence[str]) -> None:
+        """Raises DataError: the units are not the first ones of the plan, in its order (a line twice, or moved)."""
+        for number, unit in enumerate(self.units, 2):
+            if planned[number - 2 : number - 1] != [unit]:
+                raise self._damaged(number, f"unit {shown(unit)} is not the one that belongs there")
+
     def records(self, condition: str) -> Iterator[Record]:
         """All records of a condition, in the order of units, read from disk unit by unit."""
         column = self._conditions.index(condition)
@@ -115,18 +121,25 @@ class Journal:
                 if not _holds(line):
                     if self._end + len(line) == size:
                         return  # torn
-                    raise DataError(
-                        f"{self.path}:{number}: the line does not fit its sha256: the file was damaged or edited. To do "
-                        f"again what stands from there on, keep only the lines before it (head -n {number - 1})"
-                    )
+                    raise self._damaged(number, "the line does not fit its sha256")
                 if number == 1:
-                    then = json.loads(line)["header"]
+                    then = json.loads(line).get("header")
+                    if then is None:
+                        raise self._damaged(number, "the line is no header")
                     _agree(self.path.parent.name, then, {"schema_version": SCHEMA_VERSION, **header})
                 else:
-                    split = line.index(_RECORDS)
+                    split = line.find(_RECORDS)
+                    if split < 0:
+                        raise self._damaged(number, "the line is no unit")
                     head = json.loads(b"{" + line[_REST:split] + b"}")
                     self._add(head["unit"], self._end + split + len(_RECORDS), head["sizes"])
                 self._end += len(line)
+
+    def _damaged(self, number: int, what: str) -> DataError:
+        return DataError(
+            f"{self.path}:{number}: {what}: the file was damaged or edited. To do again what stands from there on, keep only "
+            f"the lines before it (head -n {number - 1})"
+        )
 
 
 class StoredRecords(Sequence[Record]):

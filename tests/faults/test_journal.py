@@ -95,6 +95,31 @@ def test_garbage_after_the_last_line_is_cut_off(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ([0, 1, 1, 2], "jsonl:3: unit 'main/00000' is not the one that belongs there.*head -n 2"),
+        ([0, 2, 1], "jsonl:2: unit 'main/00001' is not the one that belongs there.*head -n 1"),
+        ([0, 1, 2, 3, 3], "jsonl:5: unit 'repro-1/00000' is not the one that belongs there.*head -n 4"),
+        ([0, 0, 1], "jsonl:2: the line is no unit.*head -n 1"),
+        ([1, 2], "jsonl:1: the line is no header.*head -n 0"),
+    ],
+    ids=["twice", "in another order", "one too many", "two headers", "no header"],
+)
+def test_lines_that_are_whole_and_in_the_wrong_place(path: Path, order: list[int], told: str) -> None:
+    """A merge of two copies, a mistaken cut: it is said which line, and how to go on from before it."""
+    lines = write(path).splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[at] for at in order))
+
+    def go_on() -> None:
+        Journal(path, HEADER, KEYS).require_plan([unit for unit, _ in UNITS])
+
+    with pytest.raises(DataError, match=told):
+        go_on()
+    path.write_bytes(b"".join(lines[:2]))
+    go_on()
+
+
+@pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"phase2.seed": 43}, "phase2.seed: 42 then, 43 now"),
