@@ -106,7 +106,7 @@ def grid(
             )
         ]  # fmt: skip
         offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta) for i, delta in enumerate(deltas)]
-        repeated = [record for repeat in (1, 2) for record in [{**r, "repeat": repeat} for r in ons]]
+        repeated = repeats(ons, condition.config.eval.repro_runs)
         records = Records(ons, offs, [{"kept_tokens": [0, 1]}] * n, [plumbing(sample_id=r["sample_id"]) for r in ons], repeated)
         mode = condition.config.select.mode
         found.append(
