@@ -17,7 +17,7 @@ from transformers.quantizers import AutoHfQuantizer
 import cedkv
 from cedkv.config import KL_LIMIT, Phase2Config
 from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import attention, linear, smollm2
+from cedkv.lm import attention, linear, memory, smollm2
 from cedkv.lm.batching import Batching
 from cedkv.lm.capabilities import Capabilities, cannot, read_capabilities, require, scope_layers
 from cedkv.lm.checkpoint import local_folder, require_config, require_trust, require_weights, trusted_code
@@ -142,6 +142,8 @@ def load(config: Phase2Config, opened: OpenedModel | None = None) -> LanguageMod
             f"{sorted(map(str, info['mismatched_keys']))[:3]} have another shape; they would be random numbers"
         )
     device = settle(model.eval(), opened.device, placed is not None)
+    if device.type == "cpu":
+        memory.keep_freed()
     onednn = linear.use_onednn(model)
     rotations = None
     if capabilities.positions == "rotary":
