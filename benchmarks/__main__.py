@@ -1,6 +1,6 @@
 """``python -m benchmarks``: every measure, one table, ``outputs/bench.json``.
 
-python -m benchmarks                  all, in about ten minutes on two quiet cores
+python -m benchmarks                  all, in about half an hour on two quiet cores
 python -m benchmarks naive forward    these alone; nothing is written
 python -m benchmarks --readme         put the figures of outputs/bench.json into README.md
 """

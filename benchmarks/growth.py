@@ -92,11 +92,9 @@ def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span"
         sizes = [f"eval.on_samples={n}", "eval.off_samples=128", "runtime.batch_size=auto"]
         config = tiny.config(tiny.save(folder / "model"), *sizes)
     else:
-        lines = [
-            json.dumps({"demo_text": _demo(n, at), "query_text": "Word: dax\nSymbol:", "answer_text": " red"}) for at in "ab"
-        ]
-        (folder / "on.jsonl").write_text("\n".join(lines) + "\n")
-        sizes = ["model.id=smollm2-135m", "runtime.device=cpu", "data.on_path=on.jsonl", "eval.on_samples=2",
+        line = {"demo_text": _demo(n), "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
+        (folder / "on.jsonl").write_text(json.dumps(line) + "\n")
+        sizes = ["model.id=smollm2-135m", "runtime.device=cpu", "data.on_path=on.jsonl", "eval.on_samples=1",
                  "eval.off_samples=2", "eval.gate_a_samples=1", "eval.repro_runs=2", "eval.n_random_trials=1",
                  f"select.mode={mode}"]  # fmt: skip
         config = resolve(None, sizes)
@@ -105,9 +103,9 @@ def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span"
     print(json.dumps({"peak": peak_memory(), "seconds": time.perf_counter() - started}))
 
 
-def _demo(length: int, seed: str) -> str:
+def _demo(length: int) -> str:
     """About so many tokens of word-symbol pairs, the queried one among them."""
-    rng = random.Random(seed)  # noqa: S311  (no secret)
+    rng = random.Random(0)  # noqa: S311  (no secret)
     words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) for _ in range(length)]
     pairs = [f"Word: {word}\nSymbol: {rng.choice(['blue', 'green', 'black'])}\n\n" for word in words]
     kept = pairs[: int(length / 10.15)]
