@@ -1,5 +1,5 @@
-"""Gate A's second half: what the arms did, done once more in another way. By the model left alone (one pass, no padding, no
-cache of ours), by float64, by the rules said in other words.
+"""Gate A's second half: what the arms did, done once more in another way. By the model left alone (one row, one pass, no cache
+of ours), by float64, by the rules said in other words.
 
 Observations are one value a sample, as in ``plumbing.py``, which measures whether the pipeline agrees with itself.
 """
@@ -19,7 +19,7 @@ from cedkv.digest import generator
 from cedkv.lm.attention import AttentionReader
 from cedkv.lm.cache import PrefixBatch
 from cedkv.lm.prefix import encode
-from cedkv.lm.scoring import gathered, kl, log_softmax, next_token_logprobs, prefill
+from cedkv.lm.scoring import kl, log_softmax, next_token_logprobs, prefill
 from cedkv.lm.source import LanguageModel
 from cedkv.lm.teacher import TeacherReading, read_teacher
 from cedkv.selectors.common import SelectionTask
@@ -120,29 +120,27 @@ def in_one_pass(lm: LanguageModel, config: Phase2Config) -> bool:
 
 def left_alone(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
     """KL(kept tokens, then the query, in one uncached pass at the positions the mode means || select)."""
-    alone = _uncached(lm, config, given.owners, given.selections, given.queries)
-    return kl(alone, given.select).tolist()
+    found = [
+        kl(_uncached(lm, config, owner, selection, sample.query_token_ids), select[None])
+        for sample, owner, selection, select in zip(given.samples, given.owners, given.selections, given.select, strict=True)
+    ]
+    return torch.cat(found).tolist()
 
 
 def off_alone(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float | None]:
     """KL(an OFF prompt behind the state of its ON sample, alone || in the batch used); None for a row without an OFF prompt."""
-    rows, prompts, under = zip(*given.off, strict=True)
-    owners = [given.owners[row] for row in rows]
-    if in_one_pass(lm, config):
-        alone = _uncached(lm, config, owners, [given.selections[row] for row in rows], [u.student_ids for u in prompts])
-    else:
-        alone = torch.cat([_off_row(lm, config, given, row, prompt) for row, prompt, _ in given.off])
-    found = dict(zip(rows, kl(alone, torch.stack(under)).tolist(), strict=True))
-    return [found.get(row) for row in range(len(given.samples))]
-
-
-def _off_row(lm: LanguageModel, config: Phase2Config, given: PlumbingInput, row: int, prompt: OffSample) -> torch.Tensor:
-    """(1, vocabulary) log-probabilities after an OFF prompt behind a state made anew, in a batch of its own."""
-    owner = given.owners[row]
-    demo = teacher_alone(lm, given, owner).demo
-    state = encode(lm, config.prefix.kv_source, [owner], [given.placements[row]], demo, [0])
-    injection = lm.injection_layers(config.layer_scope.injection)
-    return next_token_logprobs(lm, [prompt.student_ids], [prompt.sample_id], state, injection)
+    out: list[float | None] = [None] * len(given.samples)
+    for row, prompt, under in given.off:
+        owner, selection = given.owners[row], given.selections[row]
+        if in_one_pass(lm, config):
+            alone = _uncached(lm, config, owner, selection, prompt.student_ids)
+        else:
+            demo = teacher_alone(lm, given, owner).demo
+            state = encode(lm, config.prefix.kv_source, [owner], [given.placements[row]], demo, [0])
+            injection = lm.injection_layers(config.layer_scope.injection)
+            alone = next_token_logprobs(lm, [prompt.student_ids], [prompt.sample_id], state, injection)
+        out[row] = float(kl(alone, under[None]))
+    return out
 
 
 def first_layer(lm: LanguageModel, config: Phase2Config, given: PlumbingInput) -> list[float]:
@@ -258,38 +256,16 @@ def _places(config: Phase2Config, kept: Sequence[int], owner: OnSample) -> tuple
 
 @torch.inference_mode()
 def _uncached(
-    lm: LanguageModel,
-    config: Phase2Config,
-    owners: Sequence[OnSample],
-    selections: Sequence[Selection],
-    queries: Sequence[Sequence[int]],
+    lm: LanguageModel, config: Phase2Config, owner: OnSample, selection: Selection, query: Sequence[int]
 ) -> torch.Tensor:
-    """(B, vocabulary) log-probabilities after kept tokens and query in one row, by the model's own forward pass.
-
-    Rows of one length go together, so that none is padded.
-    """
-    rows: list[list[int]] = []
-    places: list[list[int]] = []
-    for owner, selection, query in zip(owners, selections, queries, strict=True):
-        at, start = _places(config, selection.kept_tokens, owner)
-        rows.append([*(owner.demo_token_ids[t] for t in selection.kept_tokens), *query])
-        places.append([*at, *range(start, start + len(query))])
-    found: list[torch.Tensor] = []
-    order: list[int] = []
-    for length in sorted({len(row) for row in rows}):
-        alike = [i for i, row in enumerate(rows) if len(row) == length]
-
-        def compute(part: list[int], alike: list[int] = alike) -> torch.Tensor:
-            ids = torch.tensor([rows[alike[i]] for i in part], device=lm.device)
-            positions = torch.tensor([places[alike[i]] for i in part], device=lm.device)
-            output = lm.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False, logits_to_keep=1
-            )
-            return log_softmax(output.logits[:, -1])
-
-        found.append(gathered(lm, [length] * len(alike), compute))
-        order += alike
-    return torch.cat(found)[sorted(range(len(order)), key=order.__getitem__)]
+    """(1, vocabulary) log-probabilities after kept tokens and query in one row, by the model's own forward pass."""
+    at, start = _places(config, selection.kept_tokens, owner)
+    ids = torch.tensor([[*(owner.demo_token_ids[t] for t in selection.kept_tokens), *query]], device=lm.device)
+    positions = torch.tensor([[*at, *range(start, start + len(query))]], device=lm.device)
+    output = lm.model(
+        input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False, logits_to_keep=1
+    )
+    return log_softmax(output.logits[:, -1])
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
