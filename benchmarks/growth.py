@@ -28,6 +28,7 @@ LENGTHS = (1024, 2048, 4096)
 """Demo tokens."""
 SCORINGS = {
     "with attention scoring": "attention_diversity_span",
+    "with attention scoring of every row": "accumulated_attention",
     "without attention scoring": "delimiter_span",
 }
 LEAST = 24.0
