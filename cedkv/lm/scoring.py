@@ -125,7 +125,7 @@ def left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor
 
 
 def require_finite(values: torch.Tensor, what: str, names: Sequence[str]) -> None:
-    """Raises NumericsError, naming the first of the B rows of ``values``, (B, ...), that are not finite; ``names`` are theirs."""
+    """Raises NumericsError, with the first one's name, when some of the B rows of ``values``, (B, ...), are not finite."""
     if values.sum(dtype=torch.float32).isfinite():  # only where every term is; much faster than a look at each
         return
     bad = [names[row] for row in (~values.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()]

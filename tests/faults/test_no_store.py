@@ -105,7 +105,13 @@ def test_a_missing_driver(store: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever hangs (a database, a name server, a mount): after the first wait nothing is asked any more."""
-    monkeypatch.setattr(mlflow.MlflowClient, "create_run", lambda *_, **__: time.sleep(60))
+    asked = []
+
+    def hangs(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        time.sleep(60)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", hangs)
     since = time.monotonic()
     tracker, entry = Mlflow(4), Entry("phase2", "2", "n")
     tracker.patience = 0.3  # type: ignore[assignment]
@@ -114,6 +120,7 @@ def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, 
     for _ in range(5):
         tracker.push(entry, files=True)
     assert time.monotonic() - since < 15
+    assert len(asked) == 1
     assert tracker.fault is not None
     assert "no answer within 0.3 s (runtime.mlflow_timeout)" in tracker.fault
 
