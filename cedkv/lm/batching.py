@@ -32,6 +32,7 @@ class Batching:
     def __init__(self, rows: int | None, device: torch.device) -> None:
         self.rows = rows
         self.tokens = TOKENS[device.type]
+        self.slack = SLACK
 
     def passes(self, lengths: Sequence[int], compute: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Compute all rows, in passes of like length; within a pass they keep their order, so that what belongs to them need
@@ -64,7 +65,7 @@ class Batching:
         """How many of these rows, ascending by length, make the next pass."""
         if self.rows is not None:
             return self.rows
-        if len(lengths) * lengths[-1] <= SLACK * self.tokens:
+        if len(lengths) * lengths[-1] <= self.slack * self.tokens:
             return len(lengths)
         return max(1, sum((i + 1) * length <= self.tokens for i, length in enumerate(lengths)))
 
@@ -76,7 +77,7 @@ class Batching:
             )
         if self.rows is not None:
             self.rows = rows // 2
-        self.tokens = rows // 2 * width
+        self.tokens, self.slack = rows // 2 * width, 1.0  # what is found to fit is not gone beyond
         _log.warning("memory ran out in a pass of %d rows of %d tokens: going on with %d rows", rows, width, rows // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     try:
         probe.mount(64)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a file system")
+        pytest.skip("needs the right to mount a file system; runs as root outside of a container that forbids it")
     subprocess.run(["umount", probe.folder], check=True)
     yield made
     subprocess.run(["umount", "-l", made.folder], check=False)

@@ -36,6 +36,17 @@ def test_an_automatic_pass_is_bounded_in_tokens_and_has_a_row_at_least() -> None
     assert [len(part) for part in found] == [each, each, 2, 2, 1]
 
 
+def test_the_last_pass_is_a_quarter_larger_where_that_takes_the_rest() -> None:
+    each = TOKENS["cpu"] // 100
+    assert [len(part) for part in passes(Batching(None, CPU), [100] * (2 * each + 1))] == [each, each + 1]
+    assert [len(part) for part in passes(Batching(None, CPU), [100] * (2 * each + 2))] == [each, each, 2]
+
+
+def test_after_memory_ran_out_no_pass_is_larger_than_what_fits(caplog: pytest.LogCaptureFixture) -> None:
+    assert [len(part) for part in passes(Batching(None, CPU), [10] * 9, fits=45)] == [4, 4, 1]
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("rows", [None, 16])
 def test_out_of_memory_halves_the_pass_for_good_and_says_so(rows: int | None, caplog: pytest.LogCaptureFixture) -> None:
     batching = Batching(rows, CPU)
