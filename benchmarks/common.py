@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cedkv.conditions import Condition
-from cedkv.config import Phase2Config
-from cedkv.config_sources import resolve
+from cedkv.config.resolve import resolve
+from cedkv.config.schema import Phase2Config
+from cedkv.core.values import Record
 from cedkv.eval_phase2 import plan_samples, run
-from cedkv.lm import source
-from cedkv.lm.source import LanguageModel
-from cedkv.samples.load import Samples, load_samples
-from cedkv.types import Record
+from cedkv.models import loading
+from cedkv.models.loading import LanguageModel
+from cedkv.tasks.load import Samples, load_samples
 
 Row = dict[str, Any]
 """``{name, value, target, holds}``; value and holds are None where nothing was measured, target where none is set."""
@@ -75,7 +75,7 @@ def quickstart(*overrides: str) -> Phase2Config:
 def loaded(dtype: str = "float32") -> tuple[LanguageModel, Samples]:
     """The quickstart's model and samples."""
     config = quickstart(f"runtime.torch_dtype={dtype}")
-    lm = source.load(config)
+    lm = loading.load(config)
     return lm, load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, row
 from benchmarks.forward import bare
 from benchmarks.machine import NATIVE, flags
-from cedkv.config import KL_LIMIT
-from cedkv.gates import numerical_floor
+from cedkv.checks.gates import numerical_floor
+from cedkv.config.schema import KL_LIMIT
+from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.types import Record
 
 PAIRS, SAMPLES, SLOW = 3, 16, 4
 """Pairs of bare calls; ON samples, and how many where bfloat16 is slow."""

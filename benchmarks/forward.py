@@ -6,7 +6,7 @@ and the rest of each prompt twice. Gate A's checks and repetitions run tokens ag
 what they add is a row of its own. Chance beginnings that rows have in common are not counted as shared.
 
 The limit has no mask, no cache, no padding (rows of a call have their mean length) and nothing after the logits. It runs on
-the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/lm/linear.py``), another
+the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/models/cpu.py``), another
 row says how much faster they are.
 """
 
@@ -18,9 +18,9 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, results_only, row, seconds
-from cedkv.lm.source import LanguageModel
-from cedkv.samples.load import Samples
-from cedkv.types import Record
+from cedkv.core.values import Record
+from cedkv.models.loading import LanguageModel
+from cedkv.tasks.load import Samples
 
 PAIRS, SAMPLES = 3, 32
 BUDGETS = (256, 384, 512, 768, 1024, 2048)

@@ -83,8 +83,8 @@ def _measured(*what: object) -> dict[str, float]:
 
 def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span") -> None:
     """One run, in ``folder``; prints what ``_measured`` returns."""
-    from cedkv.config_sources import resolve
-    from cedkv.driver import run_phase2
+    from cedkv.config.resolve import resolve
+    from cedkv.runs.pipeline import run_phase2
     from tests import tiny
 
     os.chdir(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, results_only, row
 from benchmarks.reference import Reference, largest_difference
-from cedkv.lm import smollm2
+from cedkv.models import smollm2
 
 PAIRS, SAMPLES = 2, 32
 """So often, on so many ON samples (others each time), with their OFF prompts."""

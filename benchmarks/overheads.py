@@ -53,12 +53,12 @@ def _asked(folder: Path, code: int, *arguments: str) -> float:
 
 def _run(options: list[str]) -> None:
     """``python -m cedkv`` with a clock at the model; prints seconds inside its forward passes, and of loading it."""
-    from cedkv.cli import main
-    from cedkv.lm import source
+    from cedkv.cli.app import main
+    from cedkv.models import loading
 
     spent = {"forward": 0.0, "load": 0.0}
     began: list[float] = []
-    load = source.load
+    load = loading.load
 
     def before(*_: Any) -> None:
         began.append(time.perf_counter())
@@ -68,7 +68,7 @@ def _run(options: list[str]) -> None:
         if not began:  # the base model is also called by the whole one
             spent["forward"] += time.perf_counter() - start
 
-    def timed(*given: Any) -> source.LanguageModel:
+    def timed(*given: Any) -> loading.LanguageModel:
         start = time.perf_counter()
         lm = load(*given)
         spent["load"] = time.perf_counter() - start
@@ -77,7 +77,7 @@ def _run(options: list[str]) -> None:
             module.register_forward_hook(after)
         return lm
 
-    source.load = timed  # type: ignore[assignment]
+    loading.load = timed  # type: ignore[assignment]
     main(["--config", str(QUICKSTART), "--phase2-device", "cpu", *options], standalone_mode=False)
     print(json.dumps(spent))
 

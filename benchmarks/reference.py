@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cedkv import selectors
-from cedkv.config import Phase2Config
-from cedkv.digest import generator
-from cedkv.lm.capabilities import scope_layers
-from cedkv.positioning import place
-from cedkv.samples.load import Samples
-from cedkv.selectors.common import SelectionTask
-from cedkv.types import Evidence, OnSample, Placement, Record
+from cedkv.config.schema import Phase2Config
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import Evidence, OnSample, Placement, Record
+from cedkv.kv.positioning import place
+from cedkv.models.capabilities import scope_layers
+from cedkv.selectors.base import SelectionTask
+from cedkv.tasks.load import Samples
 
 NEAR = 1e-3
 """Log-probabilities in nats: those of unlikely tokens carry the rounding of logits, which a KL hardly sees."""
@@ -85,7 +85,7 @@ class Reference:
         return record, state
 
     def _place(self, config: Phase2Config, sample: OnSample, known: Evidence, mode: str, purpose: str, trial: int) -> Placement:
-        rng = generator(config.seed, purpose, trial, sample.sample_id)
+        rng = rng_for(config.seed, purpose, trial, sample.sample_id)
         selection = selectors.select(mode, SelectionTask(config.select, sample.token_kinds, known, rng))
         length, positioning = len(sample.demo_token_ids), config.injection.positioning_mode
         return place(selection.kept_tokens, length, positioning, "shrink_to_selected", config.prefix_len)

@@ -64,7 +64,7 @@ def soak(folder: Path, where: str, runs: int) -> bool:
 
 def _soak(model: Path, runs: int) -> tuple[dict[str, int], dict[str, int]]:
     """State of the process when it has settled, and at the end."""
-    from cedkv.driver import run_phase2
+    from cedkv.runs.pipeline import run_phase2
     from tests import tiny
 
     sizes = ("eval.on_samples=2", "eval.off_samples=1", "eval.gate_a_samples=1", "eval.n_random_trials=1", "data.pairs=3")

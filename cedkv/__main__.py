@@ -1,6 +1,6 @@
 """``python -m cedkv``."""
 
-from cedkv.cli import main
-from cedkv.commands import program
+from cedkv.cli.app import main
+from cedkv.cli.click_ext import program
 
 program(main, "python -m cedkv")

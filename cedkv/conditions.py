@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from cedkv import selectors
-from cedkv.config import Phase2Config
-from cedkv.config_sources import resolve_over
-from cedkv.errors import ConfigError, shown
-from cedkv.options import COMPARISONS
+from cedkv.config.options import COMPARISONS
+from cedkv.config.resolve import resolve_over
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.core.text import preview
 
 MODE, PLACE = "select.mode", "injection.positioning_mode"
 POSITIONING_DEFAULTS = {
@@ -80,9 +81,9 @@ def labels(conditions: Sequence[Condition]) -> dict[str, str]:
     found = {}
     for condition in conditions:
         values = varied[condition.key]
-        shown = {name: value for name, value in values.items() if whole or value != first[name]}
-        parts = [] if whole and MODE not in shown else [condition.config.select.mode.removesuffix("_span")]
-        parts += [_word(name, shown[name]) for name in sorted(shown, key=lambda name: name != PLACE) if name != MODE]
+        preview = {name: value for name, value in values.items() if whole or value != first[name]}
+        parts = [] if whole and MODE not in preview else [condition.config.select.mode.removesuffix("_span")]
+        parts += [_word(name, preview[name]) for name in sorted(preview, key=lambda name: name != PLACE) if name != MODE]
         found[condition.key] = " · ".join(parts)
     return found
 
@@ -97,14 +98,16 @@ def _values(option: str, text: str) -> list[str]:
     """``a,b`` or ``[0,1],all`` -> its values; commas inside brackets do not split. ``all`` selectors are their names."""
     found = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
     if "" in found:
-        raise ConfigError(f"{option} = {shown(text)}: a value is empty; separate values by single commas")
+        raise ConfigError(f"{option} = {preview(text)}: a value is empty; separate values by single commas")
     if option == "select_modes" and found == ["all"]:
         return list(selectors.NAMES)
     if option == "select_modes" and "all" in found:
-        raise ConfigError(f"{option} = {shown(text)}: 'all' stands alone; it is every selector already")
+        raise ConfigError(f"{option} = {preview(text)}: 'all' stands alone; it is every selector already")
     twice = sorted({value for value in found if found.count(value) > 1})
     if twice:
-        raise ConfigError(f"{option} = {shown(text)}: {', '.join(map(shown, twice[:5]))} appears twice; give each value once")
+        raise ConfigError(
+            f"{option} = {preview(text)}: {', '.join(map(preview, twice[:5]))} appears twice; give each value once"
+        )
     return found
 
 

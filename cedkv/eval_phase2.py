@@ -14,19 +14,20 @@ from typing import Literal
 
 import torch
 
-from cedkv import arms, selectors
+from cedkv import selectors
+from cedkv.checks.consistency import measure, snapshot
+from cedkv.checks.reference import CheckInputs, once_more
 from cedkv.conditions import Condition
-from cedkv.config import Phase2Config
-from cedkv.digest import generator
-from cedkv.errors import ConfigError
-from cedkv.left_alone import PlumbingInput, once_more
-from cedkv.lm.cache import PrefixBatch
-from cedkv.lm.scoring import kl, next_token_logprobs
-from cedkv.lm.source import LanguageModel
-from cedkv.plumbing import measure, snapshot
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import Evidence, OffSample, Record
+from cedkv.inference import student
+from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.kv.cache import KVPrefix
+from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
-from cedkv.samples.load import Samples
-from cedkv.types import Evidence, OffSample, Record
+from cedkv.tasks.load import Samples
 
 Phase = Literal["1.5", "2"]
 Step = Callable[[str, int], None]
@@ -79,10 +80,10 @@ def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """How many (sample, arm) evaluations a unit reports to its step function."""
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
-    teacher = n * (1 + ("other_attention" in arms.wanted([c.config for c in conditions])))
+    teacher = n * (1 + ("other_attention" in student.wanted([c.config for c in conditions])))
     shared = teacher + n + n_off
     if phase == "2":
-        keys = {arms.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
+        keys = {student.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
         shared += n * len(keys)
     plumbed = sum(i < sizes.gate_a_samples for i in unit.on)
     repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
@@ -103,7 +104,7 @@ def _execute(
     sizes = conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
     plumbed = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
-    batch = arms.read(lm, [c.config for c in conditions], on, _partners(conditions, unit.on, len(samples.on)), step, plumbed)
+    batch = student.read(lm, [c.config for c in conditions], on, _partners(conditions, unit.on, len(samples.on)), step, plumbed)
     step("base", len(on))
     base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
     off = [samples.off[j] for j in unit.off]
@@ -113,12 +114,12 @@ def _execute(
     alone = next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off]) if off else None
     found = {}
     step("select", len(on))
-    for condition, (known, state) in zip(conditions, arms.students(batch, [c.config for c in conditions]), strict=True):
+    for condition, (known, state) in zip(conditions, student.students(batch, [c.config for c in conditions]), strict=True):
         config = condition.config
         if condition is not conditions[0]:
             step("select", len(on))
         untouched = _snapshots(batch, state, plumbed)
-        select = arms.answer(batch, config, state.prefix)
+        select = student.answer(batch, config, state.prefix)
         records: list[Record] = []
         under = None
         if alone is not None:
@@ -126,7 +127,7 @@ def _execute(
             under = _off(batch, config, off, owners, state)
             records += _off_records(batch, off, owners, alone, under)
         trials = range(config.eval.n_random_trials if phase == "2" else 0)
-        drawn = [arms.random_answer(batch, config, known, trial, step) for trial in trials]
+        drawn = [student.random_answer(batch, config, known, trial, step) for trial in trials]
         if plumbed:
             step("gate A", len(plumbed))
             moved = [] if under is None else _off_of_each(unit, len(samples.on), off, under, plumbed)
@@ -150,14 +151,14 @@ def _execute(
 
 
 def _repeat(
-    batch: arms.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Step
+    batch: student.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Step
 ) -> dict[str, list[Record]]:
     """Teacher, selection and select arm once more, in two batches dealt anew: results must not depend on the company.
 
     Causal drops are taken from the run itself: they are many passes a sample, and batches of their own.
     """
     groups = _groups(conditions, len(unit.on)) if _paired(conditions) else [(row,) for row in range(len(unit.on))]
-    order = generator(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
+    order = rng_for(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
     found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
     for rows in _chunks([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
         ids = [unit.on[row] for row in rows]
@@ -167,16 +168,16 @@ def _repeat(
 
         samples = [batch.samples[row] for row in rows]
         configs = [condition.config for condition in conditions]
-        again = arms.read(batch.lm, configs, samples, _partners(conditions, ids, n_on), announce, drops=batch.drops)
+        again = student.read(batch.lm, configs, samples, _partners(conditions, ids, n_on), announce, drops=batch.drops)
         announce("select", len(samples) * len(conditions))
-        for condition, (_, state) in zip(conditions, arms.students(again, configs), strict=True):
-            select = arms.answer(again, condition.config, state.prefix)
+        for condition, (_, state) in zip(conditions, student.students(again, configs), strict=True):
+            select = student.answer(again, condition.config, state.prefix)
             found[condition.key] += [repro_record(repeat, s, select[row]) for row, s in enumerate(samples)]
     return found
 
 
 def _off(
-    batch: arms.Batch, config: Phase2Config, off: Sequence[OffSample], owners: Sequence[int], state: arms.Student
+    batch: student.Batch, config: Phase2Config, off: Sequence[OffSample], owners: Sequence[int], state: student.Student
 ) -> torch.Tensor:
     """(OFF prompts, vocabulary) log-probabilities under the select arm's states."""
     injection = batch.lm.injection_layers(config.layer_scope.injection)
@@ -185,7 +186,7 @@ def _off(
 
 
 def _off_records(
-    batch: arms.Batch, off: Sequence[OffSample], owners: Sequence[int], alone: torch.Tensor, under: torch.Tensor
+    batch: student.Batch, off: Sequence[OffSample], owners: Sequence[int], alone: torch.Tensor, under: torch.Tensor
 ) -> list[Record]:
     deltas, before, after = kl(under, alone).tolist(), alone.argmax(dim=1).tolist(), under.argmax(dim=1).tolist()
     return [off_record(sample, batch.names[owners[i]], before[i], after[i], deltas[i]) for i, sample in enumerate(off)]
@@ -238,26 +239,26 @@ def _chunks(groups: Sequence[tuple[int, ...]], size: int) -> list[tuple[int, ...
     return chunks
 
 
-def _snapshots(batch: arms.Batch, state: arms.Student, rows: list[int]) -> list[PrefixBatch]:
+def _snapshots(batch: student.Batch, state: student.Student, rows: list[int]) -> list[KVPrefix]:
     """Copies of what later passes read from, the demos' caches and the prefixes, before anything has read from them."""
     if not rows:
         return []
-    demos = batch.once("untouched demos", lambda: snapshot(batch.reading.demos(rows)))
+    demos = batch.cached("untouched demos", lambda: snapshot(batch.reading.demos(rows)))
     return [demos, snapshot(state.prefix.rows(rows))]
 
 
 def _plumbing_input(
-    batch: arms.Batch,
+    batch: student.Batch,
     rows: list[int],
     base: torch.Tensor,
     select: torch.Tensor,
     known: Sequence[Evidence],
-    state: arms.Student,
+    state: student.Student,
     off: Sequence[tuple[int, OffSample, torch.Tensor]],
-    untouched: list[PrefixBatch],
-) -> PlumbingInput:
+    untouched: list[KVPrefix],
+) -> CheckInputs:
     owners = [state.owners[row] for row in rows]
-    return PlumbingInput(
+    return CheckInputs(
         samples=[batch.samples[row] for row in rows],
         owners=[batch.samples[owner] for owner in owners],
         base=base[rows],
@@ -272,5 +273,5 @@ def _plumbing_input(
         layers=frozenset(batch.reading.layers),
         window=max(read.shape[1] for read in batch.reading.rows),
         untouched=untouched,
-        once=batch.once,
+        cached=batch.cached,
     )

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
-from cedkv.types import Record
+from cedkv.core.values import Record
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -104,8 +103,3 @@ def largest(records: Sequence[Record], check: str) -> float | None:
     if not values:
         return None
     return float(np.max(values)) if np.isfinite(values).all() else math.nan
-
-
-def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite becomes None, everything else stays."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value

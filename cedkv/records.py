@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cedkv.lm.scoring import kl
-from cedkv.lm.tokenizer import token_text
-from cedkv.selectors.common import attention_score
-from cedkv.types import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.inference.forward import kl
+from cedkv.models.tokenizer import token_text
+from cedkv.selectors.base import attention_score
 
 
 def answers(

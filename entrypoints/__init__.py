@@ -1,1 +1,1 @@
-"""The entry points of MLproject: thin commands over ``cedkv.cli``."""
+"""The entry points of MLproject: thin commands over ``cedkv.cli.app``."""

@@ -1,7 +1,7 @@
 """``mlflow run . -e ablate_selector``: every ``-P name=value`` arrives here as ``--name value``."""
 
-from cedkv.cli import comparison_command
-from cedkv.commands import program
+from cedkv.cli.app import comparison_command
+from cedkv.cli.click_ext import program
 
 main = comparison_command("ablate_selector")
 

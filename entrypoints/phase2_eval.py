@@ -6,8 +6,8 @@ from typing import Literal
 
 import click
 
-from cedkv.cli import Given, execute, not_default
-from cedkv.commands import GroupedCommand, configured, program, short_options
+from cedkv.cli.app import RunRequest, execute, not_default
+from cedkv.cli.click_ext import GroupedCommand, configured, program, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
@@ -23,7 +23,7 @@ def main(
     **options: str | None,
 ) -> None:
     """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
-    execute("phase2", Given(not_default(path, resume), overrides, options, phase, {}, resume, debug))
+    execute("phase2", RunRequest(not_default(path, resume), overrides, options, phase, {}, resume, debug))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ import click
 import pytest
 from hypothesis import strategies as st
 
-from cedkv import cli
-from cedkv.config_sources import leaf_keys, to_yaml
-from cedkv.options import COMPARISONS, OPTIONS
+from cedkv.cli import app
+from cedkv.config.options import COMPARISONS, OPTIONS
+from cedkv.config.resolve import leaf_keys, to_yaml
 from entrypoints import ablate_selector, compare_positioning, phase2_eval
 
 HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
 COMMANDS: dict[str, click.Command] = {
-    "cedkv": cli.main, "phase2_eval": phase2_eval.main, "ablate_selector": ablate_selector.main,
+    "cedkv": app.main, "phase2_eval": phase2_eval.main, "ablate_selector": ablate_selector.main,
     "compare_positioning": compare_positioning.main,
 }  # fmt: skip
 
@@ -38,17 +38,17 @@ class AcceptedError(BaseException):
 @contextlib.contextmanager
 def nothing_is_run(folder: Path) -> Iterator[None]:
     """In this folder, and where a run would be made the command is stopped."""
-    import cedkv.compare
-    import cedkv.driver
+    import cedkv.runs.compare
+    import cedkv.runs.pipeline
 
     def accepted(config: Any, *_: Any, **__: Any) -> None:
         raise AcceptedError(config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cedkv.driver, "running", accepted)
-        patch.setattr(cedkv.compare, "running", accepted)
-        patch.setattr(cli, "_end_on_signals", lambda: None)
+        patch.setattr(cedkv.runs.pipeline, "open_run", accepted)
+        patch.setattr(cedkv.runs.compare, "open_run", accepted)
+        patch.setattr(app, "_end_on_signals", lambda: None)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             patch.delenv(name, raising=False)
         yield

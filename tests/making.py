@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from cedkv import selectors
+from cedkv.analysis.results import ConditionResult, Records, decide
 from cedkv.conditions import Condition, factors, labels
-from cedkv.config import Phase2Config, SelectBlock
-from cedkv.config_sources import resolve_over
-from cedkv.digest import generator
-from cedkv.report.build import Records, decide
-from cedkv.report.comparison import ConditionResult
-from cedkv.selectors.common import SelectionTask, candidates
-from cedkv.types import Evidence, Record, TokenKind
+from cedkv.config.resolve import resolve_over
+from cedkv.config.schema import Phase2Config, SelectBlock
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import Evidence, Record, TokenKind
+from cedkv.selectors.base import SelectionTask, candidates
 
 _KINDS: dict[str, TokenKind] = {"b": "bos", "i": "input", "d": "delimiter", "a": "answer"}
 
@@ -39,7 +38,7 @@ def task(
     read = np.array(attention, dtype=float) if len(attention) else zeros
     dropped = dict.fromkeys((c.start for c in candidates(known, select)), 0.0) | (drops or {})
     others: dict[str, Any] = {"accumulated": zeros, "other_attention": zeros, "gold": (len(known) - 1, len(known)), **evidence}
-    return SelectionTask(select, known, Evidence(read, dropped, **others), generator(0, "test", trial, "sample"))
+    return SelectionTask(select, known, Evidence(read, dropped, **others), rng_for(0, "test", trial, "sample"))
 
 
 def on(**changes: object) -> Record:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cedkv.config import Phase2Config
-from cedkv.report.build import Records, Results, decide, sort_records
-from cedkv.report.comparison import ConditionResult
-from cedkv.report.page import comparison_page, run_page
+from cedkv.analysis.results import ConditionResult, Records, Results, decide, sort_records
+from cedkv.config.schema import Phase2Config
+from cedkv.report.page.render import comparison_page, run_page
 from tests import tiny
 from tests.test_engine import records_of
 

@@ -15,7 +15,7 @@ from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
 from cedkv.conditions import Condition
 from cedkv.eval_phase2 import plan_samples, run
-from cedkv.samples.load import load_samples
+from cedkv.tasks.load import load_samples
 from tests import tiny
 
 

@@ -13,15 +13,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from cedkv import certificate, probe
-from cedkv.certificate import MEANINGS, ROTATION, certify
-from cedkv.cli import main
-from cedkv.driver import run_phase2
-from cedkv.errors import ModelError
-from cedkv.lm import attention, scoring
-from cedkv.lm import prefix as prefix_module
-from cedkv.lm.cache import PrefixBatch
-from cedkv.lm.fingerprint import fingerprint
+from cedkv.checks import certificate, probe
+from cedkv.checks.certificate import MEANINGS, ROTATION, certify
+from cedkv.cli.app import main
+from cedkv.core.errors import ModelError
+from cedkv.inference import forward
+from cedkv.inference import prefix as prefix_module
+from cedkv.kv import attention
+from cedkv.kv.cache import KVPrefix
+from cedkv.models.fingerprint import fingerprint
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -66,13 +67,13 @@ def scaled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_place_by_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries placed by counting visible slots, as where ``position_ids`` are ignored: gaps close."""
-    real = scoring.last_logits
+    real = forward.last_logits
 
-    def closing(lm: Any, rows: Any, prefix: PrefixBatch | None, layers: Any) -> Any:
+    def closing(lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
         prefix = None if prefix is None else replace(prefix, query_start=torch.full_like(prefix.query_start, prefix.slots))
         return real(lm, rows, prefix, layers)
 
-    monkeypatch.setattr(scoring, "last_logits", closing)
+    monkeypatch.setattr(forward, "last_logits", closing)
 
 
 def prefix_at_wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,11 +92,11 @@ def _ignoring_layers(real: Any) -> Any:
 
 
 def keys_turned_by_other_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cedkv import plumbing
+    from cedkv.checks import consistency
 
-    real = plumbing.rotate_keys
+    real = consistency.rerotate_keys
     monkeypatch.setattr(
-        plumbing, "rotate_keys", lambda keys, shift, turn: real(keys, shift, replace(turn, inv_freq=1.01 * turn.inv_freq))
+        consistency, "rerotate_keys", lambda keys, shift, turn: real(keys, shift, replace(turn, inv_freq=1.01 * turn.inv_freq))
     )
 
 

@@ -10,10 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cedkv import cli
-from cedkv.config import Phase2Config
-from cedkv.errors import BrokenOff, ModelError, TrackingError
-from cedkv.options import OPTIONS
+from cedkv.cli import app
+from cedkv.config.options import OPTIONS
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ModelError, RunInterrupted, TrackingError
 from entrypoints import phase2_eval
 
 PHASE2_NAMES = {
@@ -21,7 +21,7 @@ PHASE2_NAMES = {
     "--phase2-select-mode", "--phase2-dtype", "--phase2-strict-hf",
 }  # fmt: skip
 COMMON = {"--config", "--set", "--resume", "--debug"}
-COMMANDS = pytest.mark.parametrize("command", [cli.main, phase2_eval.main], ids=["cedkv", "phase2_eval"])
+COMMANDS = pytest.mark.parametrize("command", [app.main, phase2_eval.main], ids=["cedkv", "phase2_eval"])
 
 
 def names(command: click.Command) -> set[str]:
@@ -48,7 +48,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         noted.calls.append((config, phase))
         return SimpleNamespace(verdicts=noted.verdicts)
 
-    monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
+    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
     return noted
 
 
@@ -57,8 +57,8 @@ def invoke(command: click.Command, *arguments: str) -> Result:
 
 
 def test_flags_have_the_agreed_names() -> None:
-    assert {name for name in names(cli.main) if name.startswith("--phase2-")} == PHASE2_NAMES
-    assert names(cli.main) - PHASE2_NAMES == {"--phase", "--version", *COMMON}
+    assert {name for name in names(app.main) if name.startswith("--phase2-")} == PHASE2_NAMES
+    assert names(app.main) - PHASE2_NAMES == {"--phase", "--version", *COMMON}
     assert names(phase2_eval.main) == {f"--{name}" for name in OPTIONS} | {"--phase", *COMMON}
 
 
@@ -84,8 +84,8 @@ def test_errors_of_the_user(command: click.Command, arguments: list[str], messag
 @pytest.mark.parametrize(
     ("command", "wrong", "near"),
     [
-        (cli.main, "--phase2-selct-mode", "--phase2-select-mode"),
-        (cli.main, "--phase2-max_on", "--phase2-max-on"),
+        (app.main, "--phase2-selct-mode", "--phase2-select-mode"),
+        (app.main, "--phase2-max_on", "--phase2-max-on"),
         (phase2_eval.main, "--selct_mode", "--select_mode"),
         (phase2_eval.main, "--span-len", "--span_len"),
     ],
@@ -99,7 +99,7 @@ def test_misspelled_option_has_a_near_match(command: click.Command, wrong: str, 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "off", ""])
 def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> None:
-    found = invoke(cli.main, "--phase2-strict-hf", value)
+    found = invoke(app.main, "--phase2-strict-hf", value)
     assert found.exit_code == 2
     assert f"--phase2-strict-hf {value!r} is refused" in found.output
     assert "smollm2-135m" in found.output
@@ -110,7 +110,7 @@ def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> Non
     "arguments", [[], ["--phase2-strict-hf", "true"], ["--phase2-strict-hf"], ["--phase2-strict-hf", "TRUE"]]
 )
 def test_strict_is_the_default(arguments: list[str], runs: SimpleNamespace) -> None:
-    assert invoke(cli.main, *arguments).exit_code == 0
+    assert invoke(app.main, *arguments).exit_code == 0
     assert runs.calls == [(Phase2Config(), "2")]
 
 
@@ -118,7 +118,7 @@ def test_options_reach_the_run_above_file_and_overrides(runs: SimpleNamespace, t
     path = tmp_path / "own.yaml"
     path.write_text("phase2: {seed: 1, eval: {on_samples: 5, off_samples: 6}}")
     found = invoke(
-        cli.main, "--phase", "1.5", "--config", str(path), "--set", "seed=2,eval.on_samples=7", "--set", "select.span_len=3",
+        app.main, "--phase", "1.5", "--config", str(path), "--set", "seed=2,eval.on_samples=7", "--set", "select.span_len=3",
         "--phase2-max-on", "9", "--phase2-select-mode", "random_span", "--phase2-model-id", "123", "--phase2-dtype", "bfloat16",
         "--phase2-device", "cpu", "--phase2-prefix-len", "50", "--phase2-max-off", "8", "--phase2-strict-hf",
     )  # fmt: skip
@@ -147,7 +147,7 @@ def test_exit_code_of_a_gate(
     ("error", "code", "told"),
     [
         (ModelError("no such model"), 2, "Error: no such model\n"),
-        (BrokenOff("disk full"), 3, "Error: disk full\n"),
+        (RunInterrupted("disk full"), 3, "Error: disk full\n"),
         (TrackingError("results are safe"), 4, "Error: results are safe\n"),
         (ZeroDivisionError("by\nzero"), 3, "Error: this was not foreseen: ZeroDivisionError: by zero\nGive --debug"),
     ],
@@ -158,12 +158,12 @@ def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error:
     def run_phase2(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
-    found = invoke(cli.main)
+    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
+    found = invoke(app.main)
     assert found.exit_code == code
     assert found.output.startswith(told)
     assert "Traceback" not in found.output
-    again = invoke(cli.main, "--debug")
+    again = invoke(app.main, "--debug")
     assert again.exit_code == code
     assert f"{type(error).__name__}: " in again.output.partition("Traceback")[2]
 
@@ -175,9 +175,9 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_phase2(*_: object, **__: object) -> None:
         raise ValueError("401 for https://me:pass@word@host/x with Bearer hf_abcdefgh")
 
-    monkeypatch.setattr("cedkv.driver.run_phase2", run_phase2)
+    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
     for arguments in ([], ["--debug"]):
-        told = invoke(cli.main, *arguments).output
+        told = invoke(app.main, *arguments).output
         assert "401 for https://host/x with Bearer ***" in told
         assert not [word for word in ("hf_abc", "me:pass", "word@") if word in told]
 
@@ -186,7 +186,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ended_run_unwinds(runs: SimpleNamespace, number: signal.Signals, code: int) -> None:
     """A signal as an exception lets the run end as KILLED; by default the process just vanishes. A second one is ignored:
     Ctrl-C under ``mlflow run`` comes as SIGINT, and then again as SIGTERM."""
-    assert invoke(cli.main).exit_code == 0
+    assert invoke(app.main).exit_code == 0
     handler = signal.getsignal(number)
     assert callable(handler)
     with pytest.raises(SystemExit) as ended:

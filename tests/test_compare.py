@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from cedkv import compare, driver
-from cedkv.config import Phase2Config
-from cedkv.entry import OUTPUTS
-from cedkv.errors import NumericsError
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import NumericsError
 from cedkv.report.tables import conditions_table
 from cedkv.report.text import aligned, remark
+from cedkv.runs import compare, pipeline
+from cedkv.runs.manifest import OUTPUTS
 from entrypoints import ablate_selector, compare_positioning
 from tests import making, tiny
 
@@ -104,7 +104,7 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
 def test_a_nested_run_is_what_a_separate_evaluation_gives(config: Phase2Config, store: str) -> None:
     """Sample by sample, to the floor: nothing of one condition may leak into another."""
     _, chosen = compare.run_comparison("ablate_selector", config, {"select_modes": "wrong_demo,causal_drop_span"})
-    driver.run_phase2(chosen.config, "2")
+    pipeline.run_phase2(chosen.config, "2")
     experiment = mlflow.get_experiment_by_name("cedkv").experiment_id
     alone = mlflow.MlflowClient().search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
     assert alone.info.run_id != chosen.run_id

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cedkv.conditions import build, factors, labels
-from cedkv.config import Phase2Config
-from cedkv.errors import ConfigError
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
 from cedkv.selectors import NAMES
 from tests import tiny
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cedkv.commands import PHASE2_FLAGS
-from cedkv.config import KL_LIMIT, Phase2Config
-from cedkv.config_sources import leaf_keys, resolve
-from cedkv.entry import write_config
-from cedkv.errors import ConfigError
-from cedkv.options import OPTIONS
+from cedkv.cli.click_ext import PHASE2_FLAGS
+from cedkv.config.options import OPTIONS
+from cedkv.config.resolve import leaf_keys, resolve
+from cedkv.config.schema import KL_LIMIT, Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.runs.manifest import write_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIT = (

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.config import Phase2Config
-from cedkv.config_sources import resolve
-from cedkv.errors import ConfigError
+from cedkv.config.resolve import resolve
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
 
 
 @pytest.fixture

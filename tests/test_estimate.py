@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cedkv.conditions import build
-from cedkv.estimate import duration, teacher_tokens, tokens
 from cedkv.eval_phase2 import plan_samples, run
-from cedkv.samples.load import load_samples
+from cedkv.runs.estimate import duration, teacher_tokens, tokens
+from cedkv.tasks.load import load_samples
 from tests import tiny
 
 

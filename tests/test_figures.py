@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cedkv.report.drawing import nats_axis, new, save_png, style, to_svg, wrapped
-from cedkv.report.figures import comparison_figures, run_figures
-from cedkv.stats import interval
+from cedkv.analysis.paired import interval
+from cedkv.report.figures.captions import comparison_figures, run_figures
+from cedkv.report.figures.plotting import nats_axis, new, save_png, style, to_svg, wrapped
 from tests import making
 from tests.test_questions import standard
 

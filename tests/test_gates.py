@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.config import KL_LIMIT, Phase2Config
-from cedkv.config_sources import resolve
-from cedkv.gates import EQUAL_ON_PAPER, Check, all_pass, gate_a, gate_b, numerical_floor
+from cedkv.analysis.results import Records, decide
+from cedkv.checks.gates import EQUAL_ON_PAPER, Check, all_pass, gate_a, gate_b, numerical_floor
+from cedkv.config.resolve import resolve
+from cedkv.config.schema import KL_LIMIT, Phase2Config
+from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.report.build import Records, decide
-from cedkv.types import Record
 from tests import making
 
 CONFIG = Phase2Config()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.metrics_phase2 import difference, finite_or_none, largest, mean, p99, repro_accuracies, run_metrics
+from cedkv.core.files import finite_or_none
+from cedkv.metrics_phase2 import difference, largest, mean, p99, repro_accuracies, run_metrics
 from tests import making
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from cedkv.options import COMPARISONS, OPTIONS
+from cedkv.config.options import COMPARISONS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cedkv.certificate import ROWS_LIMIT
-from cedkv.gates import gate_a
-from cedkv.lm import attention
-from cedkv.probe import probe
-from cedkv.report.build import sort_records
+from cedkv.analysis.results import sort_records
+from cedkv.checks.certificate import ROWS_LIMIT
+from cedkv.checks.gates import gate_a
+from cedkv.checks.probe import probe
+from cedkv.kv import attention
 from tests import tiny
 from tests.planted import Patch, Plant, precision, prefixes, samples, wrap
 

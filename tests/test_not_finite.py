@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from cedkv.config import Phase2Config
-from cedkv.errors import NumericsError
-from cedkv.gates import all_pass
-from cedkv.lm import attention, cache, prefix, scoring
-from cedkv.report.build import Records, decide
-from cedkv.stats import gap_recovered, holm, interval, n_needed, sign_flip
+from cedkv.analysis.paired import gap_recovered, holm, interval, n_needed, sign_flip
+from cedkv.analysis.results import Records, decide
+from cedkv.checks.gates import all_pass
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import NumericsError
+from cedkv.inference import forward, prefix
+from cedkv.kv import attention, cache
 from tests import making, tiny
 
 BAD = (math.nan, math.inf, -math.inf)
@@ -59,11 +60,11 @@ def spoiled_row(what: Callable[..., Any], bad: float) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("module", "name", "said"),
     [
-        (scoring, "last_logits", "logits of"),
+        (forward, "last_logits", "logits of"),
         (attention, "attention_rows", "attention scores of"),
-        (scoring, "read_cache", "keys of"),
+        (forward, "read_cache", "keys of"),
         (prefix, "gather", "of kept tokens of"),
-        (cache, "rotate_keys", "keys of kept tokens of"),
+        (cache, "rerotate_keys", "keys of kept tokens of"),
     ],
 )
 def test_what_is_computed_is_looked_at(

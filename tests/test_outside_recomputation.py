@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cedkv import driver
-from cedkv.entry import Entry
+from cedkv.runs import pipeline
+from cedkv.runs.manifest import RunManifest
 from cedkv.selectors import NAMES
 from tests import tiny
 from tests.outside import Plain, Rules
@@ -30,12 +30,12 @@ plain = cache(Plain)
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The whole of a run but MLflow; its files are in ``RUN``."""
-    monkeypatch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
-    monkeypatch.setattr("cedkv.job.Job.fault", None)
+    monkeypatch.setattr("cedkv.runs.tracking.MlflowTracker._attempt", lambda *_: None)
+    monkeypatch.setattr("cedkv.runs.lifecycle.ActiveRun.fault", None)
     monkeypatch.chdir(tmp_path)
 
     def run(folder: Path, *overrides: str) -> None:
-        driver.run_phase2(tiny.config(folder, *SIZES, *overrides), "2", Entry("phase2", "2", origin=RUN.name))
+        pipeline.run_phase2(tiny.config(folder, *SIZES, *overrides), "2", RunManifest("phase2", "2", origin=RUN.name))
 
     return run
 
@@ -146,6 +146,6 @@ def test_keys_that_were_not_moved_are_noticed(
     model_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gather in compact positions without the rotation."""
-    monkeypatch.setattr("cedkv.lm.cache.rotate_keys", lambda keys, *_: keys)
+    monkeypatch.setattr("cedkv.kv.cache.rerotate_keys", lambda keys, *_: keys)
     evaluate(model_folder, "prefix.kv_source=gather")
     assert compare(RUN, plain(model_folder), RULES).worst["logprob"] > 1e-2

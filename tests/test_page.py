@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cedkv.report import browser, page
-from cedkv.report.build import Records, decide
-from cedkv.report.page import comparison_page, embedded
+from cedkv.analysis.results import Records, decide
+from cedkv.report.page import render, samples
+from cedkv.report.page.render import comparison_page, embedded
 from tests.pages import ARMS, HERE, HOSTILE, Run, compared, hostile, page_of
 
 
@@ -78,7 +78,7 @@ def test_conditions_share_what_is_the_same(dealt: Run) -> None:
 
 def test_a_big_run_is_cut_and_says_so(dealt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "This page holds" not in page_of(dealt)
-    monkeypatch.setattr(browser, "MAX_SAMPLES", 5)
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 5)
     text = page_of(dealt)
     (condition,) = data_of(text)["conditions"]
     assert [sample["id"] for sample in condition["on"]] == [record["sample_id"] for record in dealt[1].on[:5]]
@@ -121,7 +121,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_has_contrast(theme: int) -> None:
-    css = (Path(page.__file__).parent / "templates/page.css").read_text()
+    css = (Path(render.__file__).parent / "static/page.css").read_text()
     colours = {name: both[theme] for name, *both in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)}
     pairs = [*itertools.product(("ink", "muted", "accent", "pass", "fail"), ("page", "card", "soft")), ("ink", "hot")]
     pairs += [(verdict, f"{verdict}-tint") for verdict in ("pass", "fail", "insufficient")]

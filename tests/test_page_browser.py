@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cedkv.report.build import Records
+from cedkv.analysis.results import Records
 from tests.pages import Run, compared, page_of
 
 

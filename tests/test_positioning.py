@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.config import InjectionBlock, PrefixBlock
-from cedkv.errors import ConfigError
-from cedkv.positioning import PADDING, POSITIONING, place
+from cedkv.config.schema import InjectionBlock, PrefixBlock
+from cedkv.core.errors import ConfigError
+from cedkv.kv.positioning import PADDING, POSITIONING, place
 
 MODES = pytest.mark.parametrize(("positioning", "padding"), [(a, b) for a in POSITIONING for b in PADDING])
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cedkv import progress
-from cedkv.progress import Progress
+from cedkv.runs import progress
+from cedkv.runs.progress import Progress
 
 
 def test_lines_at_most_every_half_minute_and_one_a_unit(
@@ -53,9 +53,9 @@ def test_bars_of_libraries_are_off_without_a_terminal() -> None:
     """Weights that load and a GGUF that is converted draw a bar of hundreds of lines into a log; a set value stays."""
     program = (
         "import sys\n"
-        "from cedkv import cli\n"
+        "from cedkv.cli import app\n"
         "try:\n"
-        "    cli.execute('phase2', cli.Given('no-such-file.yaml', (), {}))\n"
+        "    app.execute('phase2', app.RunRequest('no-such-file.yaml', (), {}))\n"
         "except SystemExit: pass\n"
         "from tqdm import tqdm\n"
         "print(sum(tqdm(range(3), desc='Loading weights')))\n"

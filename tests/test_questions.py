@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from cedkv.report.comparison import ConditionResult
-from cedkv.report.groups import budgets, lengths, positions, sinks, transfers
-from cedkv.report.questions import more, questions, relations
+from cedkv.analysis.comparison import equal_on_paper, grid_comparisons
+from cedkv.analysis.families import budgets, lengths, positions, sinks, transfers
+from cedkv.analysis.findings import more, questions, relations
+from cedkv.analysis.results import ConditionResult
 from cedkv.report.summary import summary_markdown
-from cedkv.stats_grid import equal_on_paper, grid_comparisons
 from tests import making
 
 N = 40

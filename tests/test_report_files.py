@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.report.files import SCHEMA_VERSION, append_lines, clean, write_json, write_text
+from cedkv.core.files import SCHEMA_VERSION, append_lines, clean, write_json, write_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.errors import DataError
-from cedkv.samples import off_prompts, symbol_lookup
-from cedkv.samples.load import Samples, load_samples
-from cedkv.samples.symbol_lookup import SYMBOLS, episode, episodes
-from cedkv.types import OnEpisode
+from cedkv.core.errors import DataError
+from cedkv.core.values import OnEpisode
+from cedkv.tasks import off_prompts, symbol_lookup
+from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.symbol_lookup import SYMBOLS, episode, episodes
 from tests import tiny
 
 NOTHING: frozenset[str] = frozenset()

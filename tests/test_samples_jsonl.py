@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cedkv.errors import DataError
-from cedkv.samples.jsonl import read_off, read_on
-from cedkv.samples.load import Samples, load_samples
+from cedkv.core.errors import DataError
+from cedkv.tasks.jsonl import read_off, read_on
+from cedkv.tasks.load import Samples, load_samples
 from tests import tiny
 
 ON = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}

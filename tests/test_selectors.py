@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.config import SelectBlock
-from cedkv.errors import DataError
+from cedkv.config.schema import SelectBlock
+from cedkv.core.errors import DataError
+from cedkv.core.values import Evidence, Span
 from cedkv.selectors import NAMES, is_oracle, is_unbounded, needs, reference, select, uses_partner
-from cedkv.selectors.common import SelectionTask
-from cedkv.types import Evidence, Span
+from cedkv.selectors.base import SelectionTask
 from tests.making import task
 
 ALL = pytest.mark.parametrize("name", NAMES)

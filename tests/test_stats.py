@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from cedkv import stats
-from cedkv.stats import arm_comparisons, compare, interval, mcnemar
+from cedkv.analysis import paired
+from cedkv.analysis.paired import arm_comparisons, compare, interval, mcnemar
 from tests import making
 
 
@@ -54,7 +54,7 @@ def test_interval_agrees_with_the_normal_one() -> None:
 
 def test_interval_covers_the_mean_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """95 % over 200 sets of 60; a percentile bootstrap falls a little short. One-sided or 68 % intervals would show."""
-    monkeypatch.setattr(stats, "RESAMPLES", 499)
+    monkeypatch.setattr(paired, "RESAMPLES", 499)
     rng = np.random.default_rng(1)
     found = [interval(rng.normal(0.5, 1.0, 60).tolist(), 42, str(k)) for k in range(200)]
     below, above = (sum(test) for test in zip(*((high < 0.5, low > 0.5) for low, high in found), strict=True))  # type: ignore[operator]

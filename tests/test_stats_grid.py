@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, spearmanr
 
-from cedkv.stats import FLIPS, gap_recovered, holm, n_needed, rank_agreement, sign_flip
-from cedkv.stats_grid import best_condition, distinct, equal_on_paper, families, grid_comparisons, listed
+from cedkv.analysis.comparison import best_condition, equal_on_paper, families, grid_comparisons, listed, unique_up_to_padding
+from cedkv.analysis.paired import FLIPS, gap_recovered, holm, n_needed, rank_agreement, sign_flip
 from tests import making
 
 RNG = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_padding_is_one_condition_and_must_agree() -> None:
     """A difference of KLs beyond what rounding explains is a fault of the plumbing, and is said."""
     kl = draw(0.5, 12)
     results = making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [v + 1e-6 for v in kl]}), (DELIMITER, {}))
-    assert [c.label for c in distinct(results)] == ["attention_diversity", "delimiter"]
+    assert [c.label for c in unique_up_to_padding(results)] == ["attention_diversity", "delimiter"]
     (row,) = equal_on_paper(results)
     assert row["verdict"] == "pass"
     assert row["largest"] == pytest.approx(1e-6)

@@ -9,17 +9,17 @@ import mlflow
 import pandas as pd
 import pytest
 
-from cedkv.entry import Entry
-from cedkv.errors import ConfigError
-from cedkv.job import Job, save_table, sync
-from cedkv.tracking import Mlflow, compare_view, describe_datasets, where_to_look
+from cedkv.core.errors import ConfigError
+from cedkv.runs.lifecycle import ActiveRun, save_table, sync
+from cedkv.runs.manifest import RunManifest
+from cedkv.runs.tracking import MlflowTracker, compare_view, describe_datasets, where_to_look
 from tests import tiny
 from tests.faults.crashing import run_of_nothing as run
 
 CLIENT = mlflow.MlflowClient
 
 
-def ended(job: Job) -> Any:
+def ended(job: ActiveRun) -> Any:
     """The finished run, as MLflow has it."""
     job.finish(job.entry)
     return mlflow.get_run(job.entry.run_id)
@@ -57,7 +57,7 @@ def test_long_values_are_cut_not_refused(store: str, monkeypatch: pytest.MonkeyP
     """Where MLflow does not cut by itself, it refuses a value beyond its limit and all others of the batch."""
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
     with run(tiny.config("x", f"model.id={'ä' * 3000}")) as job:
-        job.entry.conclude({}, {"best": "ä" * 9000}, "d" * 9000)
+        job.entry.set_results({}, {"best": "ä" * 9000}, "d" * 9000)
         data = ended(job).data
     assert data.params["phase2.model.id"] == "ä" * 3000
     assert (len(data.tags["best"]), len(data.tags["mlflow.note.content"])) == (8000, 8000)
@@ -100,7 +100,7 @@ def test_the_run_that_carried_a_resume_is_ended_and_says_so(store: str, monkeypa
         ended(job)
     for source, status in (("PROJECT", "FINISHED"), ("LOCAL", "RUNNING")):
         made = made_by_mlflow_run(monkeypatch, None, **{"mlflow.source.type": source})
-        Mlflow(4).retire(job.entry)
+        MlflowTracker(4).retire(job.entry)
         found = mlflow.get_run(made)
         assert found.info.status == status
         assert (found.info.run_name == "resume of ours") == (status == "FINISHED")
@@ -142,7 +142,7 @@ def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
         for name in ("report_phase2.json", "artifacts/x.json", "journal.jsonl", "half.json.part"):
             (job.folder / name).write_text("{}")
         save_table(job.entry, "on.json", table)
-        job.entry.conclude({"gain": 0.5, "gap": None}, {"gateA": "pass"}, "### gateA **pass**\n")
+        job.entry.set_results({"gain": 0.5, "gap": None}, {"gateA": "pass"}, "### gateA **pass**\n")
         found = ended(job)
     assert found.data.metrics == {"gain": 0.5}
     assert found.data.tags["gateA"] == "pass"
@@ -169,7 +169,7 @@ def test_logging_again_changes_nothing(store: str) -> None:
     with run() as job:
         job.entry.datasets = describe_datasets({"on": ("a", samples)})
         save_table(job.entry, "on.json", samples)
-        job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+        job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
         first = ended(job)
     for _ in range(2):
         sync(job.folder, 10, lambda _: None)
@@ -183,9 +183,9 @@ def test_logging_again_changes_nothing(store: str) -> None:
 
 
 def test_sync_ends_a_run_that_was_killed_without_a_word(store: str) -> None:
-    entry = Entry("phase2", "2", "n")
-    Mlflow(4).start(entry)
-    entry.begin(tiny.config("x"))
+    entry = RunManifest("phase2", "2", "n")
+    MlflowTracker(4).start(entry)
+    entry.write(tiny.config("x"))
     assert mlflow.get_run(entry.run_id).info.status == "RUNNING"
     sync(entry.folder, 10, lambda _: None)
     assert mlflow.get_run(entry.run_id).info.status == "KILLED"

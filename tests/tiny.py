@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cedkv.conditions import Condition
-from cedkv.config import Phase2Config
-from cedkv.config_sources import resolve
+from cedkv.config.resolve import resolve
+from cedkv.config.schema import Phase2Config
+from cedkv.core.values import Record
 from cedkv.eval_phase2 import Phase, plan_samples, run
-from cedkv.lm import source
-from cedkv.samples.load import load_samples
-from cedkv.samples.off_prompts import FORMS, TOPICS
-from cedkv.samples.symbol_lookup import SYMBOLS
-from cedkv.types import Record
+from cedkv.models import loading
+from cedkv.tasks.load import load_samples
+from cedkv.tasks.off_prompts import FORMS, TOPICS
+from cedkv.tasks.symbol_lookup import SYMBOLS
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<user>\n{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>\n{% endif %}"
@@ -86,10 +86,10 @@ def config(folder: Path | str, *overrides: str) -> Phase2Config:
     return resolve(None, [*small, *overrides])
 
 
-def load(folder: Path | str, *overrides: str) -> tuple[Phase2Config, source.LanguageModel]:
+def load(folder: Path | str, *overrides: str) -> tuple[Phase2Config, loading.LanguageModel]:
     """A small configuration and its loaded model."""
     made = config(folder, *overrides)
-    return made, source.load(made)
+    return made, loading.load(made)
 
 
 def grid_records(
@@ -98,7 +98,7 @@ def grid_records(
     """The records of several conditions, each given by its overrides, in one run of the engine."""
     made = {key: config(folder, *overrides, *own) for key, own in conditions.items()}
     first = next(iter(made.values()))
-    lm = source.load(first)
+    lm = loading.load(first)
     samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     grid = [Condition(key, its) for key, its in made.items()]
     units = plan_samples(grid, samples, phase)

@@ -12,8 +12,8 @@ from functools import cache
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cedkv.samples.off_prompts import FORMS, TOPICS
-from cedkv.samples.symbol_lookup import SYMBOLS
+from cedkv.tasks.off_prompts import FORMS, TOPICS
+from cedkv.tasks.symbol_lookup import SYMBOLS
 
 LINES = [f"Word: x\nSymbol: {symbol}\n\n" * 20 for symbol in SYMBOLS] + [f"What is {t}?" for t in TOPICS] + list(FORMS)
 SPECIAL = ["<unk>", "<s>", "</s>"]

@@ -1,1 +1,1 @@
-"""What a run leaves for people and programs: files, tables, the verdict as text."""
+"""What a run leaves for people and programs: files, tables, figures, the page."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cedkv.report.build import verdict_word
-from cedkv.report.comparison import ConditionResult
-from cedkv.report.text import about, escaped, number, plural, sentence
-from cedkv.stats import gap_recovered
-from cedkv.stats_grid import best_condition, distinct
+from cedkv.analysis.comparison import best_condition, unique_up_to_padding
+from cedkv.analysis.paired import gap_recovered
+from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.core.text import escape_markdown, number, plural, sentence
+from cedkv.report.text import about
 
 Section = list[str]
 QUANTITIES = {"accuracy": "accuracy", "kl_to_teacher": "KL to teacher, nats", "off_delta": "OFF delta, nats"}
@@ -57,7 +57,7 @@ def _head(name: str, results: Sequence[ConditionResult]) -> Section:
         elif "the only candidate" in rule:
             verdict = "is the only candidate left"
         lines += [f"**{best.label}** {verdict}: {_plain(rule)}."]
-    size = escaped(about(first.config, len(first.records.on), len(first.records.off)))
+    size = escape_markdown(about(first.config, len(first.records.on), len(first.records.off)))
     lines += [
         "",
         f"{plural(len(results), 'condition')} on the same samples ({size}); {passing['gateA']} pass Gate A, "
@@ -76,7 +76,7 @@ def _questions(questions: Sequence[dict[str, Any]]) -> Section:
 
 def _conditions(results: Sequence[ConditionResult]) -> Section:
     ordered = sorted(results, key=lambda c: (c.reference, _or(c.results.metrics["phase2_kl_select_teacher_mean"], np.inf)))
-    first = {id(c) for c in distinct(results)}
+    first = {id(c) for c in unique_up_to_padding(results)}
     head = "Candidates first, then reference points (they are compared with, and never win), each by KL to the teacher."
     columns = ("condition", "tokens kept", "accuracy", "random", "gap recovered", "KL to teacher", "ratio to base", "OFF p99",
                "Gate A", "Gate B")  # fmt: skip

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from cedkv import selectors
-from cedkv.report.build import verdict_word
-from cedkv.report.comparison import ConditionResult
-from cedkv.types import Record
+from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.core.values import Record
 
 _ON = (
     "sample_id", "token_select", "query_text", "answer_text", "correct_base", "correct_teacher", "correct_select",

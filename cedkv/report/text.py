@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from cedkv.config import Phase2Config
-from cedkv.gates import Check
-from cedkv.report.build import Results, verdict_word
+from cedkv.analysis.results import Results, verdict_word
+from cedkv.checks.gates import Check
+from cedkv.config.schema import Phase2Config
+from cedkv.core.text import escape_markdown, number
 
 
 def run_name(config: Phase2Config, phase: str) -> str:
@@ -25,26 +24,6 @@ def run_name(config: Phase2Config, phase: str) -> str:
     if config.select.keep_sink:
         parts.append(f"sink {config.select.keep_sink}")
     return " · ".join([*parts, f"seed {config.seed}"])
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, or a dash for what is missing or not finite."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def plural(n: int, word: str) -> str:
-    """``1 span``, ``2 spans``."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
-
-
-def sentence(text: str) -> str:
-    """With a capital at the start."""
-    return text[:1].upper() + text[1:]
-
-
-def escaped(text: str) -> str:
-    """Text of others inside markdown: shown to the letter, on one line, neither markup nor HTML nor a link."""
-    return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
 
 
 def about(config: Phase2Config, n_on: int, n_off: int) -> str:
@@ -88,7 +67,7 @@ def explain(check: Check) -> str:
 def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
     """The run's description in the MLflow UI."""
     verdicts = " · ".join(f"{name} **{verdict_word(value)}**" for name, value in results.verdicts.items())
-    lines = [f"### {verdicts}", "", escaped(about(config, n_on, n_off)), "",
+    lines = [f"### {verdicts}", "", escape_markdown(about(config, n_on, n_off)), "",
              f"Accuracy: {accuracies(results)}", "", "| gate | check | observed | limit | n | verdict |",
              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
     lines += [

@@ -16,9 +16,9 @@ import importlib
 from types import ModuleType
 from typing import get_args
 
-from cedkv.config import SelectBlock
-from cedkv.selectors.common import SelectionTask
-from cedkv.types import Selection
+from cedkv.config.schema import SelectBlock
+from cedkv.core.values import Selection
+from cedkv.selectors.base import SelectionTask
 
 NAMES: tuple[str, ...] = get_args(SelectBlock.model_fields["mode"].annotation)
 

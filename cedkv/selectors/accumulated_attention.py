@@ -6,8 +6,8 @@ divided by how many tokens come later.
 
 import numpy as np
 
-from cedkv.selectors.common import SelectionTask, best_first, candidates
-from cedkv.types import Span
+from cedkv.core.values import Span
+from cedkv.selectors.base import SelectionTask, candidates, pick_top
 
 NEEDS = frozenset({"accumulated"})
 REFERENCE = "a published score that does not look at the query alone"
@@ -23,4 +23,4 @@ def choose(task: SelectionTask) -> tuple[Span, ...]:
         tokens = candidate.scored_tokens()
         score = float(np.mean(received[tokens.start : tokens.stop])) if len(tokens) else 0.0
         scored.append((candidate, score))
-    return best_first(scored, task.select)
+    return pick_top(scored, task.select)

@@ -1,7 +1,7 @@
 """Spans whose hiding moves the teacher's answer most: KL(teacher || teacher without the span), in nats."""
 
-from cedkv.selectors.common import SelectionTask, best_first, candidates
-from cedkv.types import Span
+from cedkv.core.values import Span
+from cedkv.selectors.base import SelectionTask, candidates, pick_top
 
 NEEDS = frozenset({"causal_drop"})
 
@@ -15,4 +15,4 @@ def choose(task: SelectionTask) -> tuple[Span, ...]:
     drops = task.evidence.causal_drop
     if drops is None:
         raise ValueError("causal_drop_span needs evidence with causal drops")
-    return best_first(((c, drops[c.start]) for c in candidates(task.token_kinds, task.select)), task.select)
+    return pick_top(((c, drops[c.start]) for c in candidates(task.token_kinds, task.select)), task.select)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cedkv.selectors.common import SelectionTask, attention_score, candidates
-from cedkv.types import Candidate, Span
+from cedkv.core.values import Candidate, Span
+from cedkv.selectors.base import SelectionTask, attention_score, candidates
 
 
 def choose(task: SelectionTask) -> tuple[Span, ...]:

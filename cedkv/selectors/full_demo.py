@@ -1,7 +1,7 @@
 """Every token of the demo: what a prefix can reach at most. At ``absolute`` it must equal the teacher."""
 
-from cedkv.selectors.common import SelectionTask, span_at
-from cedkv.types import Span
+from cedkv.core.values import Span
+from cedkv.selectors.base import SelectionTask, span_at
 
 REFERENCE = "keeps the whole demonstration"
 UNBOUNDED = True

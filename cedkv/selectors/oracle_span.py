@@ -1,8 +1,8 @@
 """The tokens that hold the answer: what a selector that knows where to look would keep. An oracle, never a method."""
 
-from cedkv.errors import DataError
-from cedkv.selectors.common import SelectionTask, span_at
-from cedkv.types import Span
+from cedkv.core.errors import DataError
+from cedkv.core.values import Span
+from cedkv.selectors.base import SelectionTask, span_at
 
 NEEDS = frozenset({"gold"})
 REFERENCE = "knows where the answer is"

@@ -1,7 +1,7 @@
 """The first and the last tokens of the demo, as many as the budget allows: StreamingLLM's window (Xiao et al. 2024)."""
 
-from cedkv.selectors.common import SelectionTask, span_at
-from cedkv.types import Span
+from cedkv.core.values import Span
+from cedkv.selectors.base import SelectionTask, span_at
 
 REFERENCE = "a fixed window that looks at nothing"
 SINK = 4

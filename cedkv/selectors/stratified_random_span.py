@@ -3,8 +3,8 @@
 Plain random spans may all fall into one half of the demo; these cover it, as a selector that spreads its spans does.
 """
 
-from cedkv.selectors.common import SelectionTask, attention_score, candidates
-from cedkv.types import Candidate, Span
+from cedkv.core.values import Candidate, Span
+from cedkv.selectors.base import SelectionTask, attention_score, candidates
 
 REFERENCE = "a random baseline"
 

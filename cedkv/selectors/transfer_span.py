@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from cedkv.errors import DataError
+from cedkv.core.errors import DataError
+from cedkv.core.values import Span
 from cedkv.selectors import attention_diversity_span
-from cedkv.selectors.common import SelectionTask
-from cedkv.types import Span
+from cedkv.selectors.base import SelectionTask
 
 NEEDS = frozenset({"other_attention"})
 REFERENCE = "selected for another query of the same demo"

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cedkv.certificate import Certificate, certify
-from cedkv.errors import ModelError
-from cedkv.lm import source
-from cedkv.lm.fingerprint import fingerprint
-from cedkv.lm.source import LanguageModel
+from cedkv.checks.certificate import Certificate, certify
+from cedkv.core.errors import ModelError
+from cedkv.models import loading
+from cedkv.models.fingerprint import fingerprint
+from cedkv.models.loading import LanguageModel
 from tests import tiny
 
 README = Path(__file__).parents[2] / "README.md"
@@ -148,11 +148,11 @@ def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Cer
     """The family's row of the table, and, where it is not refused, the loaded model and its certificate."""
     config = tiny.config(save(family, folder))
     try:
-        source.open_model(config)
+        loading.open_spec(config)
     except ModelError as error:
         reasons = "; ".join(line.split(maxsplit=1)[1] for line in str(error).splitlines()[1:-1])
         return f"| {family.name} | `{family.model_type}` | refused | {reasons} |", None, None
-    lm = source.load(config)
+    lm = loading.load(config)
     found = certify(lm, fingerprint(lm), None)
     limits = [f"{each.what}: sequences must stay below" for each in lm.capabilities.reaches]
     if {"longrope", "dynamic"} & set(lm.capabilities.rope_types):
@@ -168,9 +168,9 @@ def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Cer
 
 def positions(lm: LanguageModel) -> str:
     """The kind of positions, as measured."""
-    if lm.rotations is None:
+    if lm.rope_layouts is None:
         return f"{lm.capabilities.positions} positions"
-    turning = [turn for turn in lm.rotations if len(turn.inv_freq)]
+    turning = [turn for turn in lm.rope_layouts if len(turn.inv_freq)]
     words = ["rotary", ", ".join(lm.capabilities.rope_types)]
     if any(turn.layout == "neighbours" for turn in turning):
         words.append("neighbouring pairs")
@@ -180,8 +180,8 @@ def positions(lm: LanguageModel) -> str:
         words.append(f"{2 * len(turning[0].inv_freq)} of 16 dimensions")
     if len({tuple(turn.inv_freq.tolist()) for turn in turning}) > 1:
         words.append("two frequency bases")
-    if len(turning) < len(lm.rotations):
-        words.append(f"{len(lm.rotations) - len(turning)} of {len(lm.rotations)} layers without positions")
+    if len(turning) < len(lm.rope_layouts):
+        words.append(f"{len(lm.rope_layouts) - len(turning)} of {len(lm.rope_layouts)} layers without positions")
     return ", ".join(words)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from cedkv.certificate import FOLDER
-from cedkv.gates import gate_a
-from cedkv.report.build import sort_records
+from cedkv.analysis.results import sort_records
+from cedkv.checks.certificate import FOLDER
+from cedkv.checks.gates import gate_a
 from tests import tiny
 from tests.families.models import FAMILIES, Family, judged, written
 
@@ -35,7 +35,7 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     records = sort_records(tiny.records(folder, *overrides))
     checks = gate_a(tiny.config(folder, *overrides), records.on, records.plumbing, records.repro)
     assert {check.name for check in checks if check.verdict != "pass"} == set()
-    assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rotations is not None)
+    assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rope_layouts is not None)
 
 
 @pytest.mark.parametrize("family", REFUSED, ids=[family.name for family in REFUSED])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.driver import run_phase2
+from cedkv.runs.pipeline import run_phase2
 from tests.faults.crashing import config, left_by, the_run
 
 
@@ -19,8 +19,8 @@ def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cedkv.tracking.Mlflow._attempt", lambda *_: None)
-            patch.setattr("cedkv.job.Job.fault", None)
+            patch.setattr("cedkv.runs.tracking.MlflowTracker._attempt", lambda *_: None)
+            patch.setattr("cedkv.runs.lifecycle.ActiveRun.fault", None)
             run_phase2(config(llama_folder), "2")
         return left_by(the_run())
     finally:

@@ -14,10 +14,10 @@ from typing import Any
 
 import mlflow
 
-from cedkv.config import Phase2Config
-from cedkv.driver import run_phase2
-from cedkv.entry import find, new
-from cedkv.job import Job, running
+from cedkv.config.schema import Phase2Config
+from cedkv.runs.lifecycle import ActiveRun, open_run
+from cedkv.runs.manifest import find, new
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 
 SIZES = ("eval.on_samples=11", "eval.off_samples=3", "eval.gate_a_samples=1", "eval.n_random_trials=1", "runtime.batch_size=2")
@@ -31,18 +31,18 @@ def config(model: Path, *overrides: str) -> Phase2Config:
 
 
 @contextmanager
-def run_of_nothing(its: Phase2Config | None = None, name: str = "n") -> Iterator[Job]:
+def run_of_nothing(its: Phase2Config | None = None, name: str = "n") -> Iterator[ActiveRun]:
     """A run without a model."""
     its = its or tiny.config("x")
     entry = new("phase2", "2", its, {})
     entry.name = name
-    with running(its, entry, {"gateA": "pending"}, resumed=False) as job:
+    with open_run(its, entry, {"gateA": "pending"}, resumed=False) as job:
         yield job
 
 
-def impatient(job: Job) -> int:
+def impatient(job: ActiveRun) -> int:
     """Wait for MLflow no longer than these seconds from here on: what works takes long enough on a loaded machine."""
-    job._tracker.patience = 4
+    job._tracker.timeout = 4
     return 4
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cedkv import entry as entries
-from cedkv.cli import Given, execute
-from cedkv.config_sources import to_yaml
-from cedkv.job import sync
+from cedkv.cli.app import RunRequest, execute
+from cedkv.config.resolve import to_yaml
+from cedkv.runs import manifest
+from cedkv.runs.lifecycle import sync
 from tests.faults.crashing import OUTPUTS, config, finishes_the_same, forked, the_run
 from tests.test_tracking import n_runs
 
@@ -56,7 +56,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def run_program(model: Path) -> int:
     """A run as the command line starts it; its exit code."""
     Path("c.yaml").write_text(to_yaml(config(model)))
-    return forked(lambda: execute("phase2", Given("c.yaml", [], {})))
+    return forked(lambda: execute("phase2", RunRequest("c.yaml", [], {})))
 
 
 @pytest.mark.parametrize("size", [8, 24, 60, 120, 220])
@@ -116,5 +116,5 @@ def test_store_on_a_full_disk(
     disk.grow()
     run_id = the_run()
     sync(OUTPUTS / run_id, 60, lambda _: None)
-    run = mlflow.get_run(str(entries.load(OUTPUTS / run_id).mlflow_run_id))
+    run = mlflow.get_run(str(manifest.load(OUTPUTS / run_id).mlflow_run_id))
     assert run.info.status == "FINISHED"

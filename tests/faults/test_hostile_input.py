@@ -21,11 +21,11 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cedkv.config_sources import resolve
-from cedkv.errors import DataError
-from cedkv.options import COMPARISONS, OPTIONS
-from cedkv.samples.jsonl import read_off, read_on
-from cedkv.samples.tokenise import tokenise_off, tokenise_on
+from cedkv.config.options import COMPARISONS, OPTIONS
+from cedkv.config.resolve import resolve
+from cedkv.core.errors import DataError
+from cedkv.tasks.jsonl import read_off, read_on
+from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 from tests import tiny
 from tests.hostile import (
     ARGUMENTS,
@@ -156,10 +156,10 @@ def test_samples(tokenizer: Any, data: st.DataObject) -> None:
         try:
             if kind == "on":
                 for episode in read_on("own.jsonl", 1):
-                    json.dumps(repr(tokenise_on(tokenizer, episode)), ensure_ascii=False).encode()
+                    json.dumps(repr(tokenize_on(tokenizer, episode)), ensure_ascii=False).encode()
             else:
                 for sample_id, prompt in read_off("own.jsonl", 1):
-                    json.dumps(repr(tokenise_off(tokenizer, sample_id, prompt)), ensure_ascii=False).encode()
+                    json.dumps(repr(tokenize_off(tokenizer, sample_id, prompt)), ensure_ascii=False).encode()
         except DataError as error:
             said = str(error)
             assert re.match(

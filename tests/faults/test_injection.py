@@ -11,11 +11,11 @@ import mlflow
 import pytest
 import yaml
 
-from cedkv.entry import Entry, load
-from cedkv.errors import ConfigError, without_secrets
-from cedkv.job import sync
-from cedkv.options import COMPARISONS, OPTIONS
-from cedkv.report.text import escaped
+from cedkv.config.options import COMPARISONS, OPTIONS
+from cedkv.core.errors import ConfigError
+from cedkv.core.text import escape_markdown, redact
+from cedkv.runs.lifecycle import sync
+from cedkv.runs.manifest import RunManifest, load
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +54,9 @@ def test_no_value_of_a_parameter_reaches_the_shell(
     assert not [path for folder in (tmp_path, ROOT) for path in folder.rglob("pwned")]
 
 
-def a_run(folder: Path) -> Entry:
-    entry = Entry("phase2", "2", "n", run_id="a", home=folder)
-    entry.begin(tiny.config("x"))
+def a_run(folder: Path) -> RunManifest:
+    entry = RunManifest("phase2", "2", "n", run_id="a", home=folder)
+    entry.write(tiny.config("x"))
     return entry
 
 
@@ -86,7 +86,7 @@ def test_links_in_a_run_folder_are_not_followed(store: str, tmp_path: Path) -> N
 
 def test_markdown_has_no_markup_of_others() -> None:
     hostile = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) `a` **b** | c\n# d"
-    text = escaped(hostile)
+    text = escape_markdown(hostile)
     assert "\n" not in text
     for mark in "<>[]`*|":
         assert text.count(mark) == text.count(f"\\{mark}") == hostile.count(mark)
@@ -96,7 +96,7 @@ def test_no_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever quotes an address, a header or a variable."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pa55word!")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsely")
-    found = without_secrets(
+    found = redact(
         "http://u:pa55@h/x https://u:p/a55@h Bearer pa55.x Authorization: Basic pa55== x?sig=pa55&y=1 "
         f"{'hf_' + 'pa55' * 9} pa55word! falsely http://h:5000/a/b Basic ideas"
     )

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.errors import BrokenOff, ConfigError, DataError
-from cedkv.journal import Journal, differences
+from cedkv.core.errors import ConfigError, DataError, RunInterrupted
+from cedkv.runs.journal import Journal, differences
 
 HEADER = {"run_id": "r", "phase2.seed": 42, "samples.on.digest": "abc"}
 UNITS = [
@@ -148,7 +148,7 @@ def test_full_disk_is_told_and_what_was_written_stays(path: Path, monkeypatch: p
     journal.append(*UNITS[0])
     journal._file.close()
     journal._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
-    with pytest.raises(BrokenOff, match=r"journal\.jsonl cannot be written: .*No space left.*--resume"):
+    with pytest.raises(RunInterrupted, match=r"journal\.jsonl cannot be written: .*No space left.*--resume"):
         journal.append(*UNITS[1])
     assert [list(journal.records(key)) for key in KEYS][1] == []
     journal.close()

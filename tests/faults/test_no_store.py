@@ -15,12 +15,12 @@ import mlflow
 import pytest
 from click.testing import CliRunner
 
-from cedkv import cli
-from cedkv import entry as entries
-from cedkv.entry import Entry
-from cedkv.errors import BrokenOff, TrackingError
-from cedkv.job import sync
-from cedkv.tracking import Mlflow
+from cedkv.cli import app
+from cedkv.core.errors import RunInterrupted, TrackingError
+from cedkv.runs import manifest
+from cedkv.runs.lifecycle import sync
+from cedkv.runs.manifest import RunManifest
+from cedkv.runs.tracking import MlflowTracker
 from tests import tiny
 from tests.faults.crashing import run_of_nothing as run
 from tests.faults.serving import Answer, answering
@@ -58,20 +58,20 @@ def test_a_local_run_is_logged_later_as_one_run(store: str, refused_at_once: Non
     """Under an id that MLflow gives it, once, however often it is tried; and found again when MLflow's answer was lost."""
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(TrackingError), run() as job:  # noqa: PT012
-        job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+        job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
         job.finish(job.entry)
     mlflow.set_tracking_uri(store)
     before = n_runs()
     found = []
     for lost in (False, False, True):
         if lost:
-            entry = entries.load(job.folder)
+            entry = manifest.load(job.folder)
             entry.mlflow_run_id = None
             entry.save()
         sync(job.folder, 10, found.append)
     assert n_runs() == before + 1
     assert len(set(found)) == 1
-    logged = mlflow.get_run(str(entries.load(job.folder).mlflow_run_id))
+    logged = mlflow.get_run(str(manifest.load(job.folder).mlflow_run_id))
     assert (logged.info.status, logged.data.metrics, logged.data.tags["gateA"]) == ("FINISHED", {"gain": 0.5}, "pass")
     assert logged.info.start_time == job.entry.start_time
 
@@ -80,7 +80,7 @@ def test_sync_in_the_folder_of_the_run(store: str, monkeypatch: pytest.MonkeyPat
     with run() as job:
         job.finish(job.entry)
     monkeypatch.chdir(job.folder)
-    done = CliRunner().invoke(cli.main, ["sync", "."])
+    done = CliRunner().invoke(app.main, ["sync", "."])
     assert (done.exit_code, done.output) == (0, f"{job.entry.run_id}: logged as run {job.entry.run_id}, FINISHED\n")
 
 
@@ -113,10 +113,10 @@ def test_a_call_without_an_answer_is_waited_for_no_longer_than_told(store: str, 
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", hangs)
     since = time.monotonic()
-    tracker, entry = Mlflow(4), Entry("phase2", "2", "n")
-    tracker.patience = 0.3  # type: ignore[assignment]
+    tracker, entry = MlflowTracker(4), RunManifest("phase2", "2", "n")
+    tracker.timeout = 0.3  # type: ignore[assignment]
     tracker.start(entry)
-    entry.begin(tiny.config("x"))
+    entry.write(tiny.config("x"))
     for _ in range(5):
         tracker.push(entry, files=True)
     assert time.monotonic() - since < 15
@@ -137,7 +137,7 @@ def as_json(answer: Any) -> Answer:
 
 
 def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slower than MLflow's client waits for an answer (a quarter of the patience): it would ask for a second and a third run,
+    """Slower than MLflow's client waits for an answer (a quarter of the timeout): it would ask for a second and a third run,
     and those would be RUNNING for ever."""
     asked = []
 
@@ -147,12 +147,12 @@ def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: 
             time.sleep(6)
         return as_json(EXPERIMENT if "get-by-name" in path else as_run("a") if asked[-1] == "create" else {})
 
-    monkeypatch.setattr("cedkv.tracking._http", {})
+    monkeypatch.setattr("cedkv.runs.tracking._http", {})
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     with answering(answer) as uri:
         mlflow.set_tracking_uri(uri)
-        tracker, entry = Mlflow(20), Entry("phase2", "2", "n")
+        tracker, entry = MlflowTracker(20), RunManifest("phase2", "2", "n")
         tracker.start(entry)
     assert asked.count("create") == 1
     assert (tracker.fault, entry.run_id) == (None, "a")
@@ -165,7 +165,7 @@ def test_a_server_that_answers_with_a_path_for_a_run_names_no_folder(
 ) -> None:
     with answering(lambda path: as_json(EXPERIMENT if "get-by-name" in path else as_run(run_id))) as uri:
         mlflow.set_tracking_uri(uri)
-        tracker, entry = Mlflow(60), Entry("phase2", "2", "n")
+        tracker, entry = MlflowTracker(60), RunManifest("phase2", "2", "n")
         tracker.start(entry)
     assert entry.run_id == entry.origin
     assert f"{run_id!r} was answered as the id of a run" in capsys.readouterr().err
@@ -203,18 +203,18 @@ def test_a_server_with_other_answers(store: str, answer: Answer, capsys: pytest.
 def test_outputs_that_cannot_be_written_are_seen_before_a_run_is_made(store: str, make: Callable[[Path], None]) -> None:
     make(Path("outputs"))
     before = n_runs()
-    with pytest.raises(BrokenOff, match=r"outputs cannot be written: .*free space, or go to a folder of your own"), run():
+    with pytest.raises(RunInterrupted, match=r"outputs cannot be written: .*free space, or go to a folder of your own"), run():
         raise AssertionError
     assert n_runs() == before
 
 
 def test_http_settings_follow_the_patience_and_the_users_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cedkv.tracking._http", {})
+    monkeypatch.setattr("cedkv.runs.tracking._http", {})
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    for patience, pause in ((60, "3"), (16, "1")):
-        Mlflow(patience)
+    for timeout, pause in ((60, "3"), (16, "1")):
+        MlflowTracker(timeout)
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
         assert os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] == pause

@@ -15,12 +15,12 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from cedkv import entry as entries
-from cedkv.compare import run_comparison
-from cedkv.driver import run_phase2
-from cedkv.entry import find
-from cedkv.errors import BrokenOff, ConfigError, DataError
-from cedkv.journal import Journal
+from cedkv.core.errors import ConfigError, DataError, RunInterrupted
+from cedkv.runs import manifest
+from cedkv.runs.compare import run_comparison
+from cedkv.runs.journal import Journal
+from cedkv.runs.manifest import find
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 from tests.faults.crashing import (
     OUTPUTS,
@@ -78,7 +78,7 @@ def test_killed_twice_and_in_the_middle_of_a_line(store: str, llama_folder: Path
 def test_ended_by_a_signal_it_is_killed_with_its_data(
     store: str, llama_folder: Path, undisturbed: dict[str, str], number: signal.Signals, code: int
 ) -> None:
-    from cedkv.cli import _end_on_signals
+    from cedkv.cli.app import _end_on_signals
 
     def signalled() -> None:
         signal.signal(number, signal.SIG_DFL)  # in the background of a shell SIGINT is ignored, and that is respected
@@ -113,7 +113,7 @@ def test_full_disk(store: str, llama_folder: Path, undisturbed: dict[str, str], 
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BrokenOff, match=r"No space left on device.*--resume [0-9a-f]{32}"):
+    with pytest.raises(RunInterrupted, match=r"No space left on device.*--resume [0-9a-f]{32}"):
         run_phase2(config(llama_folder), "2")
     monkeypatch.setattr(os, "fsync", real)
     run_id = the_run()
@@ -160,7 +160,7 @@ def test_what_is_not_the_same_run_is_refused_by_name(
     line.write_bytes(whole.replace(b'"correct_base":false', b'"correct_base":true ', 1))
     unchanged(broken_off, resume(broken_off, config(llama_folder)), DataError, r"journal\.jsonl:2: .* damaged or edited")
     line.write_bytes(whole)
-    with FileLock(OUTPUTS / broken_off / entries.LOCK):
+    with FileLock(OUTPUTS / broken_off / manifest.LOCK):
         unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "worked on by another process")
     mlflow.MlflowClient().delete_run(broken_off)
     unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "was deleted in MLflow; bring it back")
@@ -200,7 +200,7 @@ def test_two_processes_at_once(broken_off: str, llama_folder: Path, undisturbed:
 
 def _held(run_id: str) -> bool:
     try:
-        with FileLock(OUTPUTS / run_id / entries.LOCK, timeout=0):
+        with FileLock(OUTPUTS / run_id / manifest.LOCK, timeout=0):
             return False
     except TimeoutError:
         return True
@@ -211,11 +211,11 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folde
     lists = {"select_modes": "attention_diversity_span,random_span"}
     its = config(llama_folder)
 
-    def comparisons() -> list[entries.Entry]:
-        found = [entries.load(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
+    def comparisons() -> list[manifest.RunManifest]:
+        found = [manifest.load(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
         return [entry for entry in found if entry.parent is None]
 
-    def left(entry: entries.Entry) -> dict[str, str]:
+    def left(entry: manifest.RunManifest) -> dict[str, str]:
         texts = {}
         for key, run_id in {"": entry.run_id, **entry.children}.items():
             for name, text in left_by(run_id).items():
@@ -248,7 +248,7 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folde
 def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
     """The signal comes when MLflow has the run and this process does not know it yet: what a resume needs is on disk, and the
     run is not left RUNNING, nor made twice."""
-    from cedkv.cli import _end_on_signals
+    from cedkv.cli.app import _end_on_signals
 
     def signalled() -> None:
         _end_on_signals()
@@ -267,7 +267,7 @@ def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
             pass
 
     assert forked(work, signalled) == 143
-    entry = entries.load(OUTPUTS / the_run())
+    entry = manifest.load(OUTPUTS / the_run())
     assert entry.status == "KILLED"
     found = mlflow.search_runs(
         experiment_names=["cedkv"], filter_string=f"tags.`cedkv.origin` = '{entry.origin}'", output_format="list"

@@ -17,10 +17,10 @@ import mlflow
 import pandas as pd
 import pytest
 
-from cedkv import entry as entries
-from cedkv.errors import TrackingError
-from cedkv.job import Job, save_table, sync
-from cedkv.tracking import describe_datasets
+from cedkv.core.errors import TrackingError
+from cedkv.runs import manifest
+from cedkv.runs.lifecycle import ActiveRun, save_table, sync
+from cedkv.runs.tracking import describe_datasets
 from tests import tiny
 from tests.faults.crashing import forked, impatient, run_of_nothing
 from tests.faults.serving import Server, free_port, refusing
@@ -94,13 +94,13 @@ def uri(server: Server, store: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return server.uri
 
 
-def fill(job: Job) -> None:
+def fill(job: ActiveRun) -> None:
     """Results of every kind."""
     job.entry.datasets = describe_datasets({"on": ("own.jsonl", SAMPLES)})
     (job.folder / "artifacts").mkdir()
     (job.folder / "artifacts" / "x.json").write_text("{}")
     save_table(job.entry, "on.json", SAMPLES)
-    job.entry.conclude({"gain": 0.5}, {"gateA": "pass"}, "text")
+    job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
 
 
 def is_whole(run_id: str) -> None:
@@ -118,10 +118,10 @@ def test_server_that_dies_under_a_run_and_comes_back(server: Server, uri: str) -
     with pytest.raises(TrackingError, match=r"the results are safe in outputs/.*\n.*cedkv sync"), run_of_nothing() as job:  # noqa: PT012
         fill(job)
         server.kill()
-        since, patience = time.monotonic(), impatient(job)
+        since, timeout = time.monotonic(), impatient(job)
         job.push()
         job.finish(job.entry)
-        assert time.monotonic() - since < 2 * patience + SLACK
+        assert time.monotonic() - since < 2 * timeout + SLACK
     with pytest.raises(TrackingError, match="safe"):
         sync(job.folder, 4, lambda _: None)
     server.start()
@@ -150,12 +150,12 @@ def test_server_that_freezes(server: Server, uri: str) -> None:
         fill(job)
         server.signal(signal.SIGSTOP)
         try:
-            since, patience = time.monotonic(), impatient(job)
+            since, timeout = time.monotonic(), impatient(job)
             for _ in range(5):
                 job.push()
-            assert time.monotonic() - since < patience + SLACK
+            assert time.monotonic() - since < timeout + SLACK
             job.finish(job.entry)
-            assert time.monotonic() - since < 2 * patience + SLACK
+            assert time.monotonic() - since < 2 * timeout + SLACK
         finally:
             server.signal(signal.SIGCONT)
     sync(job.folder, 60, lambda _: None)
@@ -170,7 +170,7 @@ def test_server_that_was_away_at_the_start_and_is_back_at_the_end(server: Server
         fill(job)
         job.finish(job.entry)
     assert job.entry.run_id.startswith("local-")
-    is_whole(str(entries.load(job.folder).mlflow_run_id))
+    is_whole(str(manifest.load(job.folder).mlflow_run_id))
 
 
 def test_eight_runs_at_once(server: Server, uri: str) -> None:

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from cedkv import streams
+from cedkv.core import stdio
 
-streams.secure()
+stdio.tolerate_closed_streams()
 for stream in (sys.stdout, sys.stderr):
     for _ in range(3):
         print("\\u2713 " * 50_000, file=stream)

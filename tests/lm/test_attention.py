@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cedkv.lm import attention
-from cedkv.lm.attention import AttentionReader, HiddenPrefix, ScoreForm, attention_rows, hiding, reading
-from cedkv.lm.scoring import next_token_logprobs, prefill
-from cedkv.lm.teacher import read_teacher
+from cedkv.inference.forward import next_token_logprobs, prefill
+from cedkv.inference.teacher import read_teacher
+from cedkv.kv import attention
+from cedkv.kv.attention import AttentionReader, HiddenPrefix, ScoreForm, attention_rows, capture_attention, hide_prefix
 from tests import tiny
 
 DEMOS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24], [30] * 6]
@@ -53,8 +53,8 @@ def test_received_attention_in_chunks_is_the_same(llama_folder: Path, monkeypatc
     found = []
     for chunk in (128, 3, 1):
         monkeypatch.setattr(attention, "ROW_CHUNK", chunk)
-        reading = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, 1, layers))
-        found.append([reading.accumulated(row, layers) for row in range(3)])
+        capture_attention = read_teacher(lm, DEMOS, QUERIES, list("abc"), AttentionReader(layers, 1, layers))
+        found.append([capture_attention.accumulated(row, layers) for row in range(3)])
     for other in found[1:]:
         assert all(abs(a - b).max() < 1e-6 for a, b in zip(found[0], other, strict=True))
 
@@ -62,7 +62,7 @@ def test_received_attention_in_chunks_is_the_same(llama_folder: Path, monkeypatc
 def test_unread_layer_is_an_error(llama_folder: Path) -> None:
     """A model that does not call the registered function must not give zeros for scores."""
     _, lm = tiny.load(llama_folder)
-    with reading(AttentionReader(frozenset({2, 9}), 1)) as reader, torch.inference_mode():
+    with capture_attention(AttentionReader(frozenset({2, 9}), 1)) as reader, torch.inference_mode():
         lm.model(torch.tensor([[1, 2, 3]]))
     with pytest.raises(RuntimeError, match=r"\[9\]"):
         reader.require_complete()
@@ -70,7 +70,11 @@ def test_unread_layer_is_an_error(llama_folder: Path) -> None:
 
 def test_no_context_outlives_its_pass(llama_folder: Path) -> None:
     """A reader left behind would keep collecting, and a hidden prefix left behind would cut keys of the next pass."""
-    with pytest.raises(ZeroDivisionError), reading(AttentionReader(frozenset({0}), 1)), hiding(HiddenPrefix(3, frozenset())):
+    with (
+        pytest.raises(ZeroDivisionError),
+        capture_attention(AttentionReader(frozenset({0}), 1)),
+        hide_prefix(HiddenPrefix(3, frozenset())),
+    ):
         raise ZeroDivisionError
     assert attention._reader.get() is None
     assert attention._hidden.get() is None
@@ -79,8 +83,8 @@ def test_no_context_outlives_its_pass(llama_folder: Path) -> None:
 def test_prefix_hidden_from_all_layers_is_as_if_it_were_not_there(model_folder: Path) -> None:
     """With no layer in scope the student equals the query alone at the same positions; with all, the plain student."""
     _, lm = tiny.load(model_folder)
-    from cedkv.lm.cache import assemble
-    from cedkv.types import Placement
+    from cedkv.core.values import Placement
+    from cedkv.kv.cache import assemble
 
     keys, values = prefill(lm, DEMOS, [list(range(len(demo))) for demo in DEMOS], list("abc"))
     placements = [Placement(tuple(range(len(d))), tuple(range(len(d))), len(d), 12) for d in DEMOS]

@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from cedkv.errors import ModelError
-from cedkv.lm.batching import TOKENS, Batching
+from cedkv.core.errors import ModelError
+from cedkv.models.batching import TOKENS, Batching
 
 CPU = torch.device("cpu")
 

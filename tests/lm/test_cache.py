@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from cedkv.lm.attention import AttentionReader
-from cedkv.lm.cache import assemble, gather
-from cedkv.lm.rotation import rotate_keys
-from cedkv.lm.scoring import next_token_logprobs, prefill
-from cedkv.lm.teacher import read_teacher
-from cedkv.positioning import place
-from cedkv.types import Placement
+from cedkv.core.values import Placement
+from cedkv.inference.forward import next_token_logprobs, prefill
+from cedkv.inference.teacher import read_teacher
+from cedkv.kv.attention import AttentionReader
+from cedkv.kv.cache import assemble, gather
+from cedkv.kv.positioning import place
+from cedkv.kv.rope import rerotate_keys
 from tests import tiny
 
 DEMOS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24]]
@@ -24,8 +24,8 @@ def test_rotated_keys_are_the_models_own(model_folder: Path) -> None:
     _, lm = tiny.load(model_folder)
     here, values = prefill(lm, DEMOS, [range(8), range(5)], list("ab"))
     there, same_values = prefill(lm, DEMOS, [range(100, 108), range(100, 105)], list("ab"))
-    for key, expected, value, same, turn in zip(here, there, values, same_values, lm.rotations, strict=True):
-        moved = rotate_keys(key, torch.full((2, 8), 100), turn)
+    for key, expected, value, same, turn in zip(here, there, values, same_values, lm.rope_layouts, strict=True):
+        moved = rerotate_keys(key, torch.full((2, 8), 100), turn)
         for row, demo in enumerate(DEMOS):
             assert (moved - expected)[row, :, : len(demo)].abs().max() < 1e-3 * expected.abs().max()
             assert (value - same)[row, :, : len(demo)].abs().max() < 1e-3 * same.abs().max()
@@ -49,7 +49,7 @@ def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
     assert reading.demo.visible.sum(dim=1).tolist() == [8, 5]
     kept = [(0, 3, 4), (1, 2, 4)]
     placements = [place(k, len(d), "absolute", "shrink_to_selected", 8) for k, d in zip(kept, DEMOS, strict=True)]
-    prefix = assemble(*gather(reading.demo, [0, 1], placements, lm.rotations), placements)
+    prefix = assemble(*gather(reading.demo, [0, 1], placements, lm.rope_layouts), placements)
     for row, demo in enumerate(DEMOS):
         keys, values = prefill(lm, [demo], [range(len(demo))], ["x"])
         for layer in range(4):

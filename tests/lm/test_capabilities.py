@@ -9,9 +9,9 @@ import pytest
 import transformers as hf
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 
-from cedkv.driver import run_phase2
-from cedkv.errors import ConfigError, ModelError
-from cedkv.lm.capabilities import read_capabilities, require, scope_layers
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.models.capabilities import check_supported, read_capabilities, scope_layers
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 
 SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -106,7 +106,7 @@ def test_learned_positions_cannot_be_moved_and_the_message_says_what_can(tmp_pat
     assert [row[-1] for row in rows] == ["works", "works", "refused", "works"]
     found = read_capabilities(hf.GPT2Config())
     for others in (["prefix.kv_source=gather", "injection.positioning_mode=absolute"], ["prefix.kv_source=prefill"]):
-        require(found, tiny.config(tmp_path, *others))
+        check_supported(found, tiny.config(tmp_path, *others))
 
 
 def test_a_window_shorter_than_the_samples_is_refused_before_weights_are_loaded(
@@ -145,4 +145,4 @@ def test_a_layer_beyond_the_last_is_named_with_its_key(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} names layer 30, the model's last is 29; remove it"):
         scope_layers([1, 30], 30, key)
     with pytest.raises(ConfigError, match=f"{key} names layer 4"):
-        require(read_capabilities(LlamaConfig(**SMALL)), tiny.config("x", f"{key}=[0,4]"))
+        check_supported(read_capabilities(LlamaConfig(**SMALL)), tiny.config("x", f"{key}=[0,4]"))

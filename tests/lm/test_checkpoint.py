@@ -12,10 +12,10 @@ import torch
 import transformers.dynamic_module_utils
 from safetensors.torch import load_file
 
-from cedkv.driver import run_phase2
-from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import source
-from cedkv.lm.checkpoint import code_digest, trust_tag
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.models import loading
+from cedkv.models.checkpoint import code_digest, trust_tag
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 
 WEIGHTS = "model.safetensors"
@@ -89,7 +89,7 @@ def test_code_that_is_asked_for_runs_and_is_told(with_code: Path, store: str) ->
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "g" * 40])
 def test_code_out_of_a_hub_needs_a_full_commit(revision: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch or a tag may be other code tomorrow. Refused before anything is fetched."""
-    monkeypatch.setattr(source.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("fetched"))
     own = ["model.trust_remote_code=true", *([f"model.revision={revision}"] if revision else [])]
     with pytest.raises(ConfigError, match=r"set model\.revision .* to the full commit you have read"):
         tiny.load("org/name", *own)

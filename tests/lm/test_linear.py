@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cedkv.lm import linear
+from cedkv.models import cpu
 from tests import tiny
 
 HAVE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -22,7 +22,7 @@ def test_as_near_to_the_exact_product_as_torchs_own(bias: bool) -> None:
     with torch.inference_mode():
         exact = torch.nn.functional.linear(rows.double(), layer.weight.double(), layer.bias.double() if bias else None)
         before = (layer(rows) - exact).abs().max()
-        assert linear.use_onednn(layer)
+        assert cpu.use_onednn(layer)
         assert (layer(rows) - exact).abs().max() < 3 * before
         assert layer(rows).shape == (3, 7, 96)
 
@@ -33,7 +33,7 @@ def test_the_whole_model_gives_the_same_logits(model_folder: Path) -> None:
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         before = model(ids).logits
-        assert linear.use_onednn(model)
+        assert cpu.use_onednn(model)
         assert (model(ids).logits - before).abs().max() < 1e-4 * before.abs().max()
 
 
@@ -47,7 +47,7 @@ def test_nothing_else_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped.forward = wrapped.forward  # type: ignore[method-assign]  # as accelerate's hooks do
     for layer in (Quantised(4, 4), torch.nn.Linear(4, 4, dtype=torch.bfloat16), wrapped):
         before = vars(layer).get("forward")
-        assert not linear.use_onednn(layer)
+        assert not cpu.use_onednn(layer)
         assert vars(layer).get("forward") is before
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not linear.use_onednn(torch.nn.Linear(4, 4))
+    assert not cpu.use_onednn(torch.nn.Linear(4, 4))

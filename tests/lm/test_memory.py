@@ -10,7 +10,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from cedkv.lm.memory import keep_freed
+from cedkv.models.cpu import keep_freed
 
 if sys.argv[1] == "keep":
     keep_freed()

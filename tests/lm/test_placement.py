@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from cedkv.config import RuntimeBlock
-from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import source
-from cedkv.lm.cache import PrefixBatch, assemble, gather
-from cedkv.lm.fingerprint import weights_digest
-from cedkv.lm.placement import device_map, settle
-from cedkv.lm.rotation import Rotation
-from cedkv.types import Placement, Record
+from cedkv.config.schema import RuntimeBlock
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.values import Placement, Record
+from cedkv.kv.cache import KVPrefix, assemble, gather
+from cedkv.kv.rope import RopeLayout
+from cedkv.models import loading
+from cedkv.models.devices import device_map, to_device
+from cedkv.models.fingerprint import weights_digest
 from tests import tiny
 
 SPREAD = {
@@ -27,7 +27,7 @@ SPREAD = {
 
 def spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads put half of the layers on the disk, from where accelerate brings each in when it runs."""
-    monkeypatch.setattr(source, "device_map", lambda *_: SPREAD)
+    monkeypatch.setattr(loading, "device_map", lambda *_: SPREAD)
 
 
 def floats(record: Record) -> dict[str, float]:
@@ -75,16 +75,16 @@ def test_every_layer_of_a_prefix_stays_on_its_device() -> None:
     devices = ("cpu", "meta")
     layers = tuple(on(device, 2, 2, 6, 4) for device in devices)
     visible = torch.ones(2, 6, dtype=torch.bool)
-    demo = PrefixBatch(layers, layers, visible, torch.full((2,), 6))
+    demo = KVPrefix(layers, layers, visible, torch.full((2,), 6))
     placements = [Placement((0, 3, 4), (0, 1, 2), 3, 5), Placement((2,), (0,), 1, 5)]
-    keys, values = gather(demo, [0, 1], placements, (Rotation(torch.ones(2)),) * 2)
+    keys, values = gather(demo, [0, 1], placements, (RopeLayout(torch.ones(2)),) * 2)
     made = assemble(keys, values, placements).rows([1, 0]).hide([(0, 1), (0, 1)])
     for layer, device in enumerate(devices):
         cached = made.fresh_cache().layers[layer]
         for tensor in (keys[layer], values[layer], made.keys[layer], made.values[layer], cached.keys, cached.values):
             assert tensor.device.type == device
-    elsewhere = PrefixBatch((on("cpu", 2, 2, 6, 4),) * 2, (on("cpu", 2, 2, 6, 4),) * 2, visible, torch.full((2,), 6))
-    assert [key.device.type for key in elsewhere.beside(demo).keys] == list(devices)
+    elsewhere = KVPrefix((on("cpu", 2, 2, 6, 4),) * 2, (on("cpu", 2, 2, 6, 4),) * 2, visible, torch.full((2,), 6))
+    assert [key.device.type for key in elsewhere.to_devices_of(demo).keys] == list(devices)
 
 
 class _Fixed(torch.nn.Module):
@@ -102,9 +102,9 @@ def test_quantised_and_spread_models_are_never_moved() -> None:
     assert device_map(RuntimeBlock(), cpu, quantised=False) is None
     assert device_map(RuntimeBlock(), cpu, quantised=True) == {"": cpu}
     assert device_map(RuntimeBlock(device_map="auto"), cpu, quantised=True) == "auto"
-    assert settle(_Fixed(), cpu, mapped=True) == torch.device("meta")
+    assert to_device(_Fixed(), cpu, mapped=True) == torch.device("meta")
     with pytest.raises(AssertionError, match="moved"):
-        settle(_Fixed(), cpu, mapped=False)
+        to_device(_Fixed(), cpu, mapped=False)
 
 
 @pytest.mark.parametrize(

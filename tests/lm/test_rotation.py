@@ -11,12 +11,12 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from cedkv.errors import ModelError
-from cedkv.gates import EPSILON
-from cedkv.lm import attention
-from cedkv.lm.rotation import Rotation, rotate_keys
-from cedkv.lm.turns import find_rotations
-from cedkv.probe import probe
+from cedkv.checks.gates import EPSILON
+from cedkv.checks.probe import probe
+from cedkv.core.errors import ModelError
+from cedkv.kv import attention
+from cedkv.kv.rope import RopeLayout, rerotate_keys
+from cedkv.models.rope_detection import detect_rope_layouts
 from tests import tiny
 from tests.lm.test_capabilities import SMALL
 
@@ -41,7 +41,7 @@ def test_rotation_is_complex_multiplication(shift: int, layout: Any, pairs: int,
     torch.manual_seed(0)
     keys, inv_freq = torch.randn(2, 3, 5, 16), 1e5 ** -(torch.arange(pairs) / 8)
     for signed in (inv_freq, -inv_freq):
-        found = rotate_keys(keys, torch.full((2, 5), shift), Rotation(signed, layout, start))
+        found = rerotate_keys(keys, torch.full((2, 5), shift), RopeLayout(signed, layout, start))
         expected = complex_rotation(keys.double().numpy(), shift, signed.double().numpy(), layout, start)
         assert np.abs(found.numpy() - expected).max() < 1e-5
 
@@ -82,7 +82,7 @@ def raised(hf_config: Any) -> Any:
 def test_every_way_is_found_and_moves_keys_to_where_the_model_puts_them(hf_config: Any, layout: str, pairs: list[int]) -> None:
     """Found on some tokens; then other tokens, run 50 positions further on, are moved back by an implementation of its own."""
     model = raised(hf_config)
-    found = find_rotations(model, CPU, 128, 1e-4)
+    found = detect_rope_layouts(model, CPU, 128, 1e-4)
     assert found is not None
     assert [len(turn.inv_freq) for turn in found] == pairs
     assert {turn.layout for turn in found if len(turn.inv_freq)} == {layout}
@@ -99,13 +99,13 @@ def test_every_way_is_found_and_moves_keys_to_where_the_model_puts_them(hf_confi
 
 def test_keys_that_follow_no_rotation_are_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Learned positions measured: none fits. And a rotary model whose keys fit nothing is refused for gather + compact only."""
-    assert find_rotations(raised(hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)), CPU, 128, 1e-4) is None
+    assert detect_rope_layouts(raised(hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)), CPU, 128, 1e-4) is None
     folder = tiny.save(tmp_path, "llama")
-    monkeypatch.setattr("cedkv.lm.source.find_rotations", lambda *_: None)
+    monkeypatch.setattr("cedkv.models.loading.detect_rope_layouts", lambda *_: None)
     with pytest.raises(ModelError, match="did not follow any rotation known here"):
         tiny.load(folder, "prefix.kv_source=gather")
     _, lm = tiny.load(folder)
-    assert lm.rotations is None
+    assert lm.rope_layouts is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -115,5 +115,5 @@ def test_what_rounding_does_to_moved_keys_does_not_grow_with_depth(architecture:
     taken for one, 0.061 in bfloat16."""
     tiny.save(tmp_path, architecture, num_hidden_layers=12)
     _, lm = tiny.load(tmp_path, f"runtime.torch_dtype={dtype}")
-    assert lm.rotations is not None
+    assert lm.rope_layouts is not None
     assert 0 < probe(lm).figures["rotation_equivariance"] <= 6 * EPSILON[dtype]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cedkv.errors import NumericsError
-from cedkv.lm.attention import AttentionReader
-from cedkv.lm.cache import assemble
-from cedkv.lm.scoring import kl, next_token_logprobs, prefill
-from cedkv.lm.teacher import read_teacher
-from cedkv.positioning import place
+from cedkv.core.errors import NumericsError
+from cedkv.inference.forward import kl, next_token_logprobs, prefill
+from cedkv.inference.teacher import read_teacher
+from cedkv.kv.attention import AttentionReader
+from cedkv.kv.cache import assemble
+from cedkv.kv.positioning import place
 from tests import tiny
 
 ROWS = [[5], [7, 8, 9], [10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33], [40, 41]]

@@ -17,11 +17,11 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from cedkv.config import ModelBlock
-from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import smollm2, source
-from cedkv.lm.checkpoint import local_folder
-from cedkv.lm.source import LanguageModel
+from cedkv.config.schema import ModelBlock
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.models import loading, smollm2
+from cedkv.models.checkpoint import local_folder
+from cedkv.models.loading import LanguageModel
 from tests import tiny
 from tests.outside_bpe import PlainBpe, byte_table, texts
 
@@ -210,7 +210,7 @@ def lm(gguf: GGUFReader, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(smollm2, "_fetch", lambda _: Path(gguf.data.filename))
-        yield source.load(tiny.config(smollm2.NAME, f"model.cache_dir={cache}"))
+        yield loading.load(tiny.config(smollm2.NAME, f"model.cache_dir={cache}"))
     shutil.rmtree(cache)  # 540 MB
 
 

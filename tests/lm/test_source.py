@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cedkv.errors import ConfigError, ModelError
-from cedkv.lm import smollm2, source
-from cedkv.lm.placement import pick_device
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.models import loading, smollm2
+from cedkv.models.devices import pick_device
 from tests import tiny
 
 WEIGHTS = "model.safetensors"
@@ -61,7 +61,7 @@ def test_gated_model_tells_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def gated(*_: object, **__: object) -> None:
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://example.org/m. 401")
 
-    monkeypatch.setattr(source.AutoConfig, "from_pretrained", gated)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", gated)
     assert "hf auth login" in refused(
         "org/gated", match=r"gated repo\. Make sure to have access to it at https://example.org/m"
     )
@@ -115,7 +115,7 @@ def test_dtype_is_the_one_asked_for(tmp_path: Path, saved: torch.dtype, wanted: 
     tiny.tokenizer().save_pretrained(tmp_path)
     _, lm = tiny.load(tmp_path, f"runtime.torch_dtype={wanted}")
     assert {parameter.dtype for parameter in lm.model.parameters()} == {getattr(torch, wanted)}
-    assert {turn.inv_freq.dtype for turn in lm.rotations} == {torch.float32}, "positions in bfloat16 are wrong beyond 256"
+    assert {turn.inv_freq.dtype for turn in lm.rope_layouts} == {torch.float32}, "positions in bfloat16 are wrong beyond 256"
     assert lm.meta["torch_dtype"] == wanted
 
 

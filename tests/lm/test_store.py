@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cedkv.errors import DataError
-from cedkv.lm import fingerprint
-from cedkv.lm.cache import PrefixBatch, assemble
-from cedkv.lm.store import CONTENT, load_prefix, save_prefix
-from cedkv.types import Placement
+from cedkv.core.errors import DataError
+from cedkv.core.values import Placement
+from cedkv.inference.prefix_store import CONTENT, load_prefix, save_prefix
+from cedkv.kv.cache import KVPrefix, assemble
+from cedkv.models import fingerprint
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ PLACED = [Placement((0, 4, 5), (0, 1, 2), 3, 6)]
 MADE_BY = {"model.id": "a", "model.weights": "00", "runtime.torch_dtype": "float32", "versions.torch": "2"}
 
 
-def made(dtype: torch.dtype = torch.float32, layers: int = 12) -> PrefixBatch:
+def made(dtype: torch.dtype = torch.float32, layers: int = 12) -> KVPrefix:
     torch.manual_seed(0)
     some = tuple(torch.randn(1, 2, 3, 4).to(dtype) for _ in range(layers))  # more than ten: "keys.10" is not after "keys.1"
     return assemble(some, some[::-1], PLACED)
@@ -158,6 +158,6 @@ def test_no_pickle_is_read_or_written_anywhere() -> None:
     for path, text in sources.items():
         for word in ("torch.load", "torch.save", "pickle", "joblib", "np.load", "allow_pickle", "weights_only"):
             assert word not in text.replace("no pickle is written or read", ""), f"{path}: {word}"
-        assert text.count("from_pretrained(") == 0 or path.parts[1] == "lm", path
-    loading = sources[Path("cedkv/lm/source.py")]
+        assert text.count("from_pretrained(") == 0 or path.parts[1] == "models", path
+    loading = sources[Path("cedkv/models/loading.py")]
     assert loading.count("AutoModelForCausalLM.from_pretrained(") == loading.count("use_safetensors=True") == 1

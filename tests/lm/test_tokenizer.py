@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from cedkv.errors import ModelError
-from cedkv.lm.tokenizer import load_tokenizer, token_text
-from cedkv.samples.tokenise import leading_bos
+from cedkv.core.errors import ModelError
+from cedkv.models.tokenizer import load_tokenizer, token_text
+from cedkv.tasks.tokenize import leading_bos
 from tests import tiny, zoo
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.records import answers, off_record, on_record, repro_record
-from cedkv.types import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
 from tests import making
 
 VOCABULARY = 50

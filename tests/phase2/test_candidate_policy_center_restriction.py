@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.config import SelectBlock
+from cedkv.config.schema import SelectBlock
 from cedkv.selectors import NAMES, select
-from cedkv.selectors.common import candidates
+from cedkv.selectors.base import candidates
 from tests.making import kinds, task
 
 NO_CANDIDATES = {"full_demo", "oracle_span", "sink_recent"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cedkv.config_sources import resolve
-from cedkv.driver import run_phase2
-from cedkv.lm import smollm2
+from cedkv.config.resolve import resolve
+from cedkv.models import smollm2
+from cedkv.runs.pipeline import run_phase2
 from tests.outside import Plain, Rules
 from tests.outside_run import compare
 

@@ -7,8 +7,8 @@ import mlflow
 import pytest
 import yaml
 
-from cedkv.config_sources import resolve
-from cedkv.driver import run_phase2
+from cedkv.config.resolve import resolve
+from cedkv.runs.pipeline import run_phase2
 from tests import tiny
 
 
@@ -100,9 +100,9 @@ def test_gate_a_alone(store: str, model_folder: Path) -> None:
 
 def test_crash_is_a_failed_run_that_keeps_what_it_had(store: str, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second batch breaks: the run is FAILED, and the first batch's samples are on disk and in MLflow."""
-    from cedkv import arms
+    from cedkv.inference import student
 
-    real, calls = arms.read_teacher, []
+    real, calls = student.read_teacher, []
 
     def breaks(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -110,7 +110,7 @@ def test_crash_is_a_failed_run_that_keeps_what_it_had(store: str, llama_folder: 
             raise RuntimeError("out of memory")
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(arms, "read_teacher", breaks)
+    monkeypatch.setattr(student, "read_teacher", breaks)
     with pytest.raises(RuntimeError, match="out of memory"):
         run_phase2(tiny.config(llama_folder), "2")
     (folder,) = Path("outputs").iterdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.positioning import place
+from cedkv.kv.positioning import place
 from tests import tiny
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from cedkv.config import Phase2Config, SelectBlock
-from cedkv.digest import generator
-from cedkv.gates import Check, gate_b
+from cedkv.checks.gates import Check, gate_b
+from cedkv.config.schema import Phase2Config, SelectBlock
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import Evidence
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.selectors import select
-from cedkv.selectors.common import SelectionTask
-from cedkv.types import Evidence
+from cedkv.selectors.base import SelectionTask
 from tests import making
 
 BLOCK = SelectBlock(span_len=2, span_budget=3, min_span_distance=3)
@@ -17,7 +17,7 @@ DEMO = making.kinds("diad" * 16)
 
 
 def draw(seed: int, trial: int, sample_id: str) -> tuple[int, ...]:
-    task = SelectionTask(BLOCK, DEMO, Evidence(np.zeros(len(DEMO))), generator(seed, "random", trial, sample_id))
+    task = SelectionTask(BLOCK, DEMO, Evidence(np.zeros(len(DEMO))), rng_for(seed, "random", trial, sample_id))
     return select("random_span", task).kept_tokens
 
 
@@ -95,15 +95,15 @@ def test_sample_is_drawn_alike_in_any_order_and_company() -> None:
 
 def test_purposes_do_not_share_draws() -> None:
     """Select mode random_span must not repeat the random arm's first trial, or it would tie with its own baseline."""
-    one, other = (generator(42, purpose, 0, "on-0").integers(1 << 62) for purpose in ("select", "random"))
+    one, other = (rng_for(42, purpose, 0, "on-0").integers(1 << 62) for purpose in ("select", "random"))
     assert one != other
 
 
 @pytest.mark.parametrize(("left", "right"), [((1, "a", 2, "3"), (1, "a", 23, "")), ((1, "a", 0, "x"), (1, "a0", 0, "x"))])
 def test_digest_keeps_its_parts_apart(left: tuple[int, str, int, str], right: tuple[int, str, int, str]) -> None:
-    assert generator(*left).integers(1 << 62) != generator(*right).integers(1 << 62)
+    assert rng_for(*left).integers(1 << 62) != rng_for(*right).integers(1 << 62)
 
 
 def test_digest_is_stable_over_versions() -> None:
     """A run of last year can be drawn again: Python's own ``hash`` would change with every process."""
-    assert generator(42, "random", 0, "on-42-00000").bit_generator.random_raw() == 14787215269896131482
+    assert rng_for(42, "random", 0, "on-42-00000").bit_generator.random_raw() == 14787215269896131482

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cedkv import arms, plumbing
+from cedkv.checks import consistency
+from cedkv.inference import student
 from tests import tiny
 from tests.planted import Patch, Plant, wrap
 
@@ -21,7 +22,7 @@ def loaded(patch: Patch, change: Callable[[Any], None]) -> None:
         change(lm)
         return lm
 
-    wrap(patch, tiny.source, "load", changed)
+    wrap(patch, tiny.loading, "load", changed)
 
 
 def bfloat16_passed_off_as_float32(patch: Patch) -> None:
@@ -45,7 +46,7 @@ def prefix_kept_in(dtype: torch.dtype) -> Plant:
         def narrow(tensors: Any) -> Any:
             return tuple(tensor.to(dtype).to(tensor.dtype) for tensor in tensors)
 
-        wrap(patch, arms, "assemble", lambda real, keys, values, placed: real(narrow(keys), narrow(values), placed))
+        wrap(patch, student, "assemble", lambda real, keys, values, placed: real(narrow(keys), narrow(values), placed))
 
     plant.__name__ = f"prefix_kept_in_{str(dtype)[6:]}"
     return plant
@@ -53,7 +54,7 @@ def prefix_kept_in(dtype: torch.dtype) -> Plant:
 
 def stored_in(dtype: torch.dtype) -> Plant:
     def plant(patch: Patch) -> None:
-        wrap(patch, plumbing, "save_prefix", lambda real, prefix, *rest: real(
+        wrap(patch, consistency, "save_prefix", lambda real, prefix, *rest: real(
             replace(prefix, keys=tuple(k.to(dtype).to(k.dtype) for k in prefix.keys)), *rest))  # fmt: skip
 
     plant.__name__ = f"stored_in_{str(dtype)[6:]}"
@@ -61,4 +62,4 @@ def stored_in(dtype: torch.dtype) -> Plant:
 
 
 def stored_layers_swapped(patch: Patch) -> None:
-    wrap(patch, plumbing, "save_prefix", lambda real, prefix, *rest: real(replace(prefix, keys=prefix.keys[::-1]), *rest))
+    wrap(patch, consistency, "save_prefix", lambda real, prefix, *rest: real(replace(prefix, keys=prefix.keys[::-1]), *rest))

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from cedkv import arms, plumbing, positioning
-from cedkv.lm import cache, scoring, teacher
-from cedkv.lm import prefix as prefix_module
-from cedkv.lm.attention import HiddenPrefix
-from cedkv.lm.cache import PrefixBatch
+from cedkv.checks import consistency
+from cedkv.inference import forward, student, teacher
+from cedkv.inference import prefix as prefix_module
+from cedkv.kv import cache, positioning
+from cedkv.kv.attention import HiddenPrefix
+from cedkv.kv.cache import KVPrefix
 from tests.planted import Patch, wrap
 
 # positions and rotation
@@ -24,7 +25,7 @@ def position_off_by_one(patch: Patch) -> None:
 
 
 def query_not_behind_the_prefix(patch: Patch) -> None:
-    wrap(patch, scoring, "_over", lambda real, model, device, rows, prefix, *rest, **more: real(
+    wrap(patch, forward, "_forward_with_prefix", lambda real, model, device, rows, prefix, *rest, **more: real(
         model, device, rows, replace(prefix, query_start=prefix.query_start * 0), *rest, **more))  # fmt: skip
 
 
@@ -37,27 +38,27 @@ def compact_where_absolute_is_asked(patch: Patch) -> None:
 
 
 def keys_not_rotated(patch: Patch) -> None:
-    patch.setattr(cache, "rotate_keys", lambda keys, shift, rotation: keys)
+    patch.setattr(cache, "rerotate_keys", lambda keys, shift, rotation: keys)
 
 
 def rotated_the_wrong_way(patch: Patch) -> None:
-    wrap(patch, cache, "rotate_keys", lambda real, keys, shift, rotation: real(keys, -shift, rotation))
+    wrap(patch, cache, "rerotate_keys", lambda real, keys, shift, rotation: real(keys, -shift, rotation))
 
 
 def moved_by_row_0_s_shift(patch: Patch) -> None:
-    wrap(patch, cache, "rotate_keys", lambda real, keys, shift, rotation: real(keys, shift[:1].expand_as(shift), rotation))
+    wrap(patch, cache, "rerotate_keys", lambda real, keys, shift, rotation: real(keys, shift[:1].expand_as(shift), rotation))
 
 
 def rotation_unlike_the_model_s(patch: Patch) -> None:
-    for module in (cache, plumbing):
-        wrap(patch, module, "rotate_keys", lambda real, keys, shift, rotation: real(
+    for module in (cache, consistency):
+        wrap(patch, module, "rerotate_keys", lambda real, keys, shift, rotation: real(
             keys, shift, replace(rotation, inv_freq=rotation.inv_freq.flip(0))))  # fmt: skip
 
 
 def gathered_off_by_one(patch: Patch) -> None:
-    def shifted(real: Any, source: Any, rows: Any, placements: Any, rotations: Any) -> Any:
+    def shifted(real: Any, source: Any, rows: Any, placements: Any, rope_layouts: Any) -> Any:
         before = [replace(p, kept_tokens=tuple(max(0, token - 1) for token in p.kept_tokens)) for p in placements]
-        return real(source, rows, before, rotations)
+        return real(source, rows, before, rope_layouts)
 
     wrap(patch, prefix_module, "gather", shifted)
 
@@ -70,24 +71,24 @@ def gathered_of_another_sample(patch: Patch) -> None:
 
 
 def nulls_not_masked(patch: Patch) -> None:
-    def unmasked(real: Any, *given: Any) -> PrefixBatch:
+    def unmasked(real: Any, *given: Any) -> KVPrefix:
         made = real(*given)
         return replace(made, visible=torch.ones_like(made.visible))
 
-    for module in (arms, prefix_module, plumbing):
+    for module in (student, prefix_module, consistency):
         wrap(patch, module, "assemble", unmasked)
 
 
 def mask_one_short(patch: Patch) -> None:
     """The last kept token is masked out."""
 
-    def short(real: Any, lm: Any, rows: Any, prefix: PrefixBatch | None, layers: Any) -> Any:
+    def short(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
         if prefix is not None:
             last = prefix.visible.cumsum(dim=1) == prefix.visible.sum(dim=1, keepdim=True)
             prefix = replace(prefix, visible=prefix.visible & ~last)
         return real(lm, rows, prefix, layers)
 
-    for module in (scoring, teacher):
+    for module in (forward, teacher):
         wrap(patch, module, "last_logits", short)
 
 
@@ -96,7 +97,7 @@ def padding_visible(patch: Patch) -> None:
         ids, mask, positions = real(rows, device)
         return ids, torch.ones_like(mask), positions
 
-    wrap(patch, scoring, "left_padded", seen)
+    wrap(patch, forward, "left_padded", seen)
 
 
 def teacher_read_at_a_padded_slot(patch: Patch) -> None:
@@ -114,20 +115,20 @@ def teacher_read_at_a_padded_slot(patch: Patch) -> None:
 
 
 def keys_and_values_swapped(patch: Patch) -> None:
-    for module in (arms, prefix_module):
+    for module in (student, prefix_module):
         wrap(patch, module, "assemble", lambda real, keys, values, placements: real(values, keys, placements))
 
 
 def prefix_in_the_wrong_layers(patch: Patch) -> None:
-    def reversed_(real: Any, self: PrefixBatch) -> DynamicCache:
+    def reversed_(real: Any, self: KVPrefix) -> DynamicCache:
         return real(replace(self, keys=self.keys[::-1], values=self.values[::-1]))
 
-    real = PrefixBatch.fresh_cache
-    patch.setattr(PrefixBatch, "fresh_cache", lambda self: reversed_(real, self))
+    real = KVPrefix.fresh_cache
+    patch.setattr(KVPrefix, "fresh_cache", lambda self: reversed_(real, self))
 
 
 def hidden_from_the_wrong_layers(patch: Patch) -> None:
-    wrap(patch, scoring, "HiddenPrefix",
+    wrap(patch, forward, "HiddenPrefix",
          lambda real, slots, layers: HiddenPrefix(slots, frozenset(range(4)) - layers))  # fmt: skip
 
 
@@ -135,27 +136,27 @@ def hidden_from_the_wrong_layers(patch: Patch) -> None:
 
 
 def use_changes_the_prefix(patch: Patch) -> None:
-    real = PrefixBatch.fresh_cache
+    real = KVPrefix.fresh_cache
 
-    def stale(self: PrefixBatch) -> DynamicCache:
+    def stale(self: KVPrefix) -> DynamicCache:
         made = real(self)
         self.keys[0][:, :, 0] += 1e-3
         return made
 
-    patch.setattr(PrefixBatch, "fresh_cache", stale)
+    patch.setattr(KVPrefix, "fresh_cache", stale)
 
 
 def one_cache_for_all_passes(patch: Patch) -> None:
     """The object of the pass before, which has grown."""
-    real, kept = PrefixBatch.fresh_cache, {}
-    patch.setattr(PrefixBatch, "fresh_cache", lambda self: kept.setdefault(self.keys[0].shape, real(self)))
+    real, kept = KVPrefix.fresh_cache, {}
+    patch.setattr(KVPrefix, "fresh_cache", lambda self: kept.setdefault(self.keys[0].shape, real(self)))
 
 
 def cache_of_an_earlier_prefix(patch: Patch) -> None:
     """The K/V of the first prefix of the same shape."""
-    real, kept = PrefixBatch.fresh_cache, {}
-    patch.setattr(PrefixBatch, "fresh_cache", lambda self: real(kept.setdefault(self.keys[0].shape, self)))
+    real, kept = KVPrefix.fresh_cache, {}
+    patch.setattr(KVPrefix, "fresh_cache", lambda self: real(kept.setdefault(self.keys[0].shape, self)))
 
 
 def prefix_without_effect(patch: Patch) -> None:
-    wrap(patch, scoring, "last_logits", lambda real, lm, rows, prefix, layers: real(lm, rows, None, None))
+    wrap(patch, forward, "last_logits", lambda real, lm, rows, prefix, layers: real(lm, rows, None, None))

@@ -7,30 +7,30 @@ from typing import Any
 
 import torch
 
-from cedkv import arms, eval_phase2
-from cedkv.lm import scoring, teacher
-from cedkv.lm.cache import PrefixBatch
-from cedkv.types import Placement
+from cedkv import eval_phase2
+from cedkv.core.values import Placement
+from cedkv.inference import forward, student, teacher
+from cedkv.kv.cache import KVPrefix
 from tests.planted import Patch, wrap
 
 
 def swapped_samples(patch: Patch) -> None:
-    def swapped(real: Any, lm: Any, rows: Any, prefix: PrefixBatch | None, layers: Any) -> Any:
+    def swapped(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
         n = len(rows)
         prefix = prefix.rows([(i + 1) % n for i in range(n)]) if prefix is not None and n > 1 else prefix
         return real(lm, rows, prefix, layers)
 
-    wrap(patch, scoring, "last_logits", swapped)
+    wrap(patch, forward, "last_logits", swapped)
 
 
 def states_swapped_for_the_whole_unit(patch: Patch) -> None:
     """Every query runs under the next sample's state, in whatever passes."""
 
-    def swapped(real: Any, batch: Any, config: Any, prefix: PrefixBatch) -> Any:
+    def swapped(real: Any, batch: Any, config: Any, prefix: KVPrefix) -> Any:
         n = len(batch.samples)
         return real(batch, config, prefix.rows([(i + 1) % n for i in range(n)]))
 
-    wrap(patch, arms, "answer", swapped)
+    wrap(patch, student, "answer", swapped)
 
 
 def off_prompts_under_another_state(patch: Patch) -> None:
@@ -50,7 +50,7 @@ def row_0_s_selection_for_all(patch: Patch) -> None:
             placements.append(Placement(kept, tuple(range(len(kept))), len(kept), slots))
         return replace(made, selections=selections, placements=placements)
 
-    wrap(patch, arms, "choose", first)
+    wrap(patch, student, "choose", first)
 
 
 def row_0_s_attention_for_all(patch: Patch) -> None:
@@ -62,7 +62,7 @@ def row_0_s_attention_for_all(patch: Patch) -> None:
             own[:n] = known[0].attention[:n]
         return [replace(its, attention=own) for its, own in zip(known, fitting, strict=True)]
 
-    wrap(patch, arms, "evidence", first)
+    wrap(patch, student, "evidence", first)
 
 
 def attention_off_by_one(patch: Patch) -> None:
@@ -76,7 +76,7 @@ def attention_off_by_one(patch: Patch) -> None:
 
 
 def keep_sink_ignored(patch: Patch) -> None:
-    wrap(patch, arms.selectors, "select", lambda real, name, task: real(
+    wrap(patch, student.selectors, "select", lambda real, name, task: real(
         name, replace(task, select=task.select.model_copy(update={"keep_sink": 0}))))  # fmt: skip
 
 
@@ -85,14 +85,14 @@ def a_kept_token_lost(patch: Patch) -> None:
         made = real(name, task)
         return replace(made, kept_tokens=made.kept_tokens[:-1])
 
-    wrap(patch, arms.selectors, "select", lost)
+    wrap(patch, student.selectors, "select", lost)
 
 
 def random_answers_are_select_s(patch: Patch) -> None:
     first: dict[int, Any] = {}
-    wrap(patch, arms, "answer", lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
+    wrap(patch, student, "answer", lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
 
 
 def random_spans_are_select_s(patch: Patch) -> None:
-    wrap(patch, arms, "choose", lambda real, batch, config, known, mode, purpose, trial: real(
+    wrap(patch, student, "choose", lambda real, batch, config, known, mode, purpose, trial: real(
         batch, config, known, config.select.mode, "select", 0))  # fmt: skip

@@ -1,0 +1,1 @@
+"""From records to results: paired statistics, comparisons of conditions, findings."""

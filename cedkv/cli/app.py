@@ -1,0 +1,279 @@
+"""``python -m cedkv``: the suite from the command line. Heavy imports wait until a run is really asked for."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from cedkv import __version__
+from cedkv.cli.click_ext import GroupedCommand, MainCommand, configured, phase2_flags, short_options
+from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG
+from cedkv.core.errors import CedkvError, ConfigError
+from cedkv.core.text import escape_control, preview, redact, sanitize
+
+TRUE = ("true", "1", "yes", "on")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What was given on a command line: a run's configuration, or the run to go on with (and then what it must agree with)."""
+
+    path: str | None
+    overrides: Sequence[str]
+    options: Mapping[str, str | None]
+    phase: Literal["1.5", "2"] | None = None
+    lists: Mapping[str, str | None] = field(default_factory=dict)
+    resume: str | None = None
+    debug: bool = False
+
+
+def execute(command: str, given: RunRequest) -> None:
+    """Resolve the configuration, run ``phase2`` or a comparison, and exit.
+
+    0 done; 1 a gate failed and ``fail_on_gate`` is set (in a comparison: any condition's Gate A, or the first one's Gate
+    B); 2 an error with a remedy; 3 the run broke off; 4 results safe, not logged; 128 + n ended by signal n.
+    """
+    _end_on_signals()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: the bars of all libraries, in a log a flood
+    with _told(given.debug):
+        from cedkv.config.resolve import resolve
+
+        entry, path, phase, lists = None, given.path, given.phase, given.lists
+        if given.resume is not None:
+            from cedkv.runs.manifest import find
+
+            entry = find(given.resume)
+            command = entry.command if command == "any" else command
+            _same(entry.run_id, "command", entry.command, command)
+            _same(entry.run_id, "phase", entry.phase, phase or entry.phase)
+            path, phase = path or str(entry.folder / "config.yaml"), "1.5" if entry.phase == "1.5" else "2"
+            lists = lists if any(lists.values()) else entry.lists
+        config = resolve(path, given.overrides, given.options).for_phase(phase or "2")
+        if entry is None:
+            if command in COMPARISONS:
+                from cedkv.conditions import build
+
+                build(command, config, lists)  # what is wrong with a list is said before a run is made for it
+            from cedkv.runs.manifest import new
+
+            entry = new(command, phase or "2", config, lists)
+        resumed = given.resume is not None
+        if command in COMPARISONS:
+            with _importing():
+                from cedkv.runs.compare import run_comparison
+
+            verdicts = [r.results.verdicts for r in run_comparison(command, config, lists, entry, resumed=resumed)]
+            passed = all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
+        else:
+            with _importing():
+                from cedkv.runs.pipeline import run_phase2
+
+            passed = all(run_phase2(config, phase or "2", entry, resumed=resumed).verdicts.values())
+        if config.runtime.fail_on_gate and not passed:
+            click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
+            sys.exit(1)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports of torch, transformers and mlflow make a million objects that stay: looking for garbage among them, now and in
+    every later collection, costs seconds and finds none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _same(run_id: str, what: str, then: str, now: str) -> None:
+    if then != now:
+        raise ConfigError(
+            f"run {run_id} is of {what} {then}, not {now}: python -m cedkv --resume {run_id} goes on with any run"
+        )
+
+
+def _end_on_signals() -> None:
+    """SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED, with its data; further ones do not disturb that."""
+
+    def end(number: int, _: object) -> None:
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
+        click.echo(f"{signal.Signals(number).name}: ending the run ...", err=True)
+        sys.exit(128 + number)
+
+    names = ("SIGTERM", "SIGINT", "SIGHUP")
+    ending = [getattr(signal, name) for name in names if signal.getsignal(getattr(signal, name, 0)) is not signal.SIG_IGN]
+    for each in ending:
+        signal.signal(each, end)
+
+
+@contextmanager
+def _told(debug: bool) -> Iterator[None]:
+    """Errors as one readable message and an exit code; a traceback only with ``--debug``."""
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            click.echo(escape_control(redact(traceback.format_exc())), err=True)
+        if isinstance(error, CedkvError):
+            click.echo(f"Error: {sanitize(str(error))}", err=True)
+            sys.exit(error.exit_code)
+        what = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        click.echo(f"Error: this was not foreseen: {what}\nGive --debug to see where (-P debug=true), and report it", err=True)
+        sys.exit(3)
+
+
+def not_default(path: str | None, resume: str | None) -> str | None:
+    """The path, but for the one that MLproject gives by itself to a resumed run, which has a configuration already."""
+    return None if resume is not None and path == DEFAULT_CONFIG else path
+
+
+def comparison_command(name: str) -> click.Command:
+    """The entry point of a comparison: lists of settings, and every option of a single run."""
+
+    def command(path: str | None, overrides: tuple[str, ...], resume: str | None, debug: bool, **given: str | None) -> None:
+        lists = {option: given.pop(option) for option in COMPARISONS[name]}
+        execute(name, RunRequest(not_default(path, resume), overrides, given, None, lists, resume, debug))
+
+    body: Callable[..., None] = configured(short_options(command))
+    for option, (key, text) in reversed(COMPARISONS[name].items()):
+        body = click.option(f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]")(body)
+    about = "Evaluate several conditions on the same samples: a parent run, a nested run each, paired statistics, a page."
+    return click.command(name, cls=GroupedCommand, help=about, context_settings={"max_content_width": 110})(body)
+
+
+def _strict_only(value: str) -> None:
+    if value.strip().lower() not in TRUE:
+        raise ConfigError(
+            f"--phase2-strict-hf {preview(value)} is refused: a verdict on a mock says nothing about a model, so strict is the "
+            "only mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
+        )
+
+
+@click.group(
+    cls=MainCommand, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+@click.option(
+    "--phase", type=click.Choice(["1.5", "2"]),
+    help="What to run|2 (default): all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
+)  # fmt: skip
+@configured
+@phase2_flags
+@click.option(
+    "--phase2-strict-hf", "strict", is_flag=False, flag_value="true", default="true", metavar="true",
+    help="Phase 2|Real weights or a clear error. Always on; switching it off is refused.",
+)  # fmt: skip
+@click.version_option(__version__, prog_name="cedkv")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    /,
+    phase: Literal["1.5", "2"] | None,
+    path: str | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    debug: bool,
+    strict: str,
+    **options: Any,
+) -> None:
+    """Can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
+
+    Every run is an MLflow run (experiment "cedkv" unless MLflow's own environment says otherwise); its files are in
+    outputs/RUN_ID. A failing gate is a finished run, exit code 0, unless runtime.fail_on_gate is set.
+
+    \b
+    Exit codes:
+      0    done
+      1    done, a gate did not pass, and runtime.fail_on_gate is set
+      2    an error of input, model or numbers, with the reason and a remedy
+      3    the run broke off (a full disk, a defect); --resume RUN_ID goes on with it
+      4    done, the results are safe in outputs/RUN_ID, but not logged; sync logs them
+      128+n  ended by signal n (130 SIGINT, 143 SIGTERM), the run is KILLED; --resume goes on with it
+
+    \b
+    Examples:
+      python -m cedkv --phase 2 --config configs/quickstart.yaml
+      python -m cedkv --phase 2 --phase2-model-id smollm2-135m --phase2-select-mode random_span
+      python -m cedkv --phase 1.5 --phase2-model-id /path/to/model
+      python -m cedkv --resume 8da8f583e4b141b0874737737cefbd5a
+      python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    with _told(debug):
+        _strict_only(strict)
+    execute("phase2" if resume is None else "any", RunRequest(path, overrides, options, phase, {}, resume, debug))
+
+
+@main.command("sync", cls=GroupedCommand)
+@click.argument("folder", metavar="RUN_DIR")
+@click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Seconds one call is waited for.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def sync_command(folder: str, timeout: int, debug: bool) -> None:
+    """Log a run to MLflow from its folder (outputs/RUN_ID): what was not logged, or broken off, or logged in part.
+
+    It may be called again: what is there already stays as it is. A run that was killed without a word (kill -9, power) is
+    ended as KILLED. Exit code 4: MLflow still does not have everything.
+    """
+    with _told(debug):
+        from cedkv.runs.lifecycle import sync
+
+        sync(Path(os.path.abspath(folder)), timeout, click.echo)  # of "." too: the folder's name is the run's
+
+
+@main.command("certify", cls=GroupedCommand)
+@click.option("--model-id", "model_id", metavar="VALUE", help="Hub id, local folder, or smollm2-135m.")
+@click.option("--revision", "model_revision", metavar="VALUE", help="Branch, tag or commit of a hub model.")
+@click.option("--device", metavar="VALUE", help="auto, cpu, cuda, cuda:N, mps.")
+@click.option("--dtype", metavar="VALUE", help="float32, bfloat16, float16.")
+@click.option("--config", "path", metavar="FILE", help="YAML file with a phase2 block.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE,...", help="Any configuration key.")
+@click.option("--json", "target", metavar="FILE", help="Write the figures, or the refusal, to a file.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def certify_command(
+    path: str | None, overrides: tuple[str, ...], target: str | None, debug: bool, **options: str | None
+) -> None:
+    """Does this suite compute on this model what the model computes when it is left alone? Measured anew, and kept.
+
+    \b
+    Exit codes:
+      0    certified
+      2    refused before its weights were loaded (or it cannot be had), with the reason
+      3    a check failed
+    """
+    with _told(debug):
+        from cedkv.core.files import write_json
+
+        try:
+            from cedkv.checks import certificate
+            from cedkv.config.resolve import resolve
+            from cedkv.models import loading
+            from cedkv.models.fingerprint import fingerprint
+
+            config = resolve(path, overrides, options)
+            lm = loading.load(config)
+            found = certificate.certify(lm, fingerprint(lm), config.model.cache_dir)
+        except CedkvError as error:
+            if target is not None:
+                write_json(Path(target), {"certified": False, "refused": str(error)})
+            raise
+        if target is not None:
+            write_json(Path(target), found.as_dict())
+        click.echo(found.heading())
+        click.echo(found.table())
+        failed = found.failed([])
+        click.echo(f"not certified: {', '.join(failed)}" if failed else f"certified ({found.seconds:g} s)")
+        sys.exit(3 if failed else 0)

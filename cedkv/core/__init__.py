@@ -1,0 +1,1 @@
+"""What knows no model: values, errors, text, files, random draws, registries."""

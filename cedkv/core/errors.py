@@ -1,0 +1,39 @@
+"""Errors a user can act on.
+
+Each message names the value, the limit, the consequence and the remedy. The command line prints the message alone and
+exits with the error's code; anything else that is raised is a defect or the machine's (code 3).
+"""
+
+
+class CedkvError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code = 2
+
+
+class ConfigError(CedkvError):
+    """The configuration cannot be used."""
+
+
+class DataError(CedkvError):
+    """A sample, or a file of samples, cannot be used."""
+
+
+class ModelError(CedkvError):
+    """The model cannot be had, or cannot do what is asked of it."""
+
+
+class NumericsError(CedkvError):
+    """A computed value is not finite."""
+
+
+class RunInterrupted(CedkvError):  # noqa: N818  (what happened to the run, not what is wrong with the input)
+    """The run cannot go on, through no fault of its input (a full disk); it can be resumed."""
+
+    exit_code = 3
+
+
+class TrackingError(CedkvError):
+    """The tracking store cannot be used; the message says where the results are."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Forward passes: teacher, prefix, student."""

@@ -1,0 +1,1 @@
+"""Keys and values as tensors, without a model: cache, rotary positions, attention, positioning."""

@@ -1,0 +1,92 @@
+"""All samples of a run: read or generated, tokenised, checked against each other and against the model's reach."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError, DataError
+from cedkv.core.values import OffSample, OnEpisode, OnSample
+from cedkv.tasks import jsonl, off_prompts, symbol_lookup
+from cedkv.tasks.tokenize import single_token_symbols, tokenize_off, tokenize_on
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The ON samples and OFF prompts of a run, in their order, and where each kind came from."""
+
+    on: tuple[OnSample, ...]
+    off: tuple[OffSample, ...]
+    on_source: str
+    off_source: str
+
+
+def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int) -> Samples:
+    """Read or generate the samples a configuration asks for.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
+        max_positions: the model's longest sequence, in tokens.
+        vocabulary: how many tokens the model knows; the tokenizer may know more.
+
+    Raises:
+        DataError: a file or sample that cannot be used; the message names it.
+    """
+    data, sizes = config.data, config.eval
+    if data.off_path is not None:
+        texts = jsonl.read_off(data.off_path, sizes.off_samples)
+    else:
+        try:
+            texts = off_prompts.prompts(sizes.off_samples, config.seed)
+        except ValueError as error:
+            raise DataError(f"{error}: lower eval.off_samples (-P max_off) or give more with data.off_path") from None
+    off = tuple(tokenize_off(tokenizer, sample_id, text) for sample_id, text in texts)
+    episodes = jsonl.read_on(data.on_path, sizes.on_samples) if data.on_path is not None else _generated(config, tokenizer, off)
+    on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
+    select = config.select
+    need = select.span_budget * select.span_len + select.keep_sink + int(on[0].has_bos)
+    if need > config.prefix_len:
+        raise ConfigError(
+            f"this tokenizer adds BOS, which every prefix keeps: span_budget x span_len + keep_sink + 1 = {need} tokens "
+            f"cannot fit prefix_len = {config.prefix_len}; raise prefix_len to {need}, or lower one of the others"
+        )
+    for sample_id, length in [(s.sample_id, len(s.teacher_ids)) for s in on] + [
+        (s.sample_id, len(s.token_ids) + config.prefix_len) for s in off
+    ]:
+        if length > max_positions:
+            raise DataError(
+                f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean "
+                "nothing; shorten the text, or lower data.pairs or prefix_len"
+            )
+    for sample_id, ids in [(s.sample_id, (*s.teacher_ids, *(s.other_query_ids or ()), s.answer_token_id)) for s in on] + [
+        (s.sample_id, s.token_ids) for s in off
+    ]:
+        if max(ids) >= vocabulary:
+            raise DataError(
+                f"sample {sample_id} holds the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model "
+                f"knows {vocabulary} tokens; leave it out of the text"
+            )
+    for kind, samples in (("ON", on), ("OFF", off)):
+        if len({s.sample_id for s in samples}) != len(samples):
+            raise DataError(f"two {kind} samples have the same id; give every line of the file its own id")
+    return Samples(
+        on, off, data.on_path or f"symbol_lookup(pairs={data.pairs}, seed={config.seed})",
+        data.off_path or f"off_prompts(seed={config.seed})",
+    )  # fmt: skip
+
+
+def _generated(config: Phase2Config, tokenizer: Any, off: tuple[OffSample, ...]) -> list[OnEpisode]:
+    """Built-in episodes that share no input word and no symbol with any OFF prompt."""
+    used = set(off_prompts.words())
+    for sample in off:
+        used.update(re.findall(r"[a-z]+", sample.prompt_text.lower()))
+    free = [symbol for symbol in symbol_lookup.SYMBOLS if symbol not in used]
+    symbols = single_token_symbols(tokenizer, "Word: dax\nSymbol:", free)
+    if len(symbols) < config.data.pairs:
+        raise DataError(
+            f"data.pairs = {config.data.pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
+            f"tokenizer and occur in no OFF prompt ({', '.join(symbols) or 'none'}); lower data.pairs or use data.on_path"
+        )
+    return list(symbol_lookup.episodes(config.eval.on_samples, config.seed, config.data.pairs, symbols, frozenset(used)))

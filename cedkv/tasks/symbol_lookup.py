@@ -1,0 +1,81 @@
+"""Built-in ON episodes: look up the symbol that a demonstration pairs with an invented word.
+
+    Word: blick          x pairs, then the query     Word: dax
+    Symbol: red                                      Symbol:            (answer: the symbol dax was paired with)
+
+The words are invented, so a model cannot know the answer without the demonstration; the symbols are colours, each one
+token of the tokenizer (``tokenise`` checks it in place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import OnEpisode, TokenKind
+
+SYMBOLS = (
+    "red", "blue", "green", "black", "white", "yellow", "orange", "purple", "brown", "pink", "gray", "gold",
+)  # fmt: skip
+_ONSETS = ("b", "bl", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "k", "kl", "l", "m", "n", "p", "pl", "r", "s", "sk",
+           "sl", "sn", "t", "tr", "v", "w", "z", "zw")  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u", "oo", "ai")
+_CODAS = ("b", "ck", "d", "ft", "g", "lk", "mp", "ng", "nt", "p", "sk", "t", "v", "x", "zz")
+
+
+def invented_word(rng: np.random.Generator, taken: set[str]) -> str:
+    """A pronounceable word that is not in ``taken``; two syllables, because one makes too many real words."""
+    while True:
+        syllables = [_ONSETS[rng.integers(len(_ONSETS))] + _VOWELS[rng.integers(len(_VOWELS))] for _ in range(2)]
+        word = "".join(syllables) + _CODAS[rng.integers(len(_CODAS))]
+        if word not in taken:
+            return word
+
+
+def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> OnEpisode:
+    """Episode ``index`` of a seed; independent of all other indices.
+
+    Args:
+        symbols: those that are usable with the tokenizer at hand, at least ``pairs`` of them.
+        forbidden: words that must not be used (those of the OFF prompts).
+    """
+    sample_id = f"on-{seed}-{index:05d}"
+    rng = rng_for(seed, "symbol_lookup", 0, sample_id)
+    taken = set(forbidden) | set(symbols)
+    words: list[str] = []
+    for _ in range(pairs):
+        words.append(invented_word(rng, taken))
+        taken.add(words[-1])
+    chosen = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
+    asked = int(rng.integers(pairs))
+    other = int(asked + 1 + rng.integers(pairs - 1)) % pairs
+    text = ""
+    gold = (0, 0)
+    kinds: list[tuple[int, int, TokenKind]] = []
+    for index_in_demo, (word, symbol) in enumerate(zip(words, chosen, strict=True)):
+        begin = len(text)
+        pieces: tuple[tuple[str, TokenKind], ...] = (
+            ("Word:", "delimiter"), (f" {word}", "input"), ("\nSymbol:", "delimiter"), (f" {symbol}", "answer"),
+            ("\n\n", "delimiter"),
+        )  # fmt: skip
+        for piece, kind in pieces:
+            kinds.append((len(text), len(text) + len(piece), kind))
+            text += piece
+        if index_in_demo == asked:
+            gold = (begin, len(text))
+    return OnEpisode(
+        sample_id=sample_id,
+        demo_text=text,
+        query_text=f"Word: {words[asked]}\nSymbol:",
+        answer_text=f" {chosen[asked]}",
+        char_kinds=tuple(kinds),
+        gold=gold,
+        other_query_text=f"Word: {words[other]}\nSymbol:",
+    )
+
+
+def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:
+    """The first ``n`` episodes of a seed."""
+    return (episode(i, seed, pairs, symbols, forbidden) for i in range(n))
