@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cedkv.analysis.paired import interval
 from cedkv.report.figures.captions import comparison_figures, run_figures
-from cedkv.report.figures.plotting import nats_axis, new, save_png, style, to_svg, wrapped
+from cedkv.report.figures.plotting import figure_style, nats_axis, new_figure, save_png, to_svg, wrapped
 from tests import making
 from tests.test_questions import standard
 
@@ -75,7 +75,7 @@ def test_several_families_keep_their_captions_apart() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_hardly_any_samples_can_be_drawn(n: int, recwarn: pytest.WarningsRecorder) -> None:
-    """One of them, two of them, two that are one on paper: matplotlib warns of a panel for which no room is left."""
+    """One of them, two of them, two that are identical: matplotlib warns of a panel for which no room is left."""
     for other in ({"select.span_budget": "1"}, {"prefix.padding_mode": "shrink_to_selected"}):
         for figure in comparison_figures(making.grid(({}, {}), (other, {"kl": 0.0, "off": 0.0}), n=n)).values():
             to_svg(figure)
@@ -117,8 +117,8 @@ def test_same_figure_same_bytes_whatever_the_user_has_set(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("values", [[1e-9, 0.1, 0.2], [0.5, 0.5], [3.0], [0.0, 0.0], []])
 def test_axis_of_nats_has_ticks_and_holds_the_largest(values: list[float]) -> None:
-    with style():
-        _, (axes,) = new("x", 2.0)
+    with figure_style():
+        _, (axes,) = new_figure("x", 2.0)
         least = nats_axis(axes, "x", values)
     low, high = axes.get_xlim()
     assert 0 < least == pytest.approx(low)

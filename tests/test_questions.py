@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from cedkv.analysis.comparison import equal_on_paper, grid_comparisons
+from cedkv.analysis.comparison import grid_comparisons, identical_conditions
 from cedkv.analysis.families import budgets, lengths, positions, sinks, transfers
-from cedkv.analysis.findings import more, questions, relations
+from cedkv.analysis.findings import questions, relations, sign_of
 from cedkv.analysis.results import ConditionResult
 from cedkv.report.summary import summary_markdown
 from tests import making
@@ -65,8 +65,8 @@ def test_every_standard_question_has_an_answer_with_its_verdict() -> None:
     assert "no resolved difference in accuracy" in place
     assert length.startswith("8 spans × 4 tokens against 4 spans × 8 tokens: farther from the teacher")
     assert transfer.startswith("Another query's spans against the query's own: farther from the teacher")
-    assert off.startswith("The whole demonstration moves them by 0.4")
-    assert "Less do attention_diversity (p99" in off
+    assert off.startswith("The whole demonstration moves OFF prompts by 0.4")
+    assert "OFF prompts move less under attention_diversity (p99" in off
 
 
 def test_a_question_without_its_conditions_is_not_asked() -> None:
@@ -95,10 +95,10 @@ def test_known_relations_hold_or_do_not_or_are_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "found"), [(0.1, 0.2, True), (-0.2, -0.1, False), (-0.1, 0.1, None), (0.0, 0.0, None), (None, None, None)]
+    ("low", "high", "found"), [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, None), (0.0, 0.0, None), (None, None, None)]
 )
-def test_more_is_said_beyond_zero_only(low: float | None, high: float | None, found: bool | None) -> None:
-    assert more(low, high) is found
+def test_more_is_said_beyond_zero_only(low: float | None, high: float | None, found: int | None) -> None:
+    assert sign_of(low, high) is found
 
 
 def test_families_take_what_else_is_the_same() -> None:
@@ -121,14 +121,20 @@ def test_too_few_samples_are_said_to_be_too_few() -> None:
 
 def summary(results: list[ConditionResult], limit: int | None = None) -> str:
     return summary_markdown("ablate_selector", results, grid_comparisons(results, 42), questions(results), relations(results),
-                            equal_on_paper(results), limit)  # fmt: skip
+                            identical_conditions(results), limit)  # fmt: skip
 
 
 def test_summary_says_all_of_it() -> None:
     text = summary(standard())
     assert text.startswith("# ablate_selector\n\n**attention_diversity · span_budget 8** ")
     heads = [line for line in text.splitlines() if line.startswith("## ")]
-    assert heads == ["## Answers", "## Conditions", "## Known relations", "## Equal on paper", "## Paired comparisons"]
+    assert heads == [
+        "## Answers",
+        "## Conditions",
+        "## Known relations",
+        "## Equal on paper",
+        "## Paired comparisons",
+    ]
     assert "| oracle *(oracle)* |" in text
     assert "| wrong_demo *(reference)* |" in text
     assert "12 conditions on the same samples" in text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from cedkv.analysis import paired
-from cedkv.analysis.paired import arm_comparisons, compare, interval, mcnemar
+from cedkv.analysis.paired import arm_comparisons, interval, mcnemar, paired_difference
 from tests import making
 
 
@@ -77,7 +77,7 @@ def test_interval_is_drawn_from_seed_and_name() -> None:
 
 
 def test_compare_by_hand() -> None:
-    found = compare("select", "base", "accuracy", [(1, 0), (1, 0), (1, 1), (0, 1)], 42)
+    found = paired_difference("select", "base", "accuracy", [(1, 0), (1, 0), (1, 1), (0, 1)], 42)
     assert (found.n, found.difference) == (4, 0.25)
     assert found.p == pytest.approx(1.0)
     assert found.low is not None
@@ -86,8 +86,8 @@ def test_compare_by_hand() -> None:
 
 
 def test_only_outcomes_have_mcnemars_p() -> None:
-    assert compare("select", "base", "kl", [(0.5, 1.0), (0.25, 1.0)], 42).p is None
-    assert compare("select", "random", "accuracy", [(1, 0.5), (1, 0.0)], 42).p is None
+    assert paired_difference("select", "base", "kl", [(0.5, 1.0), (0.25, 1.0)], 42).p is None
+    assert paired_difference("select", "random", "accuracy", [(1, 0.5), (1, 0.0)], 42).p is None
 
 
 def test_arms_that_are_compared() -> None:

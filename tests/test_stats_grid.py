@@ -1,4 +1,4 @@
-"""The table of comparisons, the best condition, what is equal on paper: recomputed with scipy, and at their edges."""
+"""The table of comparisons, the best condition, identical conditions: recomputed with scipy, and at their edges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, spearmanr
 
-from cedkv.analysis.comparison import best_condition, equal_on_paper, families, grid_comparisons, listed, unique_up_to_padding
+from cedkv.analysis.comparison import (
+    best_condition,
+    grid_comparisons,
+    groups_differing_in,
+    identical_conditions,
+    listed,
+    unique_up_to_padding,
+)
 from cedkv.analysis.paired import FLIPS, gap_recovered, holm, n_needed, rank_agreement, sign_flip
 from tests import making
 
@@ -162,25 +169,27 @@ def test_padding_is_one_condition_and_must_agree() -> None:
     kl = draw(0.5, 12)
     results = making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [v + 1e-6 for v in kl]}), (DELIMITER, {}))
     assert [c.label for c in unique_up_to_padding(results)] == ["attention_diversity", "delimiter"]
-    (row,) = equal_on_paper(results)
+    (row,) = identical_conditions(results)
     assert row["verdict"] == "pass"
     assert row["largest"] == pytest.approx(1e-6)
     assert row["floor"] == pytest.approx(math.sqrt(2 * 2e-7)), "in the unit of the largest difference"
-    (row,) = equal_on_paper(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], kl[-1] + 0.1]})))
+    (row,) = identical_conditions(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], kl[-1] + 0.1]})))
     assert (row["verdict"], row["largest"]) == ("fail", pytest.approx(0.1))
-    (row,) = equal_on_paper(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], math.nan]})))
+    (row,) = identical_conditions(making.grid((ATTENTION, {"kl": kl}), (SHRINK, {"kl": [*kl[:-1], math.nan]})))
     assert (row["verdict"], row["largest"]) == ("insufficient", None)
 
 
 def test_the_whole_demonstration_must_be_the_teacher() -> None:
     full = {"select.mode": "full_demo"}
-    found = equal_on_paper(making.grid((full, {"kl": 1e-9}), ({**full, "injection.positioning_mode": "absolute"}, {"kl": 0.3})))
+    found = identical_conditions(
+        making.grid((full, {"kl": 1e-9}), ({**full, "injection.positioning_mode": "absolute"}, {"kl": 0.3}))
+    )
     assert [(row["right"], row["verdict"]) for row in found] == [("teacher", "pass"), ("teacher", "fail")]
 
 
 def test_families_agree_in_everything_else() -> None:
     results = making.grid(*[({"select.span_budget": str(b), "select.keep_sink": str(s)}, {}) for b in (1, 2) for s in (0, 4)])
-    found = families(results, "select.span_budget")
+    found = groups_differing_in(results, "select.span_budget")
     assert [[(c.config.select.span_budget, c.config.select.keep_sink) for c in group] for group in found] == [
         [(1, 0), (2, 0)], [(1, 4), (2, 4)]
     ]  # fmt: skip

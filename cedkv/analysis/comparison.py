@@ -1,7 +1,8 @@
-"""What a comparison of conditions says: paired tests of the whole table, the best condition, what must come out equal.
+"""What a comparison of conditions says: paired tests of the whole table, the best condition, what must come out identical.
 
-All conditions have the same samples in the same order, so every comparison is paired. Conditions that are *equal on paper*
-(they differ in padding alone) are one condition here: the first of them is compared, the others are held to be equal.
+All conditions have the same samples in the same order, so every comparison is paired. Conditions that are *mathematically
+identical* (they differ in padding alone) count as one condition here: the first of them is compared, and
+``identical_conditions`` checks that the others agree with it.
 """
 
 from __future__ import annotations
@@ -14,160 +15,187 @@ from typing import Any
 
 import numpy as np
 
-from cedkv.analysis.paired import compare, holm, n_needed, sign_flip
+from cedkv.analysis.paired import holm, n_needed, paired_difference, sign_flip
+from cedkv.analysis.quantities import KL_TO_TEACHER, OFF_DELTA, QUANTITIES, Quantity
 from cedkv.analysis.results import ConditionResult
 from cedkv.checks.gates import LEAST_FLOOR
 from cedkv.core.values import Record
 
 ALPHA = 0.05
+MAX_RULE_LENGTH = 490
+"""Characters of the rule that names the best condition; it is a tag of the run in MLflow."""
 PADDING = "prefix.padding_mode"
-QUANTITIES = {"accuracy": "correct_{}", "kl_to_teacher": "kl_{}_teacher", "off_delta": "phase2_delta_off_{}"}
-"""What is compared, and the record it is read from, for an arm."""
 
 
-def series(condition: ConditionResult, quantity: str, arm: str = "select") -> list[float]:
-    """One value a sample (random: the mean over trials); NaN for what is missing."""
-    records = condition.records.off if quantity == "off_delta" else condition.records.on
-    return values(records, QUANTITIES[quantity].format(arm))
+def series(condition: ConditionResult, quantity: Quantity, arm: str = "select") -> list[float]:
+    """Return one value per sample (random: the mean over trials); NaN for a missing value."""
+    records = condition.records.on if quantity.samples == "on" else condition.records.off
+    return column_values(records, quantity.column(arm))
 
 
-def values(records: Sequence[Record], name: str) -> list[float]:
-    """One value a record, lists by their mean; NaN for what is missing."""
-    found = (record.get(name) for record in records)
-    return [math.nan if value is None or value == [] else float(np.mean(value)) for value in found]
+def column_values(records: Sequence[Record], column: str) -> list[float]:
+    """Return one value per record, the mean where the record holds a list; NaN for a missing value."""
+    cells = (record.get(column) for record in records)
+    return [math.nan if cell is None or cell == [] else float(np.mean(cell)) for cell in cells]
 
 
-def settings(condition: ConditionResult, without: Sequence[str]) -> str:
-    """The configuration but for some dotted names, as a text to compare."""
+def settings_except(condition: ConditionResult, names: Sequence[str]) -> str:
+    """Return the configuration without some dotted names, as a text that can be compared."""
     flat = {name.removeprefix("phase2."): value for name, value in condition.config.dotted().items()}
-    return json.dumps({name: value for name, value in flat.items() if name not in without}, sort_keys=True)
+    return json.dumps({name: value for name, value in flat.items() if name not in names}, sort_keys=True)
 
 
 def setting(condition: ConditionResult, name: str) -> Any:
-    """The value of a dotted name in a condition's configuration."""
+    """Return the value of a dotted name in the condition's configuration."""
     return condition.config.dotted()[f"phase2.{name}"]
 
 
-def families(results: Sequence[ConditionResult], *names: str) -> list[list[ConditionResult]]:
-    """Groups of two and more conditions that agree in everything but these dotted names, in the grid's order."""
+def groups_differing_in(results: Sequence[ConditionResult], *names: str) -> list[list[ConditionResult]]:
+    """Return groups of at least two conditions that agree in everything but these dotted names, in the grid's order."""
     groups: dict[str, list[ConditionResult]] = {}
     for condition in results:
-        groups.setdefault(settings(condition, names), []).append(condition)
+        groups.setdefault(settings_except(condition, names), []).append(condition)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def unique_up_to_padding(results: Sequence[ConditionResult]) -> list[ConditionResult]:
-    """The conditions without those that are equal on paper to an earlier one."""
-    found: dict[str, ConditionResult] = {}
+    """Return the conditions without those that are mathematically identical to an earlier one."""
+    unique: dict[str, ConditionResult] = {}
     for condition in results:
-        found.setdefault(settings(condition, [PADDING]), condition)
-    return list(found.values())
+        unique.setdefault(settings_except(condition, [PADDING]), condition)
+    return list(unique.values())
 
 
-def floor_of(results: Sequence[ConditionResult]) -> float:
-    """The largest numerical floor among conditions, in nats: no smaller difference of KLs means anything."""
+def largest_floor(results: Sequence[ConditionResult]) -> float:
+    """Return the largest numerical floor of the conditions, in nats: smaller differences of KLs have no meaning."""
     return max([LEAST_FLOOR, *(c.results.floor for c in results if c.results.floor is not None)])
 
 
-def paired(left: Sequence[float], right: Sequence[float], names: tuple[str, str, str], seed: int) -> dict[str, Any]:
-    """A row of the table without its verdict: difference, interval, samples needed. Numbers that are not finite decide
-    nothing: difference, interval and p are then None.
+def comparison_row(
+    left_values: Sequence[float], right_values: Sequence[float], left: str, right: str, quantity: Quantity, seed: int
+) -> dict[str, Any]:
+    """Return a row of the table without its verdict: difference, interval, samples needed.
 
     Args:
-        names: left, right and quantity; intervals are drawn from them.
+        left_values, right_values: one value per sample.
+        left, right: names of the two sides; the interval's resamples are drawn from them.
+
+    Returns:
+        A ``PairedDifference`` as a dictionary, with ``n_needed`` and the ``differences``. When a difference is not finite,
+        nothing can be decided: difference, interval and p are then None, and ``differences`` is empty.
     """
-    differences = [a - b for a, b in zip(left, right, strict=True)]
+    differences = [a - b for a, b in zip(left_values, right_values, strict=True)]
     if not differences or not np.isfinite(differences).all():
-        unknown = dict.fromkeys(("difference", "low", "high", "p"))
-        named = dict(zip(("left", "right", "quantity"), names, strict=True))
-        return {**named, "n": len(differences), **unknown, "n_needed": None, "differences": []}
-    row = asdict(compare(*names, list(zip(left, right, strict=True)), seed))
+        row = {"left": left, "right": right, "quantity": quantity.name, "n": len(differences)}
+        return {**row, **dict.fromkeys(("difference", "low", "high", "p", "n_needed")), "differences": []}
+    pairs = list(zip(left_values, right_values, strict=True))
+    row = asdict(paired_difference(left, right, quantity.name, pairs, seed))
     return {**row, "n_needed": n_needed(differences), "differences": differences}
 
 
 def grid_comparisons(results: Sequence[ConditionResult], seed: int) -> list[dict[str, Any]]:
-    """The table of paired comparisons.
+    """Return the table of paired comparisons.
 
-    Compared are each condition with the grid's first (accuracy, KL to teacher, OFF delta), and each candidate's selected
-    spans with base and with its own random spans (accuracy, KL to teacher); reference points are compared with the first
-    condition only. ``p`` is McNemar's exact test where outcomes are right or wrong, the sign-flip test elsewhere, and
-    ``p_holm`` is Holm's correction over all rows. A row is resolved, ``left higher`` or ``right higher``, when p_holm <
-    0.05 and the 95 % interval excludes 0 (KLs: and the difference is beyond the numerical floor); it is ``not resolved``
-    otherwise. ``n_needed`` are the samples a single test would need for this difference at 80 % power.
+    Each condition is compared with the grid's first one (accuracy, KL to teacher, OFF delta), and the selected spans of
+    each candidate with base and with the condition's own random spans (accuracy, KL to teacher); reference points are
+    compared with the first condition only. ``p`` is McNemar's exact test where outcomes are right or wrong, the sign-flip
+    test elsewhere, and ``p_holm`` is Holm's correction over all rows. A row is resolved, ``left higher`` or ``right
+    higher``, when p_holm < 0.05 and the 95 % interval excludes 0 (for KLs, when the difference also exceeds the numerical
+    floor); otherwise it is ``not resolved``. ``n_needed`` is the number of samples that a single test needs for this
+    difference at 80 % power.
     """
-    chosen = unique_up_to_padding(results)
+    conditions = unique_up_to_padding(results)
     rows = []
-    for at, condition in enumerate(chosen):
-        wanted = [] if condition.reference else [("base", "base")]
-        random = condition.config.select.mode != "random_span" and any(r["correct_random"] for r in condition.records.on)
-        wanted += [("random", "its random spans")] if random and not condition.reference else []
-        for quantity in QUANTITIES:
-            mine = series(condition, quantity)
-            if at and mine:
-                names = (condition.label, chosen[0].label, quantity)
-                rows.append(paired(mine, series(chosen[0], quantity), names, seed))
-            for arm, name in wanted if mine and quantity != "off_delta" else ():
-                # the same interval as in the condition's own report
-                row = paired(mine, series(condition, quantity, arm), ("select", arm, quantity), seed)
-                rows.append(row | {"left": condition.label, "right": name})
-    return _decided(rows, floor_of(results), seed)
+    for i, condition in enumerate(conditions):
+        arms = _compared_arms(condition)
+        for quantity in QUANTITIES.values():
+            select = series(condition, quantity)
+            if not select:
+                continue
+            if i > 0:
+                first = conditions[0]
+                rows.append(comparison_row(select, series(first, quantity), condition.label, first.label, quantity, seed))
+            for arm, arm_name in arms.items() if quantity is not OFF_DELTA else ():
+                # named as in the condition's own report, so that both show the same interval
+                row = comparison_row(select, series(condition, quantity, arm), "select", arm, quantity, seed)
+                rows.append(row | {"left": condition.label, "right": arm_name})
+    return _with_verdicts(rows, largest_floor(results), seed)
 
 
-def _decided(rows: list[dict[str, Any]], floor: float, seed: int) -> list[dict[str, Any]]:
-    """The rows with p, p_holm and verdict; ``differences`` go."""
-    by_length: dict[int, list[dict[str, Any]]] = {}
+def _compared_arms(condition: ConditionResult) -> dict[str, str]:
+    """Return the arms that the selected spans of a condition are compared with, and their names in the table."""
+    if condition.reference:
+        return {}
+    has_random = condition.config.select.mode != "random_span" and any(r["correct_random"] for r in condition.records.on)
+    return {"base": "base"} | ({"random": "its random spans"} if has_random else {})
+
+
+def _with_verdicts(rows: list[dict[str, Any]], floor: float, seed: int) -> list[dict[str, Any]]:
+    """Return the rows with p, p_holm and verdict, and without their ``differences``."""
+    untested: dict[int, list[dict[str, Any]]] = {}  # by number of samples: rows of one length share their sign flips
     for row in rows:
         if row["p"] is None and len(row["differences"]) > 1:
-            by_length.setdefault(row["n"], []).append(row)
-    for alike in by_length.values():
-        for row, p in zip(alike, sign_flip([row["differences"] for row in alike], seed), strict=True):
+            untested.setdefault(row["n"], []).append(row)
+    for same_length in untested.values():
+        p_values = sign_flip([row["differences"] for row in same_length], seed)
+        for row, p in zip(same_length, p_values, strict=True):
             row["p"] = p
     tested = [row for row in rows if row["p"] is not None]
     corrected = {id(row): p for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True)}
-    found = []
-    for row in rows:
-        least = 0.0 if row["quantity"] == "accuracy" else floor
-        p_holm = corrected.get(id(row))
-        clear = p_holm is not None and p_holm < ALPHA and row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
-        if row["difference"] is not None and abs(row["difference"]) <= least:
-            clear, row["n_needed"] = False, None
-        higher = "left higher" if (row["difference"] or 0) > 0 else "right higher"
-        order = {name: row[name] for name in ("left", "right", "quantity", "n", "difference", "low", "high", "p")}
-        found.append({**order, "p_holm": p_holm, "verdict": higher if clear else "not resolved", "n_needed": row["n_needed"]})
-    return found
+    return [_with_verdict(row, corrected.get(id(row)), floor) for row in rows]
+
+
+def _with_verdict(row: dict[str, Any], p_holm: float | None, floor: float) -> dict[str, Any]:
+    difference = row["difference"]
+    interval_excludes_0 = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+    resolved = p_holm is not None and p_holm < ALPHA and interval_excludes_0
+    samples = row["n_needed"]
+    smallest = floor if QUANTITIES[row["quantity"]].unit == "nats" else 0.0
+    if difference is not None and abs(difference) <= smallest:
+        resolved, samples = False, None
+    higher = "left higher" if (difference or 0) > 0 else "right higher"
+    columns = {name: row[name] for name in ("left", "right", "quantity", "n", "difference", "low", "high", "p")}
+    return {**columns, "p_holm": p_holm, "verdict": higher if resolved else "not resolved", "n_needed": samples}
 
 
 def best_condition(results: Sequence[ConditionResult]) -> tuple[ConditionResult | None, str]:
-    """The best condition, if there is one, and the rule in words with what it is not resolved from (500 characters at most).
+    """Return the best condition, if there is one, and the rule in words (500 characters at most).
 
-    Rule: among conditions that are no reference point and pass Gate A, and Gate B where any of them does, the smallest
-    mean KL(select || teacher). It is resolved from another of them as in ``grid_comparisons``, Holm's correction over
-    these comparisons.
+    Rule: among the conditions that are no reference point and pass Gate A (and Gate B, where any of them does), the
+    smallest mean KL(select || teacher). The rule says which other candidates the best one is not resolved from, by the
+    tests of ``grid_comparisons`` with Holm's correction over these comparisons.
     """
-    ready = [c for c in unique_up_to_padding(results) if not c.reference and not c.oracle and c.results.verdicts.get("gateA")]
-    good = [c for c in ready if c.results.verdicts.get("gateB")]
-    pool = good or ready
-    means = {c.key: float(np.mean(series(c, "kl_to_teacher"))) for c in pool if c.records.on}
+    unique = unique_up_to_padding(results)
+    pass_a = [c for c in unique if not c.reference and not c.oracle and c.results.verdicts.get("gateA")]
+    pass_both = [c for c in pass_a if c.results.verdicts.get("gateB")]
+    pool = pass_both or pass_a
+    means = {c.key: float(np.mean(series(c, KL_TO_TEACHER))) for c in pool if c.records.on}
     pool = [c for c in pool if math.isfinite(means.get(c.key, math.nan))]
     if not pool:
         return None, "no winner: no condition that is a candidate (not a reference point) passes Gate A"
     best = min(pool, key=lambda c: means[c.key])
-    gates = "gates A and B" if good else "Gate A (none of them Gate B)"
+    gates = "gates A and B" if pass_both else "Gate A (none of them Gate B)"
     among = f"of {len(pool)} candidates that pass" if len(pool) > 1 else "the only candidate that passes"
     rule = f"smallest mean KL(select||teacher), {means[best.key]:.4g} nats, {among} {gates}"
-    others = [c for c in pool if c is not best]
-    seed, mine = best.config.seed, series(best, "kl_to_teacher")
-    rows = [paired(mine, series(c, "kl_to_teacher"), (best.label, c.label, "kl_to_teacher"), seed) for c in others]
-    open_ = [row["right"] for row in _decided(rows, floor_of(pool), seed) if row["verdict"] == "not resolved"]
-    if not others:
-        return best, f"{rule}; there is no other to compare it with"
-    if not open_:
+    if len(pool) == 1:
+        return best, f"{rule}; there is no other candidate to compare it with"
+    best_kls = series(best, KL_TO_TEACHER)
+    seed = best.config.seed
+    rows = [
+        comparison_row(best_kls, series(c, KL_TO_TEACHER), left=best.label, right=c.label, quantity=KL_TO_TEACHER, seed=seed)
+        for c in pool
+        if c is not best
+    ]
+    decided = _with_verdicts(rows, largest_floor(pool), seed)
+    unresolved = [row["right"] for row in decided if row["verdict"] == "not resolved"]
+    if not unresolved:
         return best, f"{rule}; resolved from all others"
-    return best, f"{rule}; not resolved from: {listed(open_, 490 - len(rule) - len('; not resolved from: '))}"
+    rule += "; not resolved from: "
+    return best, rule + listed(unresolved, MAX_RULE_LENGTH - len(rule))
 
 
 def listed(names: Sequence[str], room: int) -> str:
-    """Names in a row, as many as there is room for, and how many more there are."""
+    """Return names separated by commas, as many as fit into ``room`` characters, and the number of the remaining ones."""
     for shown in range(len(names), 0, -1):
         more = f", and {len(names) - shown} more" if shown < len(names) else ""
         text = ", ".join(names[:shown]) + more
@@ -176,44 +204,71 @@ def listed(names: Sequence[str], room: int) -> str:
     return f"{len(names)} other{'s' * (len(names) > 1)}"
 
 
-def equal_on_paper(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
-    """Conditions that must come out the same, and whether they do.
+def identical_conditions(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
+    """Return the results that must come out identical, and whether they do.
 
-    Two conditions that differ in padding alone: nulls are masked and take no position. And ``full_demo`` where every layer
-    sees it, against the teacher: nothing is left out, so nothing moves, at either positioning. ``largest`` is, for the
-    teacher, the largest KL of a sample; for a pair the largest difference of a sample's KLs and log-probabilities, whose
-    limit is ``sqrt(2 x KL limit)``: a KL of d moves log-probabilities by about sqrt(2 d). ``floor`` is the numerical floor in
-    the same unit.
+    Two conditions that differ in padding alone are mathematically identical: null slots are masked and take no position.
+    So are the teacher and ``full_demo`` injected into every layer, at either positioning: no token is left out or moved.
+
+    Returns:
+        ``largest`` is, for the teacher, the largest KL of a sample in nats; for a pair of conditions the largest difference
+        of a sample's KLs and log-probabilities, whose limit is ``sqrt(2 x KL limit)``: a KL of d moves log-probabilities by
+        about sqrt(2 d). ``floor`` is the numerical floor in the same unit.
     """
     rows = []
-    for group in families(results, PADDING):
+    for group in groups_differing_in(results, PADDING):
         first = group[0]
-        for other in group[1:]:
-            names = ("kl_select_teacher", "phase2_delta_on_select", "answer_logprob_select")
-            moved = [abs(a - b) for name in names for a, b in _both(first.records.on, other.records.on, name)]
-            moved += [abs(a - b) for a, b in _both(first.records.off, other.records.off, "phase2_delta_off_select")]
-            limit = math.sqrt(2 * first.config.kl_limit("padding_kl_max"))
-            row = _equal(first, other.label, "largest difference of KLs and log-probabilities", moved, limit, other)
-            rows.append(row | {"floor": None if row["floor"] is None else math.sqrt(2 * row["floor"])})
+        for repeated in group[1:]:
+            columns = (KL_TO_TEACHER.column("select"), "phase2_delta_on_select", "answer_logprob_select")
+            gaps = [gap for column in columns for gap in _absolute_gaps(first.records.on, repeated.records.on, column)]
+            gaps += _absolute_gaps(first.records.off, repeated.records.off, OFF_DELTA.column("select"))
+            floor = max(_floors(first, repeated), default=None)
+            rows.append(
+                _identity_row(
+                    first,
+                    repeated.label,
+                    quantity="largest difference of KLs and log-probabilities",
+                    deviations=gaps,
+                    limit=math.sqrt(2 * first.config.kl_limit("padding_kl_max")),
+                    floor=None if floor is None else math.sqrt(2 * floor),
+                )
+            )
     for condition in results:
         if setting(condition, "select.mode") == "full_demo" and setting(condition, "layer_scope.injection") == "all":
-            limit = condition.config.kl_limit("keep_all_kl_max")
-            kls = values(condition.records.on, "kl_select_teacher")
-            rows.append(_equal(condition, "teacher", "largest KL(select || teacher)", kls, limit, condition))
+            rows.append(
+                _identity_row(
+                    condition,
+                    "teacher",
+                    quantity="largest KL(select || teacher)",
+                    deviations=series(condition, KL_TO_TEACHER),
+                    limit=condition.config.kl_limit("keep_all_kl_max"),
+                    floor=max(_floors(condition), default=None),
+                )
+            )
     return rows
 
 
-def _both(left: Sequence[Record], right: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    return list(zip(values(left, name), values(right, name), strict=True)) if any(name in record for record in left) else []
+def _absolute_gaps(left: Sequence[Record], right: Sequence[Record], column: str) -> list[float]:
+    if not any(column in record for record in left):
+        return []
+    return [abs(a - b) for a, b in zip(column_values(left, column), column_values(right, column), strict=True)]
 
 
-def _equal(
-    left: ConditionResult, right: str, quantity: str, moved: list[float], limit: float, other: ConditionResult
+def _floors(*conditions: ConditionResult) -> list[float]:
+    return [c.results.floor for c in conditions if c.results.floor is not None]
+
+
+def _identity_row(
+    left: ConditionResult, right: str, *, quantity: str, deviations: list[float], limit: float, floor: float | None
 ) -> dict[str, Any]:
-    largest = float(np.max(moved)) if moved else math.nan
-    floors = [c.results.floor for c in (left, other) if c.results.floor is not None]
+    largest = float(np.max(deviations)) if deviations else math.nan
     return {
-        "left": left.label, "right": right, "quantity": quantity, "n": len(left.records.on),
-        "largest": largest if math.isfinite(largest) else None, "floor": max(floors, default=None), "limit": limit,
+        "left": left.label,
+        "right": right,
+        "quantity": quantity,
+        "n": len(left.records.on),
+        "largest": largest if math.isfinite(largest) else None,
+        "floor": floor,
+        "limit": limit,
         "verdict": "pass" if largest <= limit else "fail" if math.isfinite(largest) else "insufficient",
-    }  # fmt: skip
+    }

@@ -1,269 +1,294 @@
-"""What a comparison answers in words: relations that are known to hold, and the standing questions. Figures, not opinions.
+"""A comparison in words: the relations known from earlier work, and the answers to the standing questions. No opinions.
 
 Intervals are 95 %, paired where two things are compared, and not corrected for the number of answers; the table of
-comparisons is.
+comparisons is corrected.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cedkv.analysis.comparison import best_condition, families, paired, series, setting, unique_up_to_padding
+from cedkv.analysis.comparison import best_condition, comparison_row, series, setting, unique_up_to_padding
 from cedkv.analysis.families import (
     BUDGET,
     MODE,
-    PLACE,
+    POSITIONING,
     SINK,
     SOURCE,
     Family,
     budgets,
+    families,
     lengths,
     positions,
-    ranked,
-    selectors_with_whole,
-    shape,
+    selectors_with_full_demo,
     sinks,
+    spans_by_tokens,
     transfers,
+    with_causal_drops,
 )
 from cedkv.analysis.paired import interval, rank_agreement
+from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA, Quantity
 from cedkv.analysis.results import ConditionResult
 from cedkv.core.text import plural, sentence
 from cedkv.metrics_phase2 import p99
 
-SURE = (
+HOW_SURE = (
     "Brackets hold 95 % bootstrap intervals over samples, paired where two things are compared; a difference counts where its "
-    "interval leaves out 0. Each answer stands for itself. The table of comparisons corrects for their number, so that what "
-    "counts here may not be resolved there."
+    "interval excludes 0. The answers are not corrected for their number. The table of comparisons is, so that a difference "
+    "that counts here may not be resolved there."
 )
 
 
-def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
-    """Relations known from earlier work, as far as the grid has their conditions: {relation, here, figures}.
+@dataclass(frozen=True)
+class Contrast:
+    """The difference ``left - right`` in words, with its interval; the ends are None for too few samples."""
 
-    ``here``: a relation ``holds`` where the interval of the difference lies on its side of 0, and ``does not hold`` where it
-    lies on the other side. In between, one that says *more* or *farther* is ``not resolved``, and one that says *no better*
-    or *at least as many* is ``not refuted``, which few samples can make of anything. Without an interval all are ``not
-    resolved``.
+    text: str
+    """Both means and the change."""
+    change: str
+    """The difference with its interval: ``−1.2 [−1.3, −1.1]``."""
+    low: float | None
+    high: float | None
+
+    @property
+    def sign(self) -> int | None:
+        """1 above 0, -1 below 0, None where the interval holds 0 or is missing."""
+        return sign_of(self.low, self.high)
+
+
+def sign_of(low: float | None, high: float | None) -> int | None:
+    """Return the sign of a difference by its interval: 1, -1, or None where the interval holds 0 or is missing."""
+    if low is None or high is None:
+        return None
+    return 1 if low > 0 else -1 if high < 0 else None
+
+
+def contrast(left: ConditionResult, right: ConditionResult, quantity: Quantity, arm: str = "select") -> Contrast:
+    """Return ``left - right`` of a quantity in words, with the interval that the table of comparisons shows.
+
+    Args:
+        arm: the arm of the right condition; the left one is always ``select``.
     """
-    chosen, found = unique_up_to_padding(results), []
-    modes = {setting(c, MODE): c for c in reversed(chosen)}  # of several, the first
-    attention, wrong, oracle = (modes.get(name) for name in ("attention_diversity_span", "wrong_demo", "oracle_span"))
+    left_values, right_values = series(left, quantity), series(right, quantity, arm)
+    left_name, right_name = (left.label, right.label) if arm == "select" else ("select", arm)
+    row = comparison_row(left_values, right_values, left=left_name, right=right_name, quantity=quantity, seed=left.config.seed)
+    low, high = row["low"], row["high"]
+    if low is None or high is None:
+        return Contrast("too few samples to compare", "too few samples to compare", None, None)
+    means = f"{short(float(np.mean(left_values)))} against {short(float(np.mean(right_values)))}"
+    change = signed_interval(row["difference"], low, high)
+    return Contrast(f"{means}, difference {change}", change, low, high)
 
-    def add(relation: str, text: str, shown: bool | None, n: int, between: str = "not resolved") -> None:
-        here = {True: "holds", False: "does not hold", None: between}[shown]
-        found.append({"relation": relation, "here": here, "figures": f"{text}, n = {n}"})
 
-    n = len(chosen[0].records.on) if chosen else 0
+def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
+    """Return the relations known from earlier work, as far as the grid has their conditions: {relation, here, figures}.
+
+    ``here`` says how a relation stands in this grid: it ``holds`` where the interval of the difference lies on the side of 0
+    that the relation claims, and ``does not hold`` where the interval lies on the other side. In between, a relation that
+    says *more* or *farther* is ``not resolved``, and one that says *no better* or *at least as many* is ``not refuted``,
+    which can also mean that there are too few samples. Without an interval every relation is ``not resolved``.
+    """
+    conditions = unique_up_to_padding(results)
+    first_of_mode = {setting(c, MODE): c for c in reversed(conditions)}
+    attention, wrong_demo, oracle = (
+        first_of_mode.get(mode) for mode in ("attention_diversity_span", "wrong_demo", "oracle_span")
+    )
+    n = len(conditions[0].records.on) if conditions else 0
+    rows = []
     if attention and any(record["correct_random"] for record in attention.records.on):
-        text, low, high = contrast(attention, attention, "accuracy", arm="random")
-        add("attention answers more than random spans", f"accuracy {text}", more(low, high), n)
-        text, low, high = contrast(attention, attention, "kl_to_teacher", arm="random")
-        add("random spans are farther from the teacher than attention's", f"KL {text}", _less(low, high), n)
-    for group in families(chosen, SINK):
-        first, last = min(group, key=lambda c: setting(c, SINK)), max(group, key=lambda c: setting(c, SINK))
-        if setting(first, SOURCE) == "gather" and setting(first, SINK) == 0 and not first.reference:
-            text, low, high = contrast(first, last, "kl_to_teacher")
-            relation = f"gather without sinks is farther from the teacher than with {setting(last, SINK)} ({first.label})"
-            add(relation, f"KL {text}", more(low, high), n)
-            text, low, high = contrast(first, last, "off_delta")
-            relation = f"gather without sinks moves OFF prompts more than with {setting(last, SINK)} ({first.label})"
-            if first.records.off:
-                add(relation, f"KL on OFF prompts {text}", more(low, high), len(first.records.off))
-    if wrong:
-        text, low, high = contrast(wrong, wrong, "accuracy", arm="base")
-        relation = "the prefix of another episode is no better than base"
-        add(relation, f"accuracy {text}", _less(low, high), n, _unrefuted(low))
+        accuracy = contrast(attention, attention, ACCURACY, arm="random")
+        rows.append(_relation("attention answers more than random spans", ACCURACY, accuracy, 1, n))
+        kl = contrast(attention, attention, KL_TO_TEACHER, arm="random")
+        rows.append(_relation("random spans are farther from the teacher than attention's", KL_TO_TEACHER, kl, -1, n))
+    for group in families(results, SINK):
+        fewest, most = min(group, key=lambda c: setting(c, SINK)), max(group, key=lambda c: setting(c, SINK))
+        if setting(fewest, SOURCE) == "gather" and setting(fewest, SINK) == 0 and not fewest.reference:
+            kept = f"with {setting(most, SINK)} ({fewest.label})"
+            kl = contrast(fewest, most, KL_TO_TEACHER)
+            claim = f"gather without sinks is farther from the teacher than {kept}"
+            rows.append(_relation(claim, KL_TO_TEACHER, kl, 1, n))
+            if fewest.records.off:
+                moved = contrast(fewest, most, OFF_DELTA)
+                claim = f"gather without sinks moves OFF prompts more than {kept}"
+                rows.append(_relation(claim, OFF_DELTA, moved, 1, len(fewest.records.off)))
+    if wrong_demo:
+        accuracy = contrast(wrong_demo, wrong_demo, ACCURACY, arm="base")
+        claim = "the prefix of another episode is no better than base"
+        rows.append(_relation(claim, ACCURACY, accuracy, -1, n, claims_no_more=True))
     if oracle and attention:
-        text, low, high = contrast(oracle, attention, "accuracy")
-        add("the oracle answers at least as many as attention", f"accuracy {text}", more(low, high), n, _unrefuted(low))
-    return found
+        accuracy = contrast(oracle, attention, ACCURACY)
+        claim = "the oracle answers at least as many as attention"
+        rows.append(_relation(claim, ACCURACY, accuracy, 1, n, claims_no_more=True))
+    return rows
+
+
+def _relation(
+    claim: str, quantity: Quantity, observed: Contrast, claimed_sign: int, n: int, claims_no_more: bool = False
+) -> dict[str, str]:
+    """Return a row of ``relations``.
+
+    Args:
+        claimed_sign: side of 0 on which the difference lies if the relation holds.
+        claims_no_more: the relation says *no better* or *at least as many*, which a difference of 0 does not refute.
+    """
+    undecided = "not refuted" if claims_no_more and observed.low is not None else "not resolved"
+    here = {claimed_sign: "holds", -claimed_sign: "does not hold", None: undecided}[observed.sign]
+    return {"relation": claim, "here": here, "figures": f"{quantity.short_label} {observed.text}, n = {n}"}
 
 
 def questions(results: Sequence[ConditionResult]) -> list[dict[str, str]]:
-    """The standing questions this grid can answer: {question, answer}."""
-    chosen = unique_up_to_padding(results)
+    """Return the standing questions that this grid can answer: {question, answer}."""
+    conditions = unique_up_to_padding(results)
     best, rule = best_condition(results)
-    asked: list[tuple[str, Callable[[Sequence[ConditionResult]], str]]] = [
-        ("How much do more spans help?", _budget),
-        ("Do kept sinks matter, and does it depend on where the K/V come from?", _sinks),
-        ("Compact or absolute positions?", _positions),
-        ("Many short spans or few long ones, at the same number of tokens?", _lengths),
-        ("Does a selection made for another query of the same demonstration serve?", _transfer),
-        ("How far do OFF prompts move, against the whole demonstration as a prefix?", _off),
-        ("Does attention rank spans as hiding them does?", _ranks),
-    ]
-    found = [{"question": "Which condition is best?", "answer": f"{best.label}: {rule}." if best else f"{sentence(rule)}."}]
-    found += [{"question": question, "answer": answer} for question, how in asked if (answer := how(chosen))]
-    if len(found) > 1:
-        found.append({"question": "How sure are these answers?", "answer": SURE})
-    return found
+    best_answer = f"{best.label}: {rule}." if best else f"{sentence(rule)}."
+    standing: dict[str, tuple[Callable[[Sequence[ConditionResult]], list[Family]], Callable[[Family], str]]] = {
+        "How much do more spans help?": (budgets, _budget_answer),
+        "Do kept sinks matter, and does it depend on where the K/V come from?": (sinks, _sink_answer),
+        "Compact or absolute positions?": (positions, _positioning_answer),
+        "Many short spans or few long ones, at the same number of tokens?": (lengths, _length_answer),
+        "Does a selection made for another query of the same demonstration serve?": (transfers, _transfer_answer),
+        "How far do OFF prompts move, against the whole demonstration as a prefix?": (selectors_with_full_demo, _off_answer),
+    }
+    answers = {"Which condition is best?": best_answer}
+    for question, (groups_of, answer_of) in standing.items():
+        if groups := groups_of(conditions):
+            answers[question] = _answer_by_group(groups, answer_of)
+    if (source := with_causal_drops(conditions)) and (rank_answer := _rank_answer(source)):
+        answers["Does attention rank spans as hiding them does?"] = rank_answer
+    if len(answers) > 1:
+        answers["How sure are these answers?"] = HOW_SURE
+    return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
 
-def contrast(
-    left: ConditionResult, right: ConditionResult, quantity: str, arm: str = "select"
-) -> tuple[str, float | None, float | None]:
-    """``left - right`` in words, with the ends of its interval (as in the table); ``arm`` is the right one's."""
-    mine, theirs = series(left, quantity), series(right, quantity, arm)
-    names = (left.label, right.label, quantity) if arm == "select" else ("select", arm, quantity)
-    row = paired(mine, theirs, names, left.config.seed)
-    low, high = row["low"], row["high"]
-    if low is None or high is None:
-        return "too few samples to compare", None, None
-    levels = f"{short(float(np.mean(mine)))} against {short(float(np.mean(theirs)))}"
-    return f"{levels}, difference {signed(row['difference'])} [{signed(low)}, {signed(high)}]", low, high
-
-
-def more(low: float | None, high: float | None) -> bool | None:
-    """Whether a difference is above 0; None where its interval holds 0 or is not known."""
-    if low is None or high is None:
-        return None
-    return True if low > 0 else False if high < 0 else None
-
-
-def _less(low: float | None, high: float | None) -> bool | None:
-    """Whether a difference is below 0; None as in ``more``."""
-    above = more(low, high)
-    return None if above is None else not above
-
-
-def _unrefuted(low: float | None) -> str:
-    """What *no better* is where the interval does not decide, if there is one."""
-    return "not resolved" if low is None else "not refuted"
-
-
-def level(condition: ConditionResult, quantity: str) -> str:
-    """A condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
-    mine = series(condition, quantity)
-    low, high = interval(mine, condition.config.seed, f"{condition.label}-{quantity}")
-    mean = float(np.mean(mine)) if mine else math.nan
+def mean_with_interval(condition: ConditionResult, quantity: Quantity) -> str:
+    """Return a condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
+    select = series(condition, quantity)
+    low, high = interval(select, condition.config.seed, f"{condition.label}-{quantity.name}")
+    mean = float(np.mean(select)) if select else math.nan
     return short(mean) + ("" if low is None or high is None else f" [{short(low)}, {short(high)}]")
 
 
 def short(value: float | None) -> str:
-    """Three significant digits, or a dash."""
+    """Return three significant digits, or a dash."""
     return f"{value:.3g}" if value is not None and math.isfinite(value) else "–"
 
 
 def signed(value: float) -> str:
-    """Three significant digits with a sign."""
+    """Return three significant digits with a sign."""
     return f"{value:+.3g}".replace("-", "−") if value else "0"
 
 
-def _each(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
-    """The answer of every family, named by its first condition where there are several."""
+def signed_interval(mean: float, low: float, high: float) -> str:
+    """Return a difference with its interval: ``−1.2 [−1.3, −1.1]``."""
+    return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
+
+
+def _answer_by_group(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
+    """Return the answer of every family, named by its first condition where there are several."""
     if len(groups) == 1:
         return sentence(answer(groups[0])) + "."
     return " ".join(f"{group[0].label}: {answer(group)}." for group in groups)
 
 
-def _both(left: ConditionResult, right: ConditionResult) -> str:
-    """What KL to the teacher and accuracy say of ``left`` against ``right``, verdict first."""
+def _kl_and_accuracy(left: ConditionResult, right: ConditionResult) -> str:
+    """Return what KL to the teacher and accuracy say of ``left`` against ``right``, each with its verdict first."""
     parts = []
-    for quantity, name, words in (
-        ("kl_to_teacher", "KL", ("farther from the teacher", "nearer to the teacher")),
-        ("accuracy", "accuracy", ("more right answers", "fewer right answers")),
-    ):
-        text, low, high = contrast(left, right, quantity)
-        verdict = {True: words[0], False: words[1], None: f"no resolved difference in {name}"}[more(low, high)]
-        parts.append(f"{verdict} ({name} {text})")
+    for quantity in (KL_TO_TEACHER, ACCURACY):
+        difference = contrast(left, right, quantity)
+        parts.append(f"{_verdict(difference.sign, quantity)} ({quantity.short_label} {difference.text})")
     return " and ".join(parts)
 
 
-def _levels(group: Family, name: Callable[[ConditionResult], str]) -> str:
-    return "; ".join(f"{name(c)}: KL {level(c, 'kl_to_teacher')}, accuracy {level(c, 'accuracy')}" for c in group)
+def _verdict(sign: int | None, quantity: Quantity) -> str:
+    undecided = f"no resolved difference in {quantity.short_label}"
+    return {1: quantity.when_higher, -1: quantity.when_lower, None: undecided}[sign]
 
 
-def _budget(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        last, first = group[-1], group[0]
-        curve = _levels(group, lambda c: plural(setting(c, BUDGET), "span"))
-        return f"{plural(setting(last, BUDGET), 'span')} against {setting(first, BUDGET)}: {_both(last, first)}. All: {curve}"
-
-    return _each(found, answer) if (found := budgets(results)) else ""
+def _means(group: Family, name_of: Callable[[ConditionResult], str]) -> str:
+    """Return KL to the teacher and accuracy of every condition of a family."""
+    return "; ".join(
+        f"{name_of(c)}: KL {mean_with_interval(c, KL_TO_TEACHER)}, accuracy {mean_with_interval(c, ACCURACY)}" for c in group
+    )
 
 
-def _sinks(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        at = {(setting(c, SOURCE), setting(c, SINK)): c for c in group}
-        few, many = min(n for _, n in at), max(n for _, n in at)
-        parts, change = [], {}
-        for source in sorted({source for source, _ in at}, reverse=True):
-            if (source, few) in at and (source, many) in at:
-                without, kept = at[source, few], at[source, many]
-                parts.append(f"{source}, {many} sinks against {few}: {_both(kept, without)}")
-                pairs = zip(series(kept, "kl_to_teacher"), series(without, "kl_to_teacher"), strict=True)
-                change[source] = [a - b for a, b in pairs]
-        if len(change) == 2:
-            extra = [a - b for a, b in zip(change["gather"], change["prefill"], strict=True)]
-            low, high = interval(extra, group[0].config.seed, "sinks-by-source")
-            if low is not None and high is not None:
-                word = {
-                    True: "sinks help prefill more",
-                    False: "sinks help gather more",
-                    None: "no resolved difference in that",
-                }
-                away = f"{signed(float(np.mean(extra)))} [{signed(low)}, {signed(high)}]"
-                parts.append(f"{word[more(low, high)]} (change of KL in gather less that in prefill: {away} nats)")
-        return "; ".join(parts)
-
-    return _each(found, answer) if (found := sinks(results)) else ""
+def _budget_answer(group: Family) -> str:
+    most, fewest = group[-1], group[0]
+    versus = f"{plural(setting(most, BUDGET), 'span')} against {setting(fewest, BUDGET)}"
+    curve = _means(group, lambda c: plural(setting(c, BUDGET), "span"))
+    return f"{versus}: {_kl_and_accuracy(most, fewest)}. All: {curve}"
 
 
-def _positions(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        at = {setting(c, PLACE): c for c in group}
-        return f"compact against absolute: {_both(at['compact'], at['absolute'])}"
-
-    return _each(found, answer) if (found := positions(results)) else ""
-
-
-def _lengths(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        curve = _levels(group, shape)
-        return f"{shape(group[0])} against {shape(group[-1])}: {_both(group[0], group[-1])}. All: {curve}"
-
-    return _each(found, answer) if (found := lengths(results)) else ""
-
-
-def _transfer(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        return f"another query's spans against the query's own: {_both(group[1], group[0])}"
-
-    return _each(found, answer) if (found := transfers(results)) else ""
-
-
-def _off(results: Sequence[ConditionResult]) -> str:
-    def answer(group: Family) -> str:
-        whole = next(c for c in group if setting(c, MODE) == "full_demo")
-        told: dict[bool | None, list[str]] = {False: [], True: [], None: []}
-        for c in group:
-            if c is not whole:
-                text, low, high = contrast(c, whole, "off_delta")
-                change = text.partition(", difference ")[2] or text  # the whole demonstration's own mean is said once
-                told[more(low, high)].append(
-                    f"{c.label} (p99 {short(p99(series(c, 'off_delta')))}, change of the mean {change})"
-                )
-        own = series(whole, "off_delta")
-        parts = [f"the whole demonstration moves them by {short(float(np.mean(own)))} nats in the mean, p99 {short(p99(own))}"]
-        words = {False: "less do", True: "more do", None: "not resolved from it are"}
-        return ". ".join([*parts, *(sentence(f"{words[side]} {', '.join(names)}") for side, names in told.items() if names)])
-
-    return _each(found, answer) if (found := selectors_with_whole(results)) else ""
+def _sink_answer(group: Family) -> str:
+    by_setting = {(setting(c, SOURCE), setting(c, SINK)): c for c in group}
+    fewest, most = min(sink for _, sink in by_setting), max(sink for _, sink in by_setting)
+    parts = []
+    kl_changes: dict[str, list[float]] = {}  # by source: KL with the most sinks less that with the fewest, per sample
+    for source in sorted({source for source, _ in by_setting}, reverse=True):
+        without, kept = by_setting.get((source, fewest)), by_setting.get((source, most))
+        if without and kept:
+            parts.append(f"{source}, {most} sinks against {fewest}: {_kl_and_accuracy(kept, without)}")
+            pairs = zip(series(kept, KL_TO_TEACHER), series(without, KL_TO_TEACHER), strict=True)
+            kl_changes[source] = [a - b for a, b in pairs]
+    if len(kl_changes) == 2:
+        extra = [a - b for a, b in zip(kl_changes["gather"], kl_changes["prefill"], strict=True)]
+        low, high = interval(extra, group[0].config.seed, "sinks-by-source")
+        if low is not None and high is not None:
+            verdict = {
+                1: "sinks help prefill more",
+                -1: "sinks help gather more",
+                None: "no resolved difference between the two sources",
+            }[sign_of(low, high)]
+            difference = signed_interval(float(np.mean(extra)), low, high)
+            parts.append(f"{verdict} (change of KL in gather minus that in prefill: {difference} nats)")
+    return "; ".join(parts)
 
 
-def _ranks(results: Sequence[ConditionResult]) -> str:
-    source = ranked(results)
-    if source is None:
+def _positioning_answer(group: Family) -> str:
+    by_positioning = {setting(c, POSITIONING): c for c in group}
+    return f"compact against absolute: {_kl_and_accuracy(by_positioning['compact'], by_positioning['absolute'])}"
+
+
+def _length_answer(group: Family) -> str:
+    shortest, longest = group[0], group[-1]
+    versus = f"{spans_by_tokens(shortest)} against {spans_by_tokens(longest)}"
+    return f"{versus}: {_kl_and_accuracy(shortest, longest)}. All: {_means(group, spans_by_tokens)}"
+
+
+def _transfer_answer(group: Family) -> str:
+    own_query, other_query = group[:2]
+    return f"another query's spans against the query's own: {_kl_and_accuracy(other_query, own_query)}"
+
+
+def _off_answer(group: Family) -> str:
+    full_demo = next(c for c in group if setting(c, MODE) == "full_demo")
+    by_sign: dict[int | None, list[str]] = {-1: [], 1: [], None: []}
+    for c in group:
+        if c is not full_demo:
+            difference = contrast(c, full_demo, OFF_DELTA)
+            moved = f"p99 {short(p99(series(c, OFF_DELTA)))}, change of the mean {difference.change}"
+            by_sign[difference.sign].append(f"{c.label} ({moved})")
+    deltas = series(full_demo, OFF_DELTA)
+    mean = short(float(np.mean(deltas)))
+    sentences = [f"the whole demonstration moves OFF prompts by {mean} nats on average, p99 {short(p99(deltas))}"]
+    for sign, moved_by in by_sign.items():
+        if moved_by:
+            sentences.append(sentence(f"{_verdict(sign, OFF_DELTA)} under {', '.join(moved_by)}"))
+    return ". ".join(sentences)
+
+
+def _rank_answer(condition: ConditionResult) -> str:
+    agreement = rank_agreement(condition.records.on, condition.config.seed)
+    mean, low, high = agreement["per_sample_mean"], agreement["low"], agreement["high"]
+    if mean is None:
         return ""
-    found = rank_agreement(source.records.on, source.config.seed)
-    if found["per_sample_mean"] is None:
-        return ""
-    within = "" if found["low"] is None else f" [{signed(found['low'])}, {signed(found['high'])}]"
+    correlation = signed(mean) if low is None else signed_interval(mean, low, high)
+    samples = plural(agreement["n"], "sample")
     return (
-        f"Spearman's rank correlation of attention and causal drop is {signed(found['per_sample_mean'])}{within} in the mean "
-        f"over {plural(found['n'], 'sample')}; {signed(found['pooled'])} over all {found['candidates']} candidates pooled."
+        f"Spearman's rank correlation of attention and causal drop is {correlation} on average over {samples}; "
+        f"{signed(agreement['pooled'])} over all {agreement['candidates']} candidates pooled."
     )

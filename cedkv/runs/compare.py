@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cedkv import selectors
-from cedkv.analysis.comparison import best_condition, equal_on_paper, grid_comparisons
+from cedkv.analysis.comparison import best_condition, grid_comparisons, identical_conditions
 from cedkv.analysis.findings import questions, relations
 from cedkv.analysis.results import ConditionResult, decide
 from cedkv.conditions import Condition, build, factors, labels
@@ -131,7 +131,7 @@ def _publish(
 ) -> None:
     run_id, folder = job.entry.run_id, job.folder
     compared = grid_comparisons(results, config.seed)
-    asked, known, equal = questions(results), relations(results), equal_on_paper(results)
+    asked, known, equal = questions(results), relations(results), identical_conditions(results)
     best, rule = best_condition(results)
     figures = comparison_figures(results)
     table = conditions_table(results)

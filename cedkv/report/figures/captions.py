@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from cedkv.analysis.comparison import QUANTITIES, series, setting, unique_up_to_padding, values
+from cedkv.analysis.comparison import column_values, series, setting, unique_up_to_padding
 from cedkv.analysis.families import (
     BUDGET,
     MODE,
-    PLACE,
+    POSITIONING,
     SINK,
     SOURCE,
+    Family,
     budgets,
     lengths,
     positions,
-    ranked,
-    selectors_with_whole,
-    shape,
+    selectors_with_full_demo,
     sinks,
+    spans_by_tokens,
     transfers,
+    with_causal_drops,
 )
 from cedkv.analysis.paired import interval, rank_agreement
+from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA
 from cedkv.analysis.results import ConditionResult, Records, Results
 from cedkv.core.text import number, plural
-from cedkv.metrics_phase2 import p99
-from cedkv.report.figures import charts
+from cedkv.report.figures import charts, off_charts
 from cedkv.report.figures.plotting import (
     BLUE,
     GREEN,
@@ -36,28 +38,22 @@ from cedkv.report.figures.plotting import (
     VERMILION,
     Mark,
     Row,
-    cumulative,
+    figure_style,
     finite,
-    key,
     legend,
+    legend_entry,
     nats_axis,
-    new,
+    new_figure,
     rows_panel,
     save_png,
     share_axis,
-    style,
     to_svg,
 )
 
 __all__ = ["comparison_figures", "run_figures", "save_png", "to_svg"]
 
-Families = list[list[ConditionResult]]
 INTERVAL = "95 % bootstrap intervals over samples"
-SHOWN = {
-    "accuracy": "Accuracy (share of ON samples answered right)",
-    "kl_to_teacher": "Mean KL(student || teacher) over ON samples",
-}
-CHOSEN_FOR = {
+SPANS_CHOSEN_FOR = {
     "attention_diversity_span": "the query\nitself",
     "transfer_span": "another query,\nsame demo",
     "wrong_demo": "another\nepisode",
@@ -66,68 +62,63 @@ ORDER = "from the nearest to the teacher (smallest mean KL) down; reference poin
 
 
 def run_figures(records: Records, results: Results) -> dict[str, Figure]:
-    """Accuracy of the arms; how far OFF prompts move; for each sample, select's and base's KL to the teacher."""
-    found: dict[str, Figure] = {}
-    with style():
+    """Return the figures of one run by caption: accuracy per arm, KL on OFF prompts, select's and base's KL per sample."""
+    figures: dict[str, Figure] = {}
+    with figure_style():
         if records.on:
             trials = len(records.on[0]["correct_random"])
             random = f", with a tick for each of {trials} random trials" if trials else ""
-            found[f"Accuracy of each arm{random}. n = {len(records.on)} ON samples; {INTERVAL}."] = _arms(records)
-        deltas = finite(values(records.off, QUANTITIES["off_delta"].format("select")))
+            caption = f"Accuracy of each arm{random}. n = {len(records.on)} ON samples; {INTERVAL}."
+            figures[caption] = _accuracy_by_arm(records)
+        deltas = finite(column_values(records.off, OFF_DELTA.column("select")))
         limit = next((check.limit for check in results.checks if check.name == "off_delta_p99"), None)
         if deltas:
             caption = (
                 "How far the prefix moves unrelated prompts: share of OFF prompts with KL(select || base) of at most x nats; "
-                f"n = {len(deltas)}. The 99th percentile must not be beyond the limit."
+                f"n = {len(deltas)}. The 99th percentile must not exceed the limit."
             )
-            found[caption] = _off_curve(deltas, limit)
-        kls = zip(values(records.on, "kl_base_teacher"), values(records.on, "kl_select_teacher"), strict=True)
-        right = [bool(record["correct_select"]) for record in records.on]
-        pairs = [(a, b, ok) for (a, b), ok in zip(kls, right, strict=True) if math.isfinite(a) and math.isfinite(b)]
-        if pairs:
-            nearer = sum(b < a for a, b, _ in pairs)
+            figures[caption] = off_charts.off_curve(deltas, limit)
+        samples = [
+            _SampleKL(base, select, bool(record["correct_select"]))
+            for record, base, select in zip(
+                records.on,
+                column_values(records.on, KL_TO_TEACHER.column("base")),
+                column_values(records.on, KL_TO_TEACHER.column("select")),
+                strict=True,
+            )
+            if math.isfinite(base) and math.isfinite(select)
+        ]
+        if samples:
+            nearer = sum(sample.select < sample.base for sample in samples)
             caption = (
-                f"KL to the teacher of each ON sample, in nats: select against base, n = {len(pairs)}. Below the line select "
-                f"is nearer to the teacher than base is ({nearer} of {len(pairs)})."
+                f"KL to the teacher of each ON sample, in nats: select against base, n = {len(samples)}. Below the line select "
+                f"is nearer to the teacher than base is ({nearer} of {len(samples)})."
             )
-            found[caption] = _nearer(pairs)
-    return found
+            figures[caption] = _kl_by_sample(samples)
+    return figures
 
 
 def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
-    """The figures this grid has the conditions for. Conditions that differ in padding alone are drawn once."""
-    chosen, found = unique_up_to_padding(results), dict[str, Figure]()
-    if not any(c.records.on for c in chosen):
-        return found
-    n = f"n = {len(chosen[0].records.on)} ON samples; {INTERVAL}"
-    with style():
-        for quantity, shown in SHOWN.items():
+    """Return the figures that this grid has the conditions for, by caption. Conditions that differ in padding alone are drawn
+    once.
+    """
+    conditions, figures = unique_up_to_padding(results), dict[str, Figure]()
+    if not any(c.records.on for c in conditions):
+        return figures
+    n = f"n = {len(conditions[0].records.on)} ON samples; {INTERVAL}"
+    with figure_style():
+        for quantity in (ACCURACY, KL_TO_TEACHER):
             caption = (
-                f"{shown} by condition, {ORDER}. {n} of one condition: two conditions are compared in pairs, in the table."
+                f"{quantity.caption} by condition, {ORDER}. {n} of one condition: two conditions are compared in pairs, in the "
+                "table."
             )
-            found[caption] = charts.by_condition(chosen, quantity)
-        for caption, figure in _varied(chosen).items():
-            found[f"{caption}: accuracy and mean KL to the teacher. {n}."] = figure
-        moving = [c for c in chosen if finite(series(c, "off_delta"))]
-        if moving:
-            n_off, limit = len(moving[0].records.off), moving[0].config.thresholds.off_delta_p99_max
-            caption = (
-                "How far OFF prompts move, by condition: median, middle half (thick) and 99th percentile (tick) of "
-                f"KL(select || base) in nats over OFF prompts; n = {n_off}. A 99th percentile beyond the limit "
-                f"({number(limit)}) fails Gate B."
-            )
-            found[caption] = charts.off_rows(moving, limit)
-            caption = f"Share of OFF prompts with KL(select || base) of at most x nats, by condition; n = {n_off}."
-            found[caption] = charts.off_curves(moving, limit)
-        groups = selectors_with_whole(chosen)
-        for group, name in zip(groups, charts.names(groups), strict=True):
-            where = f" ({name})" if len(groups) > 1 else ""
-            caption = (
-                "Share of OFF prompts with KL(select || base) of at most x nats, each selector against the whole demonstration "
-                f"as a prefix{where}; n = {len(group[0].records.off)}. A curve to the left moves them less."
-            )
-            found[caption] = charts.off_by_selector(group)
-        source = ranked(chosen)
+            figures[caption] = charts.by_condition(conditions, quantity)
+        for varied in _varied_settings(conditions):
+            if varied.groups:
+                caption = f"{varied.caption}: accuracy and mean KL to the teacher. {n}."
+                figures[caption] = charts.varied(varied.name, varied.x_label, varied.groups, varied.tick, varied.with_random)
+        figures |= _off_figures(conditions)
+        source = with_causal_drops(conditions)
         agreement = rank_agreement(source.records.on, source.config.seed) if source else {"n": 0}
         if source and agreement["n"]:
             caption = (
@@ -135,83 +126,137 @@ def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
                 f"more of the {agreement['candidates']} candidates. Right: Spearman's correlation of each of "
                 f"{plural(agreement['n'], 'sample')}, their mean and its 95 % bootstrap interval."
             )
-            found[caption] = charts.ranks(source, agreement)
-    return found
+            figures[caption] = charts.ranks(source, agreement)
+    return figures
 
 
-def _varied(results: Sequence[ConditionResult]) -> dict[str, Figure]:
-    """What varies along x while all else is the same."""
-    kinds: list[tuple[str, str, str, Families, Callable[[ConditionResult], str], bool]] = [
-        ("budget", "spans kept at most", "More spans", budgets(results), lambda c: str(setting(c, BUDGET)), True),
-        ("sinks", "", "Kept sinks, by where the keys and values come from",
-         [part for group in sinks(results) for part in _by_source(group)], lambda c: plural(setting(c, SINK), "sink"), False),
-        ("positioning", "", "Compact against absolute positions", positions(results), lambda c: str(setting(c, PLACE)), False),
-        ("span_length", "", "Many short spans or few long ones, the same number of tokens", lengths(results),
-         lambda c: shape(c).replace(" × ", "\n× "), True),
-        ("transfer", "spans chosen for", "Spans chosen for the query itself, for another query of the same demonstration, "
-         "and for another episode", transfers(results), lambda c: CHOSEN_FOR[setting(c, MODE)], False),
-    ]  # fmt: skip
-    found = {}
-    for name, below, caption, groups, tick, random in kinds:
-        if groups:
-            found[caption] = charts.varied(name, below, groups, tick, random)
-    return found
+def _off_figures(conditions: Sequence[ConditionResult]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    measured = [c for c in conditions if finite(series(c, OFF_DELTA))]
+    if measured:
+        n, limit = len(measured[0].records.off), measured[0].config.thresholds.off_delta_p99_max
+        caption = (
+            "How far OFF prompts move, by condition: median, middle half (thick) and 99th percentile (tick) of "
+            f"KL(select || base) in nats over OFF prompts; n = {n}. A 99th percentile above the limit "
+            f"({number(limit)}) fails Gate B."
+        )
+        figures[caption] = off_charts.off_rows(measured, limit)
+        caption = f"Share of OFF prompts with KL(select || base) of at most x nats, by condition; n = {n}."
+        figures[caption] = off_charts.off_curves(measured, limit)
+    groups = selectors_with_full_demo(conditions)
+    for group, name in zip(groups, charts.group_names(groups), strict=True):
+        family = f" ({name})" if len(groups) > 1 else ""
+        caption = (
+            "Share of OFF prompts with KL(select || base) of at most x nats, each selector against the whole demonstration "
+            f"as a prefix{family}; n = {len(group[0].records.off)}. A selector whose curve lies to the left moves OFF prompts "
+            "less."
+        )
+        figures[caption] = off_charts.off_by_selector(group)
+    return figures
 
 
-def _by_source(group: Sequence[ConditionResult]) -> Families:
-    found: dict[str, list[ConditionResult]] = {}
+@dataclass(frozen=True, kw_only=True)
+class _VariedSetting:
+    """A figure of one setting that varies along x while everything else is the same."""
+
+    name: str
+    x_label: str = ""
+    caption: str
+    groups: list[Family]
+    tick: Callable[[ConditionResult], str]
+    with_random: bool = False
+
+
+def _varied_settings(conditions: Sequence[ConditionResult]) -> list[_VariedSetting]:
+    return [
+        _VariedSetting(
+            name="budget",
+            x_label="spans kept at most",
+            caption="More spans",
+            groups=budgets(conditions),
+            tick=lambda c: str(setting(c, BUDGET)),
+            with_random=True,
+        ),
+        _VariedSetting(
+            name="sinks",
+            caption="Kept sinks, by where the keys and values come from",
+            groups=[of_source for group in sinks(conditions) for of_source in _by_source(group)],
+            tick=lambda c: plural(setting(c, SINK), "sink"),
+        ),
+        _VariedSetting(
+            name="positioning",
+            caption="Compact against absolute positions",
+            groups=positions(conditions),
+            tick=lambda c: str(setting(c, POSITIONING)),
+        ),
+        _VariedSetting(
+            name="span_length",
+            caption="Many short spans or few long ones, the same number of tokens",
+            groups=lengths(conditions),
+            tick=lambda c: spans_by_tokens(c).replace(" × ", "\n× "),
+            with_random=True,
+        ),
+        _VariedSetting(
+            name="transfer",
+            x_label="spans chosen for",
+            caption="Spans chosen for the query itself, for another query of the same demonstration, and for another episode",
+            groups=transfers(conditions),
+            tick=lambda c: SPANS_CHOSEN_FOR[setting(c, MODE)],
+        ),
+    ]
+
+
+def _by_source(group: Family) -> list[Family]:
+    """Return a family split by the source of the K/V, each part sorted by the number of sinks."""
+    by_source: dict[str, Family] = {}
     for c in sorted(group, key=lambda c: setting(c, SINK)):
-        found.setdefault(setting(c, SOURCE), []).append(c)
-    return list(found.values())
+        by_source.setdefault(setting(c, SOURCE), []).append(c)
+    return list(by_source.values())
 
 
-def _arms(records: Records) -> Figure:
+def _accuracy_by_arm(records: Records) -> Figure:
     rows = []
     for arm, colour in (("base", VERMILION), ("random", GREY), ("select", BLUE), ("teacher", GREEN)):
-        found = finite(values(records.on, f"correct_{arm}"))
-        if found:
-            low, high = interval(found, 0, f"accuracy-{arm}")
+        correct = finite(column_values(records.on, ACCURACY.column(arm)))
+        if correct:
+            low, high = interval(correct, 0, f"accuracy-{arm}")
             trials = zip(*(r["correct_random"] for r in records.on), strict=True) if arm == "random" else ()
             dots = tuple(float(np.mean(trial)) for trial in trials)
-            rows.append(Row(arm, Mark(float(np.mean(found)), low, high, dots), colour))
-    figure, (axes,) = new("accuracy", 1.75)
+            rows.append(Row(arm, Mark(float(np.mean(correct)), low, high, dots), colour))
+    figure, (axes,) = new_figure("accuracy", 1.75)
     rows_panel(axes, rows)
     share_axis(axes, "x", [v for row in rows for v in (row.mark.value, row.mark.high or 0.0, *row.mark.dots)])
-    for at, row in enumerate(rows):
-        value, beside = number(row.mark.value), axes.get_yaxis_transform()
-        axes.text(1.02, at + 0.5, value, transform=beside, va="center_baseline", fontsize=8)
-    axes.set_xlabel("accuracy")
+    for i, row in enumerate(rows):
+        value = number(row.mark.value)
+        axes.text(1.02, i + 0.5, value, transform=axes.get_yaxis_transform(), va="center_baseline", fontsize=8)
+    axes.set_xlabel(ACCURACY.axis_title)
     return figure
 
 
-def _off_curve(deltas: list[float], limit: float | None) -> Figure:
-    figure, (axes,) = new("off_delta", 2.7)
-    least = nats_axis(axes, "x", [*deltas, *([limit] if limit else [])])
-    cumulative(axes, deltas, least, color=BLUE, linewidth=1.8)
-    worst = p99(deltas) or 0.0
-    axes.plot([max(worst, least)], [float(np.mean(np.array(deltas) <= worst))], "o", color=BLUE, markersize=6)
-    handles = [key("OFF prompts", BLUE, line="-"), key(f"99th percentile {number(worst)}", BLUE, "o")]
-    if limit:
-        axes.axvline(limit, color=VERMILION, linestyle="--", linewidth=1.2)
-        handles.append(key(f"limit {number(limit)}", VERMILION, line="--"))
-    axes.set(title="share of OFF prompts", xlabel="KL(select || base), nats")
-    legend(figure, handles)
-    return figure
+@dataclass(frozen=True)
+class _SampleKL:
+    """KL to the teacher of one ON sample, in nats, and whether select is right."""
+
+    base: float
+    select: float
+    select_right: bool
 
 
-def _nearer(pairs: Sequence[tuple[float, float, bool]]) -> Figure:
-    figure, (axes,) = new("kl_by_sample", 3.6)
-    least_x = nats_axis(axes, "x", [a for a, _, _ in pairs])
-    least_y = nats_axis(axes, "y", [v for a, b, _ in pairs for v in (a, b)])  # base's too, to have the line in the picture
-    ends = max(least_x, least_y), min(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot(ends, ends, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
-    handles = [key("select = base", GREY, line="--")]
+def _kl_by_sample(samples: Sequence[_SampleKL]) -> Figure:
+    """Draw select's KL against base's, one dot per ON sample."""
+    figure, (axes,) = new_figure("kl_by_sample", 3.6)
+    x_start = nats_axis(axes, "x", [sample.base for sample in samples])
+    both = [value for sample in samples for value in (sample.base, sample.select)]  # base too: the diagonal must be visible
+    y_start = nats_axis(axes, "y", both)
+    diagonal = max(x_start, y_start), min(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot(diagonal, diagonal, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+    entries = [legend_entry("select = base", GREY, line="--")]
     for right, colour, name in ((True, BLUE, "select is right"), (False, VERMILION, "select is wrong")):
-        some = [(max(a, least_x), max(b, least_y)) for a, b, ok in pairs if ok is right]
-        if some:
+        dots = [(max(s.base, x_start), max(s.select, y_start)) for s in samples if s.select_right is right]
+        if dots:
             face = colour if right else "none"
-            axes.plot(*zip(*some, strict=True), "o", color=colour, markerfacecolor=face, markersize=4.5)
-            handles.append(key(f"{name} ({len(some)})", colour, "o", hollow=not right))
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, markerfacecolor=face, markersize=4.5)
+            entries.append(legend_entry(f"{name} ({len(dots)})", colour, "o", hollow=not right))
     axes.set(title="select: KL to teacher, nats", xlabel="base: KL to teacher, nats")
-    legend(figure, handles)
+    legend(figure, entries)
     return figure

@@ -1,8 +1,8 @@
 """How figures look and how they are written: one style, a few kinds of panels, SVG for the page and PNG for everything else.
 
 A figure's label (``figure.get_label()``) is its short name. Nothing here uses pyplot or keeps state. Text is black in a PNG
-and takes the page's own colour in an SVG; the other colours stand out from white and from black alike (3:1 and more) and
-can be told apart without telling red from green.
+and takes the page's own colour in an SVG; the other colours have a contrast of at least 3:1 to both white and black and can
+be distinguished without telling red from green.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 BLUE, GREEN, VERMILION, PURPLE, OCHRE, GREY = "#0072b2", "#009e73", "#d55e00", "#b4609b", "#a47b00", "#808080"
 INK, PAPER = "#1c2026", "#fffffe"
-"""Text, and the inside of hollow marks: in an SVG the page's own colours."""
+"""Text, and the inside of hollow marks; an SVG takes the page's own colours for both."""
 
 Along = Literal["x", "y"]
 Line = Literal["-", "--", "-.", ":", "none"]
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 6.2
-"""Inches: a column of the page, where 8.5 point are read at their own size."""
+"""Inches: a column of the page, so that text of 8.5 point is shown at this size."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.titlesize": 8.5,
@@ -52,68 +52,74 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A mean with its interval; ``dots`` are single values around it (random trials)."""
+    """A mean with its interval; ``dots`` are the values of single random trials."""
 
     value: float
     low: float | None = None
     high: float | None = None
     dots: tuple[float, ...] = ()
 
-    def at_least(self, least: float) -> Mark:
-        """The mark with what is below an axis moved to its lower end."""
-        low, high = (None if v is None else max(v, least) for v in (self.low, self.high))
-        return Mark(max(self.value, least), low, high, tuple(max(v, least) for v in self.dots))
+    def at_least(self, axis_start: float) -> Mark:
+        """Return the mark with values below the start of an axis moved to it."""
+        low, high = (None if v is None else max(v, axis_start) for v in (self.low, self.high))
+        return Mark(max(self.value, axis_start), low, high, tuple(max(v, axis_start) for v in self.dots))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a chart of rows: its label, its mark, and further values, each with the marker and colour to show it."""
+    """A row of a chart: its label, its mark, and further values, each with its marker and colour. An empty label is a gap."""
 
     label: str
     mark: Mark
     colour: str = BLUE
     hollow: bool = False
-    strong: bool = False
-    others: tuple[tuple[float, str, str], ...] = ()
+    bold: bool = False
+    extra_marks: tuple[tuple[float, str, str], ...] = ()
 
 
-def style() -> AbstractContextManager[None]:
-    """The settings everything is drawn under, whatever the user's own are."""
-    plain: Any = mpl.rcParamsDefault  # matplotlib's own, whatever the user has set
-    kept = {name: value for name, value in plain.items() if not name.startswith(("backend", "date.epoch"))}
+def figure_style() -> AbstractContextManager[None]:
+    """Return the context in which every figure is drawn, independent of the user's matplotlib settings."""
+    defaults: Any = mpl.rcParamsDefault
+    kept = {name: value for name, value in defaults.items() if not name.startswith(("backend", "date.epoch"))}
     settings: Any = {**kept, **_STYLE}
     return mpl.rc_context(settings)
 
 
-def new(name: str, height: float, columns: int = 1, rows: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:
-    """An empty figure of the page's width, and its panels from left to right."""
+def new_figure(name: str, height: float, columns: int = 1, rows: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of the page's width, and its panels from left to right.
+
+    Args:
+        height: in inches.
+        layout: further arguments of ``Figure.subplots``.
+    """
     figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.05, wspace=0.06), label=name)
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **layout).ravel())
 
 
 def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Below the panels, in as many columns as fit."""
+    """Draw a legend below the panels, in as many columns as fit."""
     lengths = [len(str(handle.get_label())) + 7 for handle in handles]
 
     def width(columns: int) -> int:
         return sum(max(lengths[i] for i in part) for part in np.array_split(range(len(lengths)), columns))
 
     columns = next((n for n in range(len(handles), 1, -1) if width(n) <= 100), 1)
-    columns = -(-len(handles) // -(-len(handles) // columns))  # no row with a single straggler
+    columns = -(-len(handles) // -(-len(handles) // columns))  # evenly, so that the last row does not hold a single entry
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
-def key(label: str, colour: str, marker: str = "", line: Line = "none", hollow: bool = False) -> Line2D:
-    """An entry of a legend."""
+def legend_entry(label: str, colour: str, marker: str = "", line: Line = "none", hollow: bool = False) -> Line2D:
+    """Return an entry of a legend."""
     face = PAPER if hollow else colour
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markerfacecolor=face)
 
 
-def rows_panel(axes: Axes, rows: Sequence[Row], least: float = -math.inf) -> None:
-    """Rows from top to bottom: a dot and its interval on a line of its own, the label at the left. An empty label is a gap.
+def rows_panel(axes: Axes, rows: Sequence[Row], axis_start: float = -math.inf) -> None:
+    """Draw rows from top to bottom: the label at the left, a dot and its interval on a line of its own.
 
-    What is below ``least``, the axis' lower end, becomes an arrow there, with its value.
+    Args:
+        axis_start: lower end of the x axis; a mean below it is drawn as an arrow there, with its value.
     """
     heights = [0.5 if not row.label else 1 + 0.62 * (len(wrapped(row.label)) - 1) for row in rows]
     edges = np.concatenate([[0], np.cumsum(heights)])
@@ -126,42 +132,58 @@ def rows_panel(axes: Axes, rows: Sequence[Row], least: float = -math.inf) -> Non
         if not row.label:
             continue
         axes.plot([0, 1], [y, y], transform=transform, color=GREY, alpha=0.22, linewidth=0.6, zorder=0.5)
-        lines = wrapped(row.label)
-        for at, text in enumerate(lines):
-            offset = (at - (len(lines) - 1) / 2) * 0.62
-            axes.text(
-                -0.02, y + offset, text, transform=transform, ha="right", va="center_baseline",
-                fontsize=8 if at == 0 else 7.2, fontweight="bold" if row.strong else "normal",
-            )  # fmt: skip
-        for value, marker, colour in row.others:
-            axes.plot(
-                [max(value, least)], [y], marker, color=colour, markersize=4.5 if marker == "x" else 8, markeredgewidth=1.3
-            )
-        if row.mark.value < least:
-            axes.plot([least], [y], "<", color=row.colour, markerfacecolor=PAPER if row.hollow else row.colour, clip_on=False)
-            axes.text(0.025, y, nats(row.mark.value), transform=transform, va="center_baseline", fontsize=7.2)
+        _row_label(axes, row, y)
+        for value, marker, colour in row.extra_marks:
+            size = 4.5 if marker == "x" else 8
+            axes.plot([max(value, axis_start)], [y], marker, color=colour, markersize=size, markeredgewidth=1.3)
+        if row.mark.value < axis_start:
+            face = PAPER if row.hollow else row.colour
+            axes.plot([axis_start], [y], "<", color=row.colour, markerfacecolor=face, clip_on=False)
+            axes.text(0.025, y, format_nats(row.mark.value), transform=transform, va="center_baseline", fontsize=7.2)
         elif math.isfinite(row.mark.value):
-            interval_mark(axes, row.mark.at_least(least), y, row.colour, row.hollow)
+            interval_mark(axes, row.mark.at_least(axis_start), y, row.colour, row.hollow)
+
+
+def _row_label(axes: Axes, row: Row, y: float) -> None:
+    weight = "bold" if row.bold else "normal"
+    lines = wrapped(row.label)
+    for i, text in enumerate(lines):
+        axes.text(
+            -0.02,
+            y + (i - (len(lines) - 1) / 2) * 0.62,
+            text,
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center_baseline",
+            fontsize=8 if i == 0 else 7.2,
+            fontweight=weight,
+        )
 
 
 def interval_mark(
-    axes: Axes, mark: Mark, at: float, colour: str, hollow: bool, marker: str = "o", upright: bool = False
+    axes: Axes, mark: Mark, position: float, colour: str, hollow: bool, marker: str = "o", upright: bool = False
 ) -> None:
-    """A dot and its interval, along x, or along y if ``upright``."""
+    """Draw a dot and its interval.
 
-    def draw(values: Sequence[float], places: Sequence[float], **how: Any) -> None:
-        axes.plot(*((places, values) if upright else (values, places)), clip_on=False, **how)
+    Args:
+        position: coordinate on the other axis.
+        upright: draw the interval along y instead of x.
+    """
+
+    def draw(values: Sequence[float], **line_style: Any) -> None:
+        positions = [position] * len(values)
+        axes.plot(*((positions, values) if upright else (values, positions)), clip_on=False, color=colour, **line_style)
 
     if mark.low is not None and mark.high is not None:
-        draw([mark.low, mark.high], [at, at], color=colour, linewidth=1.8, solid_capstyle="round")
+        draw([mark.low, mark.high], linewidth=1.8, solid_capstyle="round")
     if mark.dots:
-        draw(mark.dots, [at] * len(mark.dots), color=colour, marker="|", linestyle="none", markersize=7, markeredgewidth=0.8)
+        draw(mark.dots, marker="|", linestyle="none", markersize=7, markeredgewidth=0.8)
     face = PAPER if hollow else colour
-    draw([mark.value], [at], color=colour, marker=marker, markerfacecolor=face, markeredgewidth=1.3, linestyle="none", zorder=3)
+    draw([mark.value], marker=marker, markerfacecolor=face, markeredgewidth=1.3, linestyle="none", zorder=3)
 
 
 def level_line(axes: Axes, mark: Mark, line: Line, upright: bool = True, colour: str = INK) -> None:
-    """A level across the panel with its interval as a band; ``upright`` for panels of rows."""
+    """Draw a level across the panel with its interval as a band; ``upright`` for panels of rows."""
     draw, band = (axes.axvline, axes.axvspan) if upright else (axes.axhline, axes.axhspan)
     draw(mark.value, color=colour, linestyle=line, linewidth=1.2, zorder=1)
     if mark.low is not None and mark.high is not None and mark.high > mark.low:
@@ -169,7 +191,7 @@ def level_line(axes: Axes, mark: Mark, line: Line, upright: bool = True, colour:
 
 
 def share_axis(axes: Axes, along: Along, values: Sequence[float]) -> None:
-    """A share from 0 to a little above the largest value, or to 1."""
+    """Scale an axis of a share from 0 to a little above the largest value, at most 1."""
     top = min(1.0, 1.12 * max([0.02, *finite(values)]))
     step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if top / s <= 7)
     axes.set(**{f"{along}lim": (-0.02 * top, 1.02 * top)})
@@ -179,54 +201,55 @@ def share_axis(axes: Axes, along: Along, values: Sequence[float]) -> None:
 
 
 def nats_axis(axes: Axes, along: Along, values: Sequence[float], sparse: bool = False) -> float:
-    """A logarithmic axis of nats with ticks that are read at once; it ends two decades below the values' median.
+    """Scale a logarithmic axis of nats, with round ticks; it starts two decades below the values' median at the earliest.
 
-    ``sparse`` is for a small panel: a tick a decade where there are two of them.
+    Args:
+        sparse: for a small panel: one tick per decade where there are at least one and a half decades.
 
     Returns:
-        Its lower end: smaller values are to be drawn there.
+        The start of the axis, in nats: smaller values are to be drawn there.
     """
-    there = [v for v in finite(values) if v > 0] or [1.0]
-    top, least = 1.15 * max(there), 0.87 * min(v for v in there if v >= np.median(there) / 100)
-    if top / least < 2:
-        least, top = least / 1.2, top * 1.2
-    axes.set(**{f"{along}scale": "log", f"{along}lim": (least, top)})
-    decades = np.log10(top / least)
+    positive = [v for v in finite(values) if v > 0] or [1.0]
+    start, end = 0.87 * min(v for v in positive if v >= np.median(positive) / 100), 1.15 * max(positive)
+    if end / start < 2:
+        start, end = start / 1.2, end * 1.2
+    axes.set(**{f"{along}scale": "log", f"{along}lim": (start, end)})
+    decades = np.log10(end / start)
     digits: tuple[float, ...] = (1, 2, 5) if decades < (1.5 if sparse else 3.2) else (1,)
     if decades < 1:
         digits = (1, 1.5, 2, 3, 4, 5, 7)
-    exponents = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(top))) + 1)
+    exponents = range(int(np.floor(np.log10(start))), int(np.ceil(np.log10(end))) + 1)
     axis = axes.xaxis if along == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator([d * 10.0**e for e in exponents for d in digits if least <= d * 10.0**e <= top]))
+    axis.set_major_locator(FixedLocator([d * 10.0**e for e in exponents for d in digits if start <= d * 10.0**e <= end]))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: nats(v)))
-    return float(least)
+    axis.set_major_formatter(FuncFormatter(lambda v, _: format_nats(v)))
+    return float(start)
 
 
-def cumulative(axes: Axes, found: Sequence[float], least: float, **how: Any) -> None:
-    """Share of values up to x, in steps, from the left edge to the right one."""
-    ordered = np.sort(found)
-    x = np.concatenate([[least], np.maximum(ordered, least), [axes.get_xlim()[1]]])
+def cumulative_curve(axes: Axes, values: Sequence[float], axis_start: float, **line_style: Any) -> None:
+    """Draw the share of values up to x in steps (the empirical distribution), from the left edge to the right one."""
+    ordered = np.sort(values)
+    x = np.concatenate([[axis_start], np.maximum(ordered, axis_start), [axes.get_xlim()[1]]])
     y = np.concatenate([[0], np.arange(1, len(ordered) + 1) / len(ordered), [1]])
-    axes.step(x, y, where="post", **how)
+    axes.step(x, y, where="post", **line_style)
     axes.set_ylim(-0.02, 1.02)
 
 
 def finite(values: Sequence[float]) -> list[float]:
-    """The numbers that can be drawn."""
+    """Return the finite values, the only ones that can be drawn."""
     return [value for value in values if math.isfinite(value)]
 
 
-def nats(value: float) -> str:
-    """A number of nats on an axis."""
+def format_nats(value: float) -> str:
+    """Return a number of nats as an axis shows it."""
     return f"{value:.6g}" if value >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
 
 
 def wrapped(label: str, width: int = 36) -> list[str]:
-    """A label on one line where it fits, else its first part and below it the others, broken between settings."""
-    first, *parts = label.split(" · ")
+    """Return a label as lines: one if it fits, else its first part and the others below, broken between settings."""
     if len(label) <= width:
         return [label]
+    first, *parts = label.split(" · ")
     lines = [first]
     for part in parts:
         if len(lines) > 1 and len(lines[-1]) + 3 + len(part) <= width + 4:
@@ -237,33 +260,34 @@ def wrapped(label: str, width: int = 36) -> list[str]:
 
 
 def rows_height(rows: Sequence[Row]) -> float:
-    """Inches for a panel of rows; with less than two or three of them, axis and legend would leave it no room."""
+    """Return the height of a panel of rows in inches, at least what axis and legend need beside one or two rows."""
     return max(0.65, sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows))
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG to go inside a page: no outside references, no background, the page's own colour and type for text.
+    """Return the figure as SVG for the inside of a page: no outside references, no background, the page's text colour and font.
 
     The same figure always gives the same text.
     """
-    with style(), io.StringIO() as file:
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    with figure_style(), io.StringIO() as file:
+        no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
         text = file.getvalue()
     name = re.sub(r"\W+", "-", str(figure.get_label())) or "figure"
     text = text[text.index("<svg") :]
     text = re.sub(r"<(metadata|style)\b.*?</\1>\s*|<!--.*?-->\s*|\sxmlns(:xlink)?=\"[^\"]*\"", "", text, flags=re.DOTALL)
-    text = re.sub(r"\sclip-path=\"[^\"]*\"|<clipPath\b.*?</clipPath>\s*", "", text, flags=re.DOTALL)  # nothing leaves its panel
+    # clip paths are not needed: nothing is drawn outside its panel
+    text = re.sub(r"\sclip-path=\"[^\"]*\"|<clipPath\b.*?</clipPath>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*<defs>\s*</defs>|<g id=\"patch_1\">\s*<path[^>]*fill: none[^>]*/>\s*</g>\s*", "", text)
     text = re.sub(r'(\bid="|xlink:href="#)', lambda m: f"{m[1].replace('xlink:', '')}{name}-", text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans, sans-serif)", text)
     text = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m[0]), text)  # a hundredth of a point is enough
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--page, Canvas)")
-    about = f' role="img" aria-label="{name.replace("_", " ")}" style="stroke-linejoin: round; stroke-linecap: butt"'
-    return text.replace("<svg", f"<svg{about}", 1).strip() + "\n"
+    attributes = f' role="img" aria-label="{name.replace("_", " ")}" style="stroke-linejoin: round; stroke-linecap: butt"'
+    return text.replace("<svg", f"<svg{attributes}", 1).strip() + "\n"
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """The figure as a PNG on white, 150 dots an inch; the same figure always gives the same bytes."""
-    with style():
+    """Write the figure as a PNG on white, 150 dots per inch; the same figure always gives the same bytes."""
+    with figure_style():
         figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})

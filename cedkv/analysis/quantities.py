@@ -1,0 +1,91 @@
+"""The quantities that arms and conditions are compared by: where each one is recorded and how it is shown.
+
+The numbers themselves are defined in ``metrics_phase2``; comparisons, answers, tables, figures and the page read this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A number per sample (ON samples) or per prompt (OFF prompts), and the words for it."""
+
+    name: str
+    """Its name in ``comparison.json`` and ``comparisons.json``."""
+    samples: Literal["on", "off"]
+    """The records that hold it."""
+    record_column: str
+    """Its key in a record, with ``{arm}`` for the arm."""
+    unit: Literal["", "nats"]
+    """Empty for a share. The numerical floor is in nats, so that it applies to quantities in nats only."""
+    higher_is_better: bool
+    label: str
+    """Its name in tables, without the unit."""
+    short_label: str
+    """Its name in a sentence that says what the quantity is about."""
+    axis_title: str
+    """Title of an axis, with the unit."""
+    caption: str
+    """Its definition in a caption."""
+    when_higher: str
+    """What a higher value on the left of a comparison means, and below a lower one."""
+    when_lower: str
+
+    def column(self, arm: str) -> str:
+        """Return the record key of this quantity for an arm: ``correct_select``."""
+        return self.record_column.format(arm=arm)
+
+    @property
+    def label_with_unit(self) -> str:
+        """The name in tables with the unit: ``KL to teacher, nats``."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def better(self) -> str:
+        """The better direction in words: ``lower KL to teacher``."""
+        return f"{'higher' if self.higher_is_better else 'lower'} {self.label}"
+
+
+ACCURACY = Quantity(
+    name="accuracy",
+    samples="on",
+    record_column="correct_{arm}",
+    unit="",
+    higher_is_better=True,
+    label="accuracy",
+    short_label="accuracy",
+    axis_title="accuracy",
+    caption="Accuracy (share of ON samples answered right)",
+    when_higher="more right answers",
+    when_lower="fewer right answers",
+)
+KL_TO_TEACHER = Quantity(
+    name="kl_to_teacher",
+    samples="on",
+    record_column="kl_{arm}_teacher",
+    unit="nats",
+    higher_is_better=False,
+    label="KL to teacher",
+    short_label="KL",
+    axis_title="KL to teacher, nats",
+    caption="Mean KL(student || teacher) over ON samples",
+    when_higher="farther from the teacher",
+    when_lower="nearer to the teacher",
+)
+OFF_DELTA = Quantity(
+    name="off_delta",
+    samples="off",
+    record_column="phase2_delta_off_{arm}",
+    unit="nats",
+    higher_is_better=False,
+    label="KL on OFF prompts",
+    short_label="KL on OFF prompts",
+    axis_title="KL(select || base), nats",
+    caption="KL(select || base) over OFF prompts",
+    when_higher="OFF prompts move more",
+    when_lower="OFF prompts move less",
+)
+QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, OFF_DELTA)}
