@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import NumericsError
 from cedkv.report.tables import conditions_table
-from cedkv.report.text import aligned, remark
+from cedkv.report.text import aligned, console_note
 from cedkv.runs import compare, pipeline
 from cedkv.runs.manifest import OUTPUTS
 from entrypoints import ablate_selector, compare_positioning
@@ -165,11 +165,11 @@ def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
 
 def test_notes_on_the_console_are_what_must_not_be_missed() -> None:
     fine: list[dict[str, Any]] = [{"here": "holds"}, {"here": "not resolved"}, {"here": "not refuted"}, {"verdict": "pass"}]
-    assert [remark(row) for row in fine] == [None] * 4
+    assert [console_note(row) for row in fine] == [None] * 4
     broken = {"relation": "a > b", "here": "does not hold", "figures": "1 against 2"}
-    assert remark(broken) == "note     does not hold here: a > b (1 against 2)"
+    assert console_note(broken) == "note     does not hold here: a > b (1 against 2)"
     unequal = {"left": "a", "right": "b", "quantity": "KL", "largest": 0.1, "verdict": "fail"}
-    assert remark(unequal) == "note     not equal: a and b, KL 0.1"
+    assert console_note(unequal) == "note     not equal: a and b, KL 0.1"
 
 
 def test_a_figure_that_could_not_be_computed_is_a_dash_on_the_console() -> None:

@@ -132,7 +132,7 @@ def test_summary_says_all_of_it() -> None:
         "## Answers",
         "## Conditions",
         "## Known relations",
-        "## Equal on paper",
+        "## Mathematically identical conditions",
         "## Paired comparisons",
     ]
     assert "| oracle *(oracle)* |" in text

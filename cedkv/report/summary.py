@@ -9,12 +9,12 @@ import numpy as np
 
 from cedkv.analysis.comparison import best_condition, unique_up_to_padding
 from cedkv.analysis.paired import gap_recovered
+from cedkv.analysis.quantities import QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.text import escape_markdown, number, plural, sentence
-from cedkv.report.text import about
+from cedkv.report.text import describe_run
 
 Section = list[str]
-QUANTITIES = {"accuracy": "accuracy", "kl_to_teacher": "KL to teacher, nats", "off_delta": "OFF delta, nats"}
 
 
 def summary_markdown(
@@ -26,18 +26,19 @@ def summary_markdown(
     equal: Sequence[dict[str, Any]],
     limit: int | None = None,
 ) -> str:
-    """What won, in plain words, then the tables.
+    """Return the summary as markdown: the winner in plain words, then the tables.
 
     Args:
-        comparisons, questions, relations, equal: of ``stats_grid`` and ``questions``.
-        limit: most characters; whole sections, and rows of tables from the end, are then left out with a word on it.
+        comparisons, equal: of ``grid_comparisons`` and ``identical_conditions``.
+        questions, relations: of ``findings``.
+        limit: most characters; beyond it, sections and rows of tables are left out from the end, and the text says so.
     """
     sections = [
         _head(name, results),
         _questions(questions),
         _conditions(results),
         _relations(relations),
-        _equal(equal),
+        _identical(equal),
         _comparisons(comparisons),
     ]
     return _fit([section for section in sections if section], limit)
@@ -56,18 +57,18 @@ def _head(name: str, results: Sequence[ConditionResult]) -> Section:
             verdict = "comes first, but its lead is not resolved"
         elif "the only candidate" in rule:
             verdict = "is the only candidate left"
-        lines += [f"**{best.label}** {verdict}: {_plain(rule)}."]
-    size = escape_markdown(about(first.config, len(first.records.on), len(first.records.off)))
+        lines += [f"**{best.label}** {verdict}: {_escape_bars(rule)}."]
+    run = escape_markdown(describe_run(first.config, len(first.records.on), len(first.records.off)))
     lines += [
         "",
-        f"{plural(len(results), 'condition')} on the same samples ({size}); {passing['gateA']} pass Gate A, "
+        f"{plural(len(results), 'condition')} on the same samples ({run}); {passing['gateA']} pass Gate A, "
         f"{passing['gateB']} pass Gate B.",
     ]
     return [*lines, ""]
 
 
 def _questions(questions: Sequence[dict[str, Any]]) -> Section:
-    rows = [f"- **{row['question']}** {_plain(row['answer'])}" for row in questions[1:]]
+    rows = [f"- **{row['question']}** {_escape_bars(row['answer'])}" for row in questions[1:]]
     head = (
         "Intervals are 95 %, over samples, paired where two things are compared, and not corrected for the number of answers."
     )
@@ -75,24 +76,44 @@ def _questions(questions: Sequence[dict[str, Any]]) -> Section:
 
 
 def _conditions(results: Sequence[ConditionResult]) -> Section:
-    ordered = sorted(results, key=lambda c: (c.reference, _or(c.results.metrics["phase2_kl_select_teacher_mean"], np.inf)))
-    first = {id(c) for c in unique_up_to_padding(results)}
-    head = "Candidates first, then reference points (they are compared with, and never win), each by KL to the teacher."
-    columns = ("condition", "tokens kept", "accuracy", "random", "gap recovered", "KL to teacher", "ratio to base", "OFF p99",
-               "Gate A", "Gate B")  # fmt: skip
+    def order(c: ConditionResult) -> tuple[bool, float]:
+        kl = c.results.metrics["phase2_kl_select_teacher_mean"]
+        return c.reference, np.inf if kl is None else kl
+
+    unique = {id(c) for c in unique_up_to_padding(results)}
+    head = "Candidates first, then reference points (for comparison only; they never win), each by KL to the teacher."
+    columns = (
+        "condition",
+        "tokens kept",
+        "accuracy",
+        "random",
+        "gap recovered",
+        "KL to teacher",
+        "ratio to base",
+        "OFF p99",
+        "Gate A",
+        "Gate B",
+    )
     rows = []
-    for c in ordered:
+    for c in sorted(results, key=order):
         m = c.results.metrics
         kind = " *(oracle)*" if c.oracle else " *(reference)*" if c.reference else ""
-        kind += "" if id(c) in first else " *(equal on paper)*"
+        kind += "" if id(c) in unique else " *(mathematically identical)*"
         gap = gap_recovered(c.records.on, c.config.seed)
         gates = (c.results.verdicts.get(gate) for gate in ("gateA", "gateB"))
         rows.append(
-            (c.label + kind, number(_kept(c)), number(m["phase2_on_acc_student_select"]),
-             number(m["phase2_on_acc_student_random_mean"]), _between(gap["value"], gap["low"], gap["high"]),
-             number(m["phase2_kl_select_teacher_mean"]), number(m["phase2_rel_kl_to_teacher_select"]),
-             number(m["phase2_off_delta_p99_select"]), *("–" if gate is None else verdict_word(gate) for gate in gates))
-        )  # fmt: skip
+            (
+                c.label + kind,
+                number(_tokens_kept(c)),
+                number(m["phase2_on_acc_student_select"]),
+                number(m["phase2_on_acc_student_random_mean"]),
+                _with_interval(gap["value"], gap["low"], gap["high"]),
+                number(m["phase2_kl_select_teacher_mean"]),
+                number(m["phase2_rel_kl_to_teacher_select"]),
+                number(m["phase2_off_delta_p99_select"]),
+                *("–" if passed is None else verdict_word(passed) for passed in gates),
+            )
+        )
     m = results[0].results.metrics
     levels = (
         f"base answers {number(m['phase2_on_acc_base'])}, the teacher {number(m['phase2_on_acc_teacher'])}; "
@@ -107,55 +128,71 @@ def _relations(relations: Sequence[dict[str, Any]]) -> Section:
     return ["## Known relations", "", *_table(("relation", "here", "figures"), rows), ""] if rows else []
 
 
-def _equal(equal: Sequence[dict[str, Any]]) -> Section:
+def _identical(equal: Sequence[dict[str, Any]]) -> Section:
     rows = [
-        (row["left"], row["right"], row["quantity"], number(row["largest"]), number(row["limit"]), number(row["floor"]),
-         row["verdict"] if row["verdict"] == "pass" else f"**{row['verdict']}**")
+        (
+            row["left"],
+            row["right"],
+            row["quantity"],
+            number(row["largest"]),
+            number(row["limit"]),
+            number(row["floor"]),
+            row["verdict"] if row["verdict"] == "pass" else f"**{row['verdict']}**",
+        )
         for row in sorted(equal, key=lambda row: row["verdict"] == "pass")
-    ]  # fmt: skip
-    columns = ("left", "right", "what", "largest", "limit", "floor", "verdict")
-    return ["## Equal on paper", "", *_table(columns, rows, numeric=(3, 4, 5)), ""] if rows else []
+    ]
+    columns = ("left", "right", "quantity", "largest", "limit", "floor", "verdict")
+    table = _table(columns, rows, numeric=(3, 4, 5))
+    return ["## Mathematically identical conditions", "", *table, ""] if rows else []
 
 
 def _comparisons(comparisons: Sequence[dict[str, Any]]) -> Section:
-    ordered = sorted(comparisons, key=lambda row: row["verdict"] == "not resolved")
     rows = [
-        (f"{row['left']} − {row['right']}", QUANTITIES.get(row["quantity"], row["quantity"]), str(row["n"]),
-         _between(row["difference"], row["low"], row["high"]), _p(row["p_holm"]), row["verdict"],
-         "–" if row["n_needed"] is None else str(row["n_needed"]))
-        for row in ordered
-    ]  # fmt: skip
-    columns = ("left − right", "of", "n", "difference, 95 %", "p (Holm)", "verdict", "n needed")
+        (
+            f"{row['left']} − {row['right']}",
+            QUANTITIES[row["quantity"]].label_with_unit,
+            str(row["n"]),
+            _with_interval(row["difference"], row["low"], row["high"]),
+            _p(row["p_holm"]),
+            row["verdict"],
+            "–" if row["n_needed"] is None else str(row["n_needed"]),
+        )
+        for row in sorted(comparisons, key=lambda row: row["verdict"] == "not resolved")
+    ]
+    columns = ("left − right", "quantity", "n", "difference, 95 %", "p (Holm)", "verdict", "n needed")
     resolved = sum(row["verdict"] != "not resolved" for row in comparisons)
     head = (
         f"{resolved} of {plural(len(comparisons), 'comparison')} resolved: p < 0.05 after Holm's correction over all of them, "
-        "and an interval without 0. *n needed*: samples a single test would need to resolve this difference in 4 of 5 cases."
+        "and an interval without 0. *n needed*: samples a single test needs to resolve this difference in 4 of 5 cases."
     )
     return ["## Paired comparisons", "", head, "", *_table(columns, rows, numeric=(2, 3, 4, 6)), ""] if rows else []
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Section:
-    rule = ["---:" if i in numeric else "---" for i in range(len(columns))]
-    return [f"| {' | '.join(_plain(cell) for cell in row)} |" if row is not rule else f"| {' | '.join(rule)} |"
-            for row in (columns, rule, *rows)]  # fmt: skip
+    alignment = ["---:" if i in numeric else "---" for i in range(len(columns))]
+    cells = [columns, alignment, *([_escape_bars(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
 
 
 def _fit(sections: Sequence[Section], limit: int | None) -> str:
-    """The sections as text. Beyond the limit the last section that has rows to spare loses rows, then goes, and so on."""
-    whole = "\n".join(line for section in sections for line in section)
-    if limit is None or len(whole) <= limit:
-        return whole.rstrip() + "\n"
-    word = "\n*The rest is in summary.md.*\n"
-    shown = ""
+    """Return the sections as text of at most ``limit`` characters.
+
+    Lines are left out from the end; a heading or the head of a table that would remain without a row below it goes too.
+    """
+    text = "\n".join(line for section in sections for line in section)
+    if limit is None or len(text) <= limit:
+        return text.rstrip() + "\n"
+    notice = "\n*The rest is in summary.md.*\n"
+    text = ""
     for section in sections:
-        for at, line in enumerate(section):
-            if len(shown) + len(line) + 1 + len(word) > limit:
-                heading = shown.rstrip().rfind("\n## ")
-                if at and heading >= 0 and not _has_rows(section[:at]):
-                    shown = shown[:heading]  # a heading, or a table's head, without anything below it says nothing
-                return shown.rstrip() + "\n" + word
-            shown += line + "\n"
-    return shown.rstrip() + "\n"
+        for i, line in enumerate(section):
+            if len(text) + len(line) + 1 + len(notice) > limit:
+                heading = text.rstrip().rfind("\n## ")
+                if i and heading >= 0 and not _has_rows(section[:i]):
+                    text = text[:heading]
+                return text.rstrip() + "\n" + notice
+            text += line + "\n"
+    return text.rstrip() + "\n"
 
 
 def _has_rows(lines: Sequence[str]) -> bool:
@@ -163,11 +200,12 @@ def _has_rows(lines: Sequence[str]) -> bool:
     return len(table) > 2 or any(line.startswith("- ") for line in lines)
 
 
-def _plain(text: str) -> str:
+def _escape_bars(text: str) -> str:
+    """Return the text with ``|`` escaped, which would end a cell of a table."""
     return text.replace("|", "\\|")
 
 
-def _between(value: float | None, low: float | None, high: float | None) -> str:
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return number(value)
     return f"{value:.3g} [{low:.3g}, {high:.3g}]".replace("-", "−")
@@ -179,10 +217,7 @@ def _p(value: float | None) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
-def _kept(condition: ConditionResult) -> float | None:
-    kept = [len(record["kept_tokens"]) for record in condition.records.selections if "kept_tokens" in record]
-    return float(np.mean(kept)) if kept else None
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
+def _tokens_kept(condition: ConditionResult) -> float | None:
+    """Return the mean number of tokens kept per ON sample."""
+    counts = [len(record["kept_tokens"]) for record in condition.records.selections if "kept_tokens" in record]
+    return float(np.mean(counts)) if counts else None

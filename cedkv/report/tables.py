@@ -1,5 +1,5 @@
-"""Tables for the MLflow UI, one plain value a cell. Its compare view groups by the first column, ``sample_id``, and shows the
-second one side by side at first, so that is one in which runs differ.
+"""Tables for the MLflow UI, one plain value per cell. Its compare view groups by the first column, ``sample_id``, and shows the
+second one side by side at first, so the second column is one in which runs differ.
 """
 
 from __future__ import annotations
@@ -11,28 +11,51 @@ import numpy as np
 import pandas as pd
 
 from cedkv import selectors
+from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.values import Record
 
 _ON = (
-    "sample_id", "token_select", "query_text", "answer_text", "correct_base", "correct_teacher", "correct_select",
-    "correct_random_mean", "token_base", "token_teacher", "answer_logprob_base", "answer_logprob_teacher",
-    "answer_logprob_select", "phase2_answer_logprob_gain", "phase2_delta_on_select", "kl_base_teacher",
-    "kl_select_teacher", "kl_random_teacher_mean", "rel_kl_to_teacher", "phase2_selection_score_attention",
-    "phase2_selection_score_causal_drop", "spans",
-)  # fmt: skip
+    "sample_id",
+    "token_select",
+    "query_text",
+    "answer_text",
+    "correct_base",
+    "correct_teacher",
+    "correct_select",
+    "correct_random_mean",
+    "token_base",
+    "token_teacher",
+    "answer_logprob_base",
+    "answer_logprob_teacher",
+    "answer_logprob_select",
+    "phase2_answer_logprob_gain",
+    "phase2_delta_on_select",
+    "kl_base_teacher",
+    "kl_select_teacher",
+    "kl_random_teacher_mean",
+    "rel_kl_to_teacher",
+    "phase2_selection_score_attention",
+    "phase2_selection_score_causal_drop",
+    "spans",
+)
 _OFF = ("sample_id", "phase2_delta_off_select", "prompt_text", "state_of", "same_token", "token_base", "token_select")
 
 
 def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame:
-    """One row an ON sample; tokens as text; random trials as their mean. Records may come from disk, one at a time."""
+    """Return one row per ON sample, with tokens as text and random trials as their mean.
+
+    Args:
+        on, selections: in the same order; they are read one at a time, so that they may come from disk.
+    """
     rows = []
     for record, selection in zip(on, selections, strict=True):
         row = dict(record)
         row["query_text"], row["answer_text"] = selection["query_text"], selection["answer_text"]
         row["spans"] = " ".join(f"{span['start']}:{span['end']}" for span in selection["spans"])
-        for name in ("correct_random", "kl_random_teacher"):
-            row[f"{name}_mean"] = float(np.mean(record[name])) if record[name] else None
+        for quantity in (ACCURACY, KL_TO_TEACHER):
+            column = quantity.column("random")
+            row[f"{column}_mean"] = float(np.mean(record[column])) if record[column] else None
         for arm, top in record["topk"].items():
             row[f"token_{arm}"] = top[0]["text"]
         rows.append({name: row.get(name) for name in _ON})
@@ -40,27 +63,30 @@ def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame
 
 
 def off_table(off: Sequence[Record], token_text: Callable[[int], str]) -> pd.DataFrame:
-    """One row an OFF prompt; tokens as text."""
+    """Return one row per OFF prompt, with tokens as text."""
     return _table([row | {name: token_text(row[name]) for name in ("token_base", "token_select")} for row in off], _OFF)
 
 
 def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
-    """One row a condition: what it is, its main figures, its verdicts, its run."""
+    """Return one row per condition: label and kind, main metrics, verdicts, run."""
     columns = {
-        "acc_select": "phase2_on_acc_student_select", "acc_random": "phase2_on_acc_student_random_mean",
-        "acc_base": "phase2_on_acc_base", "acc_teacher": "phase2_on_acc_teacher",
-        "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select", "off_delta_p99": "phase2_off_delta_p99_select",
+        "acc_select": "phase2_on_acc_student_select",
+        "acc_random": "phase2_on_acc_student_random_mean",
+        "acc_base": "phase2_on_acc_base",
+        "acc_teacher": "phase2_on_acc_teacher",
+        "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select",
+        "off_delta_p99": "phase2_off_delta_p99_select",
         "delta_on": "phase2_delta_on_mean_select",
-    }  # fmt: skip
+    }
     rows = []
     for result in results:
-        figures: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
-        verdicts = {gate: verdict_word(value) for gate, value in result.results.verdicts.items()}
+        metrics: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
+        verdicts = {gate: verdict_word(passed) for gate, passed in result.results.verdicts.items()}
         rows.append(
             {
                 "condition": result.label,
                 "kind": selectors.kind(result.config.select.mode),
-                **figures,
+                **metrics,
                 **verdicts,
                 "run_id": result.run_id,
             }
@@ -69,5 +95,6 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
 
 
 def _table(rows: Sequence[Record], columns: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with those columns that hold a value in any row."""
     present = [name for name in columns if any(row.get(name) is not None for row in rows)]
     return pd.DataFrame([{name: row.get(name) for name in present} for row in rows], columns=present or ["sample_id"])

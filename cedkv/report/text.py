@@ -1,4 +1,4 @@
-"""The verdict in words: for the console and, as markdown, for the run's description."""
+"""The verdict of a run in words: for the console and, as markdown, for the run's description in MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cedkv.core.text import escape_markdown, number
 
 
 def run_name(config: Phase2Config, phase: str) -> str:
-    """A name that tells runs apart in a list."""
+    """Return a name that tells runs apart in a list: ``attention_diversity_span · compact · seed 42``."""
     start = "gate A" if phase == "1.5" else config.select.mode
     parts: list[str] = [start, config.injection.positioning_mode]
     if config.prefix.kv_source != "prefill":
@@ -26,16 +26,19 @@ def run_name(config: Phase2Config, phase: str) -> str:
     return " · ".join([*parts, f"seed {config.seed}"])
 
 
-def about(config: Phase2Config, n_on: int, n_off: int) -> str:
-    """Model, dtype and sizes."""
+def describe_run(config: Phase2Config, n_on: int, n_off: int) -> str:
+    """Return model, dtype and numbers of samples."""
     return f"{config.model.id}, {config.runtime.torch_dtype}, {n_on} ON, {n_off} OFF"
 
 
 def accuracies(results: Results) -> str:
-    """One line: accuracy of every arm."""
+    """Return one line with the accuracy of every arm."""
     m = results.metrics
-    parts = [f"base {number(m['phase2_on_acc_base'])}", f"teacher {number(m['phase2_on_acc_teacher'])}",
-             f"select {number(m['phase2_on_acc_student_select'])}"]  # fmt: skip
+    parts = [
+        f"base {number(m['phase2_on_acc_base'])}",
+        f"teacher {number(m['phase2_on_acc_teacher'])}",
+        f"select {number(m['phase2_on_acc_student_select'])}",
+    ]
     if m["phase2_on_acc_student_random_mean"] is not None:
         spread = number(m["phase2_on_acc_student_random_std"])
         parts.append(f"random {number(m['phase2_on_acc_student_random_mean'])} ± {spread}")
@@ -43,14 +46,14 @@ def accuracies(results: Results) -> str:
 
 
 def console(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
-    """The verdict table printed at the end of a run."""
+    """Return the table of verdicts that is printed at the end of a run."""
     rows = [("gate", "check", "observed", "limit", "n", "verdict")]
     rows += [
         (c.gate, c.name, number(c.observed), f"{c.relation} {number(c.limit)}", str(c.n), c.verdict) for c in results.checks
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    lines = ["", f"{run_name(config, results.phase)}   ({about(config, n_on, n_off)})",
-             f"accuracy   {accuracies(results)}", ""]  # fmt: skip
+    head = f"{run_name(config, results.phase)}   ({describe_run(config, n_on, n_off)})"
+    lines = ["", head, f"accuracy   {accuracies(results)}", ""]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "   ".join(f"{name}: {verdict_word(value).upper()}" for name, value in results.verdicts.items())]
     lines += [f"  {check.name} does not pass: {explain(check)}" for check in results.checks if check.verdict != "pass"]
@@ -58,18 +61,25 @@ def console(config: Phase2Config, results: Results, n_on: int, n_off: int) -> st
 
 
 def explain(check: Check) -> str:
-    """Why a check does not pass, in one clause."""
+    """Return the reason why a check does not pass, in one clause."""
     if check.verdict == "insufficient":
         return f"not enough to decide (observed {number(check.observed)}, limit {number(check.limit)}, n = {check.n})"
-    return f"wanted: {check.meaning}; {number(check.observed)} {check.unit} is not {check.relation} {number(check.limit)}"
+    return f"required: {check.meaning}; {number(check.observed)} {check.unit} is not {check.relation} {number(check.limit)}"
 
 
 def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> str:
-    """The run's description in the MLflow UI."""
+    """Return the run's description in the MLflow UI."""
     verdicts = " · ".join(f"{name} **{verdict_word(value)}**" for name, value in results.verdicts.items())
-    lines = [f"### {verdicts}", "", escape_markdown(about(config, n_on, n_off)), "",
-             f"Accuracy: {accuracies(results)}", "", "| gate | check | observed | limit | n | verdict |",
-             "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
+    lines = [
+        f"### {verdicts}",
+        "",
+        escape_markdown(describe_run(config, n_on, n_off)),
+        "",
+        f"Accuracy: {accuracies(results)}",
+        "",
+        "| gate | check | observed | limit | n | verdict |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
     lines += [
         f"| {c.gate} | {c.name} | {number(c.observed)} | {c.relation} {number(c.limit)} | {c.n} | {c.verdict} |"
         for c in results.checks
@@ -79,20 +89,23 @@ def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> s
 
 
 def aligned(table: pd.DataFrame) -> str:
-    """The table for the console: words to the left, figures to the right, four digits."""
-    shown = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
-    figures = set(shown.select_dtypes("number"))
+    """Return the table of conditions for the console: text aligned left, numbers right with four digits."""
+    printed = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
+    numeric = set(printed.select_dtypes("number"))
     columns = []
-    for name in shown:
-        cells = [name, *(number(None if pd.isna(value) else value) if name in figures else str(value) for value in shown[name])]
+    for name in printed:
+        if name in numeric:
+            cells = [name, *(number(None if pd.isna(value) else value) for value in printed[name])]
+        else:
+            cells = [name, *map(str, printed[name])]
         width = max(map(len, cells))
-        columns.append([cell.rjust(width) if name in figures else cell.ljust(width) for cell in cells])
+        columns.append([cell.rjust(width) if name in numeric else cell.ljust(width) for cell in cells])
     levels = f"base {number(table['acc_base'][0])}   teacher {number(table['acc_teacher'][0])}"
     return "\n".join([f"accuracy   {levels}", "", *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
 
 
-def remark(row: Mapping[str, Any]) -> str | None:
-    """What a reader of the console must not miss: a known relation that does not hold, an equality that is broken."""
+def console_note(row: Mapping[str, Any]) -> str | None:
+    """Return a note for the console where a known relation does not hold, or identical results differ; otherwise None."""
     if row.get("here") == "does not hold":
         return f"note     does not hold here: {row['relation']} ({row['figures']})"
     if row.get("verdict", "pass") != "pass":

@@ -31,7 +31,7 @@ from cedkv.report.figures.plotting import save_png, to_svg
 from cedkv.report.page.render import comparison_page
 from cedkv.report.summary import summary_markdown
 from cedkv.report.tables import conditions_table
-from cedkv.report.text import aligned, remark
+from cedkv.report.text import aligned, console_note
 from cedkv.runs import manifest, tracking
 from cedkv.runs.estimate import duration, teacher_tokens, tokens
 from cedkv.runs.journal import Journal
@@ -160,7 +160,7 @@ def _publish(
     job.entry.set_results(metrics, tags, summary_markdown(name, results, compared, asked, known, equal, limit=7900))
     click.echo(f"\n{aligned(table)}\n")
     for row in (*known, *equal):
-        if (word := remark(row)) is not None:
+        if (word := console_note(row)) is not None:
             click.echo(word)
     click.echo(f"best     {tags['best']}\nrule     {rule}")
     click.echo(f"files    {folder}/report.html (and summary.md, comparison.json, figures/)")

@@ -1,8 +1,8 @@
 """``report.html``: a run, or a comparison of runs, as one file that needs no network and no server.
 
-Verdicts and tables are HTML made here; the sample browser reads the JSON inside the page. Text out of models and samples
-is hostile until shown otherwise: it goes into that JSON only, and from there into text nodes. The page's policy lets no
-script run but its own, by digest.
+Verdicts and tables are HTML made here; the sample browser reads the JSON inside the page. Text from models and samples is
+treated as hostile: it goes into that JSON only, and from there into text nodes. The page's Content-Security-Policy allows
+no script but the page's own, by digest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cedkv.analysis.quantities import QUANTITIES
 from cedkv.analysis.results import ConditionResult, Records, Results, verdict_word
 from cedkv.checks.gates import Check
 from cedkv.config.resolve import to_yaml
@@ -25,14 +26,13 @@ from cedkv.core.files import clean
 from cedkv.core.text import number
 from cedkv.report.page import samples as page_samples
 from cedkv.report.page.samples import SampleIndex, TokenText
-from cedkv.report.text import about, explain, run_name
+from cedkv.report.text import describe_run, explain, run_name
 
 MAX_ROWS = 15
-"""Paired comparisons that are shown without folding those away that are not resolved."""
+"""Paired comparisons up to which those that are not resolved stay unfolded."""
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("tokens.js", "page.js", "sample.js")
-_QUANTITIES = {"kl_to_teacher": "KL to teacher, nats", "off_delta": "KL on OFF prompts, nats"}
 
 
 def run_page(
@@ -44,12 +44,12 @@ def run_page(
     run_id: str,
     token_text: TokenText,
 ) -> str:
-    """The page of one run.
+    """Return the page of one run.
 
     Args:
-        figures: caption -> SVG of our own making; it goes into the page as it is.
-        sources: where ON and OFF samples come from, for the fine print.
-        token_text: a token's text, leading space included.
+        figures: caption -> SVG of ``figures.plotting.to_svg``; it goes into the page unescaped.
+        sources: where the ON and OFF samples come from, shown with the settings.
+        token_text: returns a token's text, leading space included.
     """
     name = run_name(config, results.phase)
     samples = SampleIndex(token_text)
@@ -57,12 +57,12 @@ def run_page(
     return _render(
         "run",
         name,
-        about(config, len(records.on), len(records.off)),
+        describe_run(config, len(records.on), len(records.off)),
         samples,
         figures,
         results=results,
-        comparisons=_paired(results.comparisons),
-        bars=_bars(results.metrics),
+        comparisons=_paired_table(results.comparisons),
+        bars=_accuracy_bars(results.metrics),
         run_id=run_id,
         sources=sources,
         yaml=to_yaml(config),
@@ -79,16 +79,14 @@ def comparison_page(
     figures: dict[str, str],
     token_text: TokenText,
 ) -> str:
-    """The page of several conditions on the same samples.
+    """Return the page of several conditions on the same samples.
 
     Args:
-        comparisons: paired comparisons with left, right, quantity, n, difference, low, high, and where known p, p_holm,
-            verdict, n_needed.
-        questions: what was asked, with its answer in words.
-        relations: known ones: relation, here (a word of ``questions.relations``), figures.
-        equal: what must come out the same: left, right, quantity, largest, limit, floor, verdict.
-        figures: caption -> SVG of our own making; it goes into the page as it is.
-        token_text: a token's text, leading space included.
+        comparisons: rows of ``grid_comparisons``; p, p_holm, verdict and n_needed may be missing.
+        questions, relations: of ``findings``.
+        equal: of ``identical_conditions``.
+        figures: caption -> SVG of ``figures.plotting.to_svg``; it goes into the page unescaped.
+        token_text: returns a token's text, leading space included.
 
     Raises:
         ValueError: there is no condition.
@@ -98,14 +96,15 @@ def comparison_page(
     samples = SampleIndex(token_text)
     for condition in results:
         samples.add(condition.label, condition.config, condition.records, condition.results)
+    first = results[0]
     return _render(
         "comparison",
         name,
-        about(results[0].config, len(results[0].records.on), len(results[0].records.off)) + f", {len(results)} conditions",
+        describe_run(first.config, len(first.records.on), len(first.records.off)) + f", {len(results)} conditions",
         samples,
         figures,
         conditions=results,
-        comparisons=_paired(comparisons),
+        comparisons=_paired_table(comparisons),
         questions=questions,
         relations=relations,
         equal=[clean(row) for row in equal],
@@ -113,7 +112,7 @@ def comparison_page(
     )
 
 
-def _render(kind: str, title: str, about: str, samples: SampleIndex, figures: dict[str, str], **more: Any) -> str:
+def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures: dict[str, str], **context: Any) -> str:
     script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -123,41 +122,47 @@ def _render(kind: str, title: str, about: str, samples: SampleIndex, figures: di
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "word": verdict_word, "explain": explain, "marker": _marker, "places": _places}
+    environment.filters |= {
+        "number": _number,
+        "word": verdict_word,
+        "explain": explain,
+        "bar_position": _bar_position,
+        "places": _places,
+    }
     data = {"kind": kind, "tokens": samples.tokens, "sources": samples.sources, "conditions": samples.conditions}
     return environment.get_template("page.html.j2").render(
         kind=kind,
         title=title,
-        about=about,
+        subtitle=subtitle,
         figures=figures,
         data=embedded(data),
         script=script,
         digest=digest,
-        most=page_samples.MAX_SAMPLES,
+        max_samples=page_samples.MAX_SAMPLES,
         n_on=max(condition["n_on"] for condition in samples.conditions),
         n_off=max(condition["n_off"] for condition in samples.conditions),
-        **more,
+        **context,
     )
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """JSON that is safe inside a ``<script>`` element: ASCII, and no ``<``, ``>`` or ``&``."""
+    """Return JSON that is safe inside a ``<script>`` element: ASCII, and no ``<``, ``>`` or ``&``."""
     text = json.dumps(clean(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _marker(check: Check) -> float | None:
-    """Where the observed value stands, in percent of a bar from 0 to twice the limit; beyond 100 is beyond the bar."""
+def _bar_position(check: Check) -> float | None:
+    """Return the place of the observed value in percent of a bar from 0 to twice the limit; it may lie outside the bar."""
     if check.observed is None or check.limit is None or not (math.isfinite(check.observed) and math.isfinite(check.limit)):
         return None
-    away = check.observed - check.limit
+    distance = check.observed - check.limit
     if check.limit == 0:
-        return 50.0 + math.copysign(51.0, away) * (away != 0)
-    return 50.0 + 50.0 * away / abs(check.limit)
+        return 50.0 + math.copysign(51.0, distance) * (distance != 0)
+    return 50.0 + 50.0 * distance / abs(check.limit)
 
 
-def _bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float | None]]:
-    """Arms that were run, for the accuracy bars: name, what it sees, accuracy, spread over random trials."""
+def _accuracy_bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float | None]]:
+    """Return, for each arm that was run: name, input, accuracy, standard deviation over random trials."""
     arms = (
         ("base", "the query alone", "phase2_on_acc_base"),
         ("random", "prefix of random spans + query", "phase2_on_acc_student_random_mean"),
@@ -165,42 +170,49 @@ def _bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float
         ("teacher", "whole demonstration + query", "phase2_on_acc_teacher"),
     )
     return [
-        (arm, sees, value, metrics["phase2_on_acc_student_random_std"] if arm == "random" else None)
-        for arm, sees, name in arms
-        if (value := metrics[name]) is not None
+        (arm, arm_input, accuracy, metrics["phase2_on_acc_student_random_std"] if arm == "random" else None)
+        for arm, arm_input, metric in arms
+        if (accuracy := metrics[metric]) is not None
     ]
 
 
-def _paired(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rows for the table of paired comparisons, those to fold away where there are many, and which optional columns there are.
+def _paired_table(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the table of paired comparisons. Intervals of one quantity are drawn on one scale, with zero in the middle.
 
-    Intervals of one quantity are drawn on one scale, zero in the middle.
+    Returns:
+        rows: the rows that are always visible.
+        folded: those that are folded away: where there are many, the rows that are not resolved.
+        optional: which of the optional columns there are.
+        better: the better direction of each quantity in the table, in words.
     """
     comparisons = [clean(row) for row in comparisons]
     optional = [name for name in ("p", "p_holm", "verdict", "n_needed") if any(c.get(name) is not None for c in comparisons)]
     ends = ("low", "high", "difference")
     rows = []
     for row in comparisons:
-        alike = [other for other in comparisons if other["quantity"] == row["quantity"]]
-        widest = max(abs(other[end] or 0.0) for other in alike for end in ends)
-        at = {end: 50.0 + 48.0 * row[end] / (widest or 1.0) for end in ends if row[end] is not None}
-        places = 3 - math.floor(math.log10(widest)) if widest else 1
-        what = _QUANTITIES.get(row["quantity"], row["quantity"])
-        rows.append({**row, "what": what, "at": at, "places": max(0, min(6, places))})
-    open_ = [row for row in rows if row.get("verdict") == "not resolved"]
-    if len(rows) <= MAX_ROWS:
-        return {"rows": rows, "rest": [], "optional": optional}
-    return {"rows": [row for row in rows if row not in open_], "rest": open_, "optional": optional}
+        same_quantity = [c for c in comparisons if c["quantity"] == row["quantity"]]
+        largest = max(abs(c[end] or 0.0) for c in same_quantity for end in ends)
+        percent = {end: 50.0 + 48.0 * row[end] / (largest or 1.0) for end in ends if row[end] is not None}
+        places = 3 - math.floor(math.log10(largest)) if largest else 1
+        label = QUANTITIES[row["quantity"]].label_with_unit
+        rows.append({**row, "label": label, "percent": percent, "places": max(0, min(6, places))})
+    present = {row["quantity"] for row in rows}
+    better = [quantity.better for quantity in QUANTITIES.values() if quantity.name in present]
+    table = {"rows": rows, "folded": [], "optional": optional, "better": better}
+    if len(rows) > MAX_ROWS:
+        table["rows"] = [row for row in rows if row.get("verdict") != "not resolved"]
+        table["folded"] = [row for row in rows if row.get("verdict") == "not resolved"]
+    return table
 
 
 def _number(value: float | None) -> str:
-    """Four significant digits with a real minus sign; an exponent keeps its hyphen, so that it can be copied."""
+    """Return four significant digits with a real minus sign; an exponent keeps its hyphen, so that the number can be copied."""
     text = number(value)
     return "−" + text[1:] if text.startswith("-") else text
 
 
 def _places(value: float | None, places: int) -> str:
-    """A signed number with fixed places and a real minus sign."""
+    """Return a signed number with fixed decimal places and a real minus sign."""
     if value is None:
         return "–"
     text = f"{value:+.{places}f}"

@@ -1,5 +1,6 @@
-"""The sample browser's data: every sample under every condition, as the page's script reads it. Tokens go by their id, and
-what conditions share is there once."""
+"""The data of the sample browser: every sample under every condition, as the page's script reads it. Tokens are stored by id,
+and what conditions share is stored once.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 
 MAX_SAMPLES = 500
-"""ON samples, and OFF prompts, of one condition that a page holds; more would make it slow to open."""
+"""Most ON samples, and most OFF prompts, of one condition in a page; with more the page would open slowly."""
 
 TokenText = Callable[[int], str]
-_SIDES = ("base", "teacher", "select")
+_ARMS = ("base", "teacher", "select")
 
 
 class SampleIndex:
-    """The data of the sample browser: conditions, what they share by index, and the text of every token in use."""
+    """Conditions, the sources that they share by index, and the text of every token in use."""
 
     def __init__(self, token_text: TokenText) -> None:
         self._token_text = token_text
@@ -31,8 +32,8 @@ class SampleIndex:
         self.conditions: list[dict[str, Any]] = []
 
     def add(self, label: str, config: Phase2Config, records: Records, results: Results) -> None:
-        """Add a condition: the first ON samples, and the OFF prompts that moved most."""
-        moved = sorted(records.off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
+        """Add a condition: its first ON samples, and the OFF prompts that moved most."""
+        most_moved = sorted(records.off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
         pairs = islice(zip(records.on, records.selections, strict=True), MAX_SAMPLES)  # selections may come from disk
         self.conditions.append(
             {
@@ -42,15 +43,15 @@ class SampleIndex:
                 "p99": _short(results.metrics["phase2_off_delta_p99_select"]),
                 "limit": config.thresholds.off_delta_p99_max,
                 "on": [self._on(record, selection) for record, selection in pairs],
-                "off": [self._off(record) for record in moved[:MAX_SAMPLES]],
+                "off": [self._off(record) for record in most_moved[:MAX_SAMPLES]],
             }
         )
 
     def _on(self, record: Record, selection: Record) -> dict[str, Any]:
         source = {
-            "demo": self._known(selection["demo_token_ids"]),
-            "query": self._known(selection["query_token_ids"]),
-            "answer": self._known([selection["answer_token_id"]])[0],
+            "demo": self._tokens(selection["demo_token_ids"]),
+            "query": self._tokens(selection["query_token_ids"]),
+            "answer": self._token(selection["answer_token_id"]),
             "kinds": [kind[0] for kind in selection["token_kinds"]],
             "scores": [_short(score) for score in selection["scores"]],
             "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
@@ -61,9 +62,9 @@ class SampleIndex:
             "id": record["sample_id"],
             "source": self._share(source),
             "prefix_of": selection.get("prefix_of", record["sample_id"]),
-            "arms": {arm: self._arm(record, arm) for arm in _SIDES},
+            "arms": {arm: self._arm(record, arm) for arm in _ARMS},
             "random": [
-                {"token": self._known([token])[0], "right": right, "logprob": _short(logprob), "kl": _short(divergence)}
+                {"token": self._token(token), "right": right, "logprob": _short(logprob), "kl": _short(divergence)}
                 for token, right, logprob, divergence in zip(
                     record["token_random"],
                     record["correct_random"],
@@ -83,13 +84,12 @@ class SampleIndex:
 
     def _arm(self, record: Record, arm: str) -> dict[str, Any]:
         return {
-            "token": self._known([record[f"token_{arm}"]])[0],
+            "token": self._token(record[f"token_{arm}"]),
             "right": record[f"correct_{arm}"],
             "logprob": _short(record[f"answer_logprob_{arm}"]),
             "kl": _short(record.get(f"kl_{arm}_teacher")),
             "top": [
-                [self._known([entry["token_id"]])[0], _short(math.exp(entry["logprob"] or 0.0))]
-                for entry in record["topk"][arm]
+                [self._token(entry["token_id"]), _short(math.exp(entry["logprob"] or 0.0))] for entry in record["topk"][arm]
             ],
         }
 
@@ -97,20 +97,23 @@ class SampleIndex:
         return {
             "id": record["sample_id"],
             "delta": _short(record["phase2_delta_off_select"]),
-            "base": self._known([record["token_base"]])[0],
-            "select": self._known([record["token_select"]])[0],
+            "base": self._token(record["token_base"]),
+            "select": self._token(record["token_select"]),
             "state": record["state_of"],
-            "prompt": self._known(record["token_ids"]),
+            "prompt": self._tokens(record["token_ids"]),
         }
 
-    def _known(self, ids: Sequence[int]) -> list[int]:
-        for token in ids:
-            if token not in self.tokens:
-                self.tokens[token] = self._token_text(token)
-        return list(ids)
+    def _token(self, token: int) -> int:
+        """Return the token id, and store the token's text."""
+        if token not in self.tokens:
+            self.tokens[token] = self._token_text(token)
+        return token
+
+    def _tokens(self, tokens: Sequence[int]) -> list[int]:
+        return [self._token(token) for token in tokens]
 
     def _share(self, source: Record) -> int:
-        """Index of a source; conditions that ask the same of the same sample share one."""
+        """Return the index of a source; conditions with the same tokens and scores for a sample share one."""
         key = json.dumps(source)
         if key not in self._index:
             self._index[key] = len(self.sources)
@@ -119,5 +122,5 @@ class SampleIndex:
 
 
 def _short(value: float | None) -> float | None:
-    """Four significant digits, which is what the page shows; None for what is missing or not finite."""
+    """Return four significant digits, as the page shows them; None for a missing value or one that is not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

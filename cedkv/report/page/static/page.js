@@ -1,5 +1,5 @@
 
-// The sample browser: what is chosen, its place in the address (#filter=...&sample=...), the list, the keys.
+// The sample browser: the reader's choices, kept in the address (#filter=...&sample=...), the list of samples, the keys.
 
 const CHOICE = { condition: "0", filter: "all", query: "", sample: "", state: "0", scores: "", changed: "", theme: "" };
 const choice = { ...CHOICE };
@@ -27,20 +27,20 @@ const everywhere = (id) => byId.map((samples) => samples.get(id)).filter(Boolean
 const condition = () => data.conditions[Number(choice.condition)];
 let shown = [];
 
-/** Text a search looks through: id, demonstration, query, answer and what was answered. */
+/** Return the text that a search looks through: id, demonstration, query, answer and the arms' answers. */
 function haystack(sample) {
-  const said = Object.values(sample.arms).map((arm) => data.tokens[arm.token]);
-  return [sample.id, data.sources[sample.source].text, ...said].join("\n").toLowerCase();
+  const answers = Object.values(sample.arms).map((arm) => data.tokens[arm.token]);
+  return [sample.id, data.sources[sample.source].text, ...answers].join("\n").toLowerCase();
 }
 
 function readAddress() {
   const hash = location.hash.slice(1);
   if (hash && !hash.includes("=")) return; // a section of the page
-  const given = Object.fromEntries(new URLSearchParams(hash));
-  for (const name of Object.keys(CHOICE)) choice[name] = given[name] ?? CHOICE[name];
+  const parameters = Object.fromEntries(new URLSearchParams(hash));
+  for (const name of Object.keys(CHOICE)) choice[name] = parameters[name] ?? CHOICE[name];
 }
 
-/** Keep the address a link to what is seen; where a frame forbids it, do without. */
+/** Write the choices into the address, so that it links to what is shown; some frames forbid that. */
 function writeAddress() {
   const changed = Object.entries(choice).filter(([name, value]) => value !== CHOICE[name]);
   try {
@@ -48,7 +48,7 @@ function writeAddress() {
   } catch { /* a sandboxed frame */ }
 }
 
-/** Fill a select, and fall back to its first entry when the address asks for one that is not there. */
+/** Fill a select element; its first entry is chosen when the address names an entry that does not exist. */
 function offer(name, entries) {
   if (!entries.some(([key]) => key === choice[name])) choice[name] = entries[0][0];
   $(name).replaceChildren(...entries.map(([key, text]) => el("option", { value: key }, text)));
@@ -60,8 +60,8 @@ function drawControls() {
   offer("condition", data.conditions.map((c, i) => [String(i), visible(c.label)]));
   const samples = condition().on;
   const trials = Math.max(0, ...samples.map((sample) => sample.random.length));
-  const sensible = (name) => (trials || !name.includes("random")) && (data.conditions.length > 1 || name !== "select_differs");
-  offer("filter", Object.entries(FILTERS).filter(([name]) => sensible(name))
+  const applies = (name) => (trials || !name.includes("random")) && (data.conditions.length > 1 || name !== "select_differs");
+  offer("filter", Object.entries(FILTERS).filter(([name]) => applies(name))
     .map(([name, [text, test]]) => [name, text + " (" + samples.filter(test).length + ")"]));
   offer("state", [["0", "select"], ...Array.from({ length: trials }, (_, i) => [String(i + 1), "random, trial " + (i + 1)])]);
   $("query").value = choice.query;
@@ -69,9 +69,9 @@ function drawControls() {
 }
 
 function drawList() {
-  const wanted = choice.query.trim().toLowerCase();
+  const words = choice.query.trim().toLowerCase();
   const samples = condition().on;
-  shown = samples.filter((sample) => FILTERS[choice.filter][1](sample) && (!wanted || haystack(sample).includes(wanted)));
+  shown = samples.filter((sample) => FILTERS[choice.filter][1](sample) && (!words || haystack(sample).includes(words)));
   $("count").textContent = shown.length + " of " + samples.length + (samples.length === 1 ? " sample" : " samples");
   $("list").replaceChildren(...shown.map((sample) => el("li", {}, listed(sample))));
   if (!shown.some((sample) => sample.id === choice.sample)) choice.sample = shown.length ? shown[0].id : "";
@@ -80,19 +80,19 @@ function drawList() {
 function listed(sample) {
   const arms = ["base", "teacher", "select"];
   const randoms = sample.random.filter((trial) => trial.right).length + "/" + sample.random.length;
-  const spoken = arms.map((arm) => arm + (right(sample, arm) ? " right" : " wrong")).join(", ");
+  const description = arms.map((arm) => arm + (right(sample, arm) ? " right" : " wrong")).join(", ");
   const button = el("button", { type: "button", tabindex: "-1", "data-id": sample.id },
     el("span", { class: "id" }, plain(sample.id)),
     ...arms.map((arm) => el("span", { class: right(sample, arm) ? "right" : "wrong", "aria-hidden": "true" }, right(sample, arm) ? "✓" : "✗")),
     el("span", { "aria-hidden": "true", class: "trials" }, sample.random.length ? randoms : "–"),
-    el("span", { class: "hidden" }, ", " + spoken + (sample.random.length ? ", random " + randoms + " right" : "")));
+    el("span", { class: "hidden" }, ", " + description + (sample.random.length ? ", random " + randoms + " right" : "")));
   button.addEventListener("click", () => choose(sample.id));
   return button;
 }
 
 /** Mark the chosen sample in the list, and draw it. */
 function drawChosen() {
-  const at = shown.findIndex((sample) => sample.id === choice.sample);
+  const position = shown.findIndex((sample) => sample.id === choice.sample);
   for (const button of $("list").querySelectorAll("button")) {
     const current = button.dataset.id === choice.sample;
     button.tabIndex = current ? 0 : -1;
@@ -103,10 +103,10 @@ function drawChosen() {
     if (top < box.scrollTop) box.scrollTop = top;
     else if (top + button.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top + button.offsetHeight - box.clientHeight;
   }
-  $("previous").disabled = at <= 0;
-  $("next").disabled = at < 0 || at === shown.length - 1;
-  $("position").textContent = at < 0 ? "no sample" : at + 1 + " of " + shown.length;
-  drawSample($("sample"), at < 0 ? null : shown[at]);
+  $("previous").disabled = position <= 0;
+  $("next").disabled = position < 0 || position === shown.length - 1;
+  $("position").textContent = position < 0 ? "no sample" : position + 1 + " of " + shown.length;
+  drawSample($("sample"), position < 0 ? null : shown[position]);
 }
 
 function choose(id) {
@@ -116,10 +116,10 @@ function choose(id) {
 }
 
 function step(by) {
-  const at = shown.findIndex((sample) => sample.id === choice.sample) + by;
-  if (at < 0 || at >= shown.length) return;
+  const position = shown.findIndex((sample) => sample.id === choice.sample) + by;
+  if (position < 0 || position >= shown.length) return;
   const fromList = $("list").contains(document.activeElement);
-  choose(shown[at].id);
+  choose(shown[position].id);
   if (fromList) $("list").querySelector("[aria-current]").focus({ preventScroll: true });
 }
 
@@ -151,7 +151,7 @@ function drawTheme() {
 function keys(event) {
   const target = event.target;
   if (event.ctrlKey || event.metaKey || event.altKey || target.matches("input, select")) return;
-  const arrows = !target.matches(".scroll"); // there they scroll
+  const arrows = !target.matches(".scroll"); // in a scrollable region the arrows scroll
   const inList = $("list").contains(target);
   const by = { j: 1, k: -1, ArrowRight: arrows && 1, ArrowLeft: arrows && -1, ArrowDown: inList && 1, ArrowUp: inList && -1 }[event.key];
   if (!by) return;

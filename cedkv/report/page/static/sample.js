@@ -7,7 +7,7 @@ const scroll = (label, child) => el("div", { class: "scroll", role: "region", ta
 
 function drawSample(box, sample) {
   if (!sample) {
-    box.replaceChildren(el("p", { class: "none", id: "sample-name" }, "No sample matches. Another filter, or an empty search, shows more."));
+    box.replaceChildren(el("p", { class: "none", id: "sample-name" }, "No sample matches. Another filter or an empty search shows more."));
     return;
   }
   const source = data.sources[sample.source];
@@ -33,7 +33,7 @@ function drawSample(box, sample) {
     el("h4", {}, "Demonstration ", foreign ? ["of ", plain(sample.prefix_of)] : null,
       el("small", {}, kept + " of " + data.sources[(owner || sample).source].demo.length + " tokens kept, " + slots + " slots")),
     foreign ? el("p", { class: "note" }, "The prefix of another sample is injected here. "
-      + (owner ? "Below is that sample's demonstration, with its own attention." : "It is not in this page; below is this sample's own demonstration.")) : null,
+      + (owner ? "Below is that sample's demonstration, with the attention measured on it." : "That sample is not in this page; below is this sample's own demonstration.")) : null,
     tokens,
     el("p", { class: "legend" }, el("span", { class: "ramp", "aria-hidden": "true" }),
       "attention, 0 to " + number(most) + " (square root) ", el("span", { class: "t kept first", "aria-hidden": "true" }, "span"),
@@ -67,10 +67,10 @@ function arms(sample, answer) {
 }
 
 function conditions(id, answer) {
-  const lines = data.conditions.map((given, i) => {
+  const lines = data.conditions.map((entry, i) => {
     const sample = byId[i].get(id);
     const here = String(i) === choice.condition;
-    const button = el("button", { type: "button", class: "link", "aria-pressed": String(here) }, plain(given.label));
+    const button = el("button", { type: "button", class: "link", "aria-pressed": String(here) }, plain(entry.label));
     button.addEventListener("click", () => { set("condition", String(i)); $("sample").focus({ preventScroll: true }); });
     if (!sample) return el("tr", {}, el("th", { scope: "row" }, button), el("td", { colspan: "3" }, "not in this page"));
     return el("tr", { class: here ? "here" : null }, el("th", { scope: "row" }, button),
@@ -83,16 +83,16 @@ function conditions(id, answer) {
 const PAGE = 25;
 let offShown = PAGE;
 
-/** How many tokens all prompts begin and end with: a chat template, which is left out of their short form. */
+/** Return how many tokens all prompts begin and end with: a chat template, left out of the short form of a prompt. */
 function shared(prompts) {
   if (prompts.length < 2) return [0, 0];
-  const least = Math.min(...prompts.map((prompt) => prompt.length));
-  const same = (at) => prompts.every((prompt) => prompt.at(at) === prompts[0].at(at));
+  const shortest = Math.min(...prompts.map((prompt) => prompt.length));
+  const same = (i) => prompts.every((prompt) => prompt.at(i) === prompts[0].at(i));
   let head = 0;
-  while (head < least && same(head)) head += 1;
+  while (head < shortest && same(head)) head += 1;
   let tail = 0;
-  while (tail < least - head && same(-1 - tail)) tail += 1;
-  return head + tail < least ? [head, tail] : [0, 0];
+  while (tail < shortest - head && same(-1 - tail)) tail += 1;
+  return head + tail < shortest ? [head, tail] : [0, 0];
 }
 
 function drawOff() {
@@ -100,7 +100,7 @@ function drawOff() {
   const [head, tail] = shared(off.map((sample) => sample.prompt));
   const changed = choice.changed ? off.filter((sample) => sample.base !== sample.select) : off;
   const most = Math.max(...off.map((sample) => sample.delta || 0), 1e-12);
-  const p99At = off.findIndex((sample) => sample.delta === p99);
+  const p99Index = off.findIndex((sample) => sample.delta === p99);
   $("changed").checked = choice.changed !== "";
   $("off-count").textContent = changed.length + " of " + off.length + (off.length === 1 ? " prompt" : " prompts");
   $("off-more").hidden = changed.length <= offShown;
@@ -112,7 +112,7 @@ function drawOff() {
     state.addEventListener("click", () => goTo(sample.state));
     const same = sample.base === sample.select;
     return el("tr", {},
-      el("th", { scope: "row" }, plain(sample.id), off[p99At] === sample ? el("span", { class: "mark" }, "p99") : null,
+      el("th", { scope: "row" }, plain(sample.id), off[p99Index] === sample ? el("span", { class: "mark" }, "p99") : null,
         sample.delta > limit ? el("span", { class: "mark" }, "over the limit") : null,
         el("details", {}, el("summary", {}, el("bdi", {}, head || tail ? "… " : "", visible(short), head || tail ? " …" : "")), row(sample.prompt))),
       el("td", { class: "num" }, number(sample.delta), el("span", { class: "small bar", "aria-hidden": "true" }, bar)),

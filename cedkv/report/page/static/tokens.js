@@ -1,20 +1,20 @@
 "use strict";
-// Elements, numbers and tokens. What is shown goes into text nodes and attributes; nothing is ever parsed as HTML.
+// Elements, numbers and tokens. All text goes into text nodes and attributes; nothing is ever parsed as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
-/** An element; attributes that are null or false are left out, children that are null too, strings become text. */
+/** Return an element; attributes that are null or false and children that are null are left out, strings become text. */
 function el(tag, attributes, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
-    if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
 }
 
-/** Four significant digits, or a dash. */
+/** Return four significant digits, or a dash. */
 function number(value) {
   return value === null || value === undefined ? "–" : String(Number(value.toPrecision(4))).replace(/^-/, "−");
 }
@@ -25,13 +25,13 @@ function percent(value) {
 }
 
 const mean = (values) => {
-  const known = values.filter((value) => value !== null);
-  return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
+  const numbers = values.filter((value) => value !== null);
+  return numbers.length ? numbers.reduce((a, b) => a + b, 0) / numbers.length : null;
 };
 
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu;
 
-/** Text in which nothing is hidden: newlines, leading spaces, control and direction characters have a sign. */
+/** Return the text with visible signs for newlines, leading spaces, control and direction characters. */
 function visible(text) {
   if (text === "") return "⟨empty⟩";
   const spaces = text.length - text.replace(/^ +/, "").length;
@@ -45,28 +45,28 @@ function visible(text) {
 
 const tokenText = (id) => visible(data.tokens[id]);
 
-/** A name or an id, on its own against the direction of what stands around it. */
+/** Return a name or an id, isolated from the text direction around it. */
 const plain = (text) => el("bdi", {}, visible(text));
 
-/** A token by itself, as in a table. */
+/** Return a single token, as in a table. */
 function piece(id, answer) {
   const text = tokenText(id);
   const name = text + " (token id " + id + (id === answer ? ", the answer)" : ")");
   return el("bdi", { class: id === answer ? "piece answer" : "piece", title: name }, text);
 }
 
-/** A tick or a cross that is also a word for those who do not see it. */
+/** Return a tick or a cross, with a word for screen readers. */
 function verdict(right) {
   return el("span", { class: right ? "right" : "wrong" }, el("span", { "aria-hidden": "true" }, right ? "✓" : "✗"),
     el("span", { class: "hidden" }, right ? "right" : "wrong"));
 }
 
-/** Tokens in a row, without scores. */
+/** Return tokens in a row, without scores. */
 const row = (ids) => el("div", { class: "tokens" }, ids.map((id) => el("bdi", { class: "t", title: "token id " + id }, tokenText(id))));
 
 const KINDS = { b: "BOS", i: "input", d: "delimiter", a: "answer" };
 
-/** Where lines of a demonstration end: after an empty line, or, where there is none, after each newline. */
+/** Return, for each token, whether a line ends after it: at empty lines, or, in a text without them, at each newline. */
 function lineEnds(texts) {
   const blank = texts.join("").includes("\n\n");
   let end = "";
@@ -77,20 +77,20 @@ function lineEnds(texts) {
   });
 }
 
-/** The demonstration: colour and title say a token's attention, lines under it the spans that are kept. */
+/** Return the demonstration: colour and title show a token's attention, lines under the tokens the spans that are kept. */
 function demo(source, spans, always, numbers) {
   const counted = source.scores.filter((score, i) => i > 0 && score !== null);
   const most = Math.max(...counted, 1e-12);
   const ends = lineEnds(source.demo.map((id) => data.tokens[id]));
   const parts = [];
   source.demo.forEach((id, i) => {
-    const at = spans.findIndex(([start, end]) => start <= i && i < end);
-    const kept = at >= 0 || always.includes(i);
+    const span = spans.findIndex(([start, end]) => start <= i && i < end);
+    const kept = span >= 0 || always.includes(i);
     const score = source.scores[i];
     const title = ["token " + i, "id " + id, KINDS[source.kinds[i]] || source.kinds[i], "attention " + number(score),
       i === 0 ? "an attention sink, not counted" : null,
-      at >= 0 ? "kept, span " + (at + 1) : kept ? "kept always" : "not kept"].filter(Boolean).join(" · ");
-    const names = ["t", i === 0 ? "sink" : null, kept ? "kept" : null, at >= 0 && spans[at][0] === i ? "first" : null,
+      span >= 0 ? "kept, span " + (span + 1) : kept ? "kept always" : "not kept"].filter(Boolean).join(" · ");
+    const names = ["t", i === 0 ? "sink" : null, kept ? "kept" : null, span >= 0 && spans[span][0] === i ? "first" : null,
       source.kinds[i] === "a" ? "given" : null];
     const token = el("bdi", { class: names.filter(Boolean).join(" "), title }, tokenText(id),
       numbers ? el("small", {}, score === null ? "–" : (100 * score).toFixed(1)) : null);
