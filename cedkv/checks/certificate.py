@@ -217,7 +217,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "rope_types": list(able.rope_types),
         "heads": able.layout,
         "max_positions": able.max_positions,
-        "limits": [each.what for each in able.reaches],
+        "limits": [limit.reason for limit in able.context_limits],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -63,7 +63,7 @@ def probe_samples(lm: LanguageModel) -> list[OnSample]:
     Raises:
         ModelError: the model's reach or vocabulary is too short.
     """
-    reach = min([lm.capabilities.max_positions, *(each.tokens for each in lm.capabilities.reaches)])
+    reach = min([lm.capabilities.max_positions, *(limit.tokens for limit in lm.capabilities.context_limits)])
     size = min(len(lm.tokenizer), lm.model.config.get_text_config().vocab_size)
     special = set(lm.tokenizer.all_special_ids)
     ordinary = [token for token in range(size) if token not in special]
@@ -98,7 +98,7 @@ AttentionMaskInterface.register(WEIGHING, eager_mask)
 @contextmanager
 def left_alone(model: Any, implementation: str = "eager") -> Iterator[None]:
     """The model as transformers gives it: eager attention, torch's own matrix products."""
-    with cpu.plain(model):
+    with cpu.torch_linear(model):
         model.set_attn_implementation(implementation)
         try:
             yield

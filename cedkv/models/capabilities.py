@@ -1,8 +1,8 @@
-"""What a model can do, read from its configuration alone: what does not fit is refused before weights are loaded.
+"""What a model supports, read from its configuration alone: an unsupported model is rejected before weights are loaded.
 
-What is not known to be right is refused, or allowed no further than it is known to be right; what a configuration does not
-say (how keys are rotated, whether the positions given are honoured) is measured on the loaded model, by ``turns`` and by the
-certificate.
+A model that is not known to give correct numbers is rejected, or limited to the lengths where the numbers are known to be
+correct. What a configuration does not say (how keys are rotated, whether ``position_ids`` are honoured) is measured on the
+loaded model, by ``rope_detection`` and by the certificate.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, ModelError
 
 ROPE_TYPES = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional"})
-"""Rope types that are known. The angles of ``dynamic`` and ``longrope`` change with the sequence's length beyond the one
-they were trained with, which no key in a cache can follow: such a model is taken as one of that length."""
-LEARNED = frozenset({"gpt2", "gpt_bigcode", "opt"})
-"""Model types with a learned embedding for each position, which they look up by the position they are given."""
-ALIBI = frozenset({"bloom", "mpt"})
-SPARSE_BEYOND = ("keep_window_size", "index_topk")
-"""Settings of a length beyond which layers choose what they see by content."""
-LAYERS_WITH_KEYS = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-"""Layer types that keep keys and values by head, each with the setting that says how far back it sees; None: all."""
-WORKS = "use a decoder with rotary positions and keys and values in every layer (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
+"""Supported RoPE types. Beyond the training length, the angles of ``dynamic`` and ``longrope`` change with the length of the
+sequence, which cached keys cannot follow: such a model counts as one of its training length."""
+LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "opt"})
+"""Model types with a learned embedding per position, looked up by ``position_ids``."""
+ALIBI_POSITIONS = frozenset({"bloom", "mpt"})
+SPARSE_ATTENTION_SETTINGS = ("keep_window_size", "index_topk")
+"""Settings that give a length beyond which layers choose by content which tokens they attend to."""
+KV_LAYER_TYPES = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Layer types that cache keys and values per head, each with the setting that limits how far back it sees; None: no limit."""
+SUPPORTED_HINT = (
+    "use a decoder with rotary positions and keys and values in every layer (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
+)
 
 
 @dataclass(frozen=True)
 class ContextLimit:
-    """How many tokens a sequence may have, prefix slots included, and what says so."""
+    """The most tokens a sequence may have, prefix slots included, and the reason."""
 
     tokens: int
-    what: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Facts about a model that decide what can be asked of it.
+    """Facts about a model that decide which configurations it supports.
 
-    positions: ``rotary`` keys can be moved by a rotation; ``learned`` positions are in the values too, and cannot.
-    rope_types: those that occur, none for learned positions.
-    max_positions: the model's context length, or the length within which its angles do not change.
-    reaches: limits on prefix slots + tokens, of layers that do not see all.
-    heads, kv_heads: of queries, and of keys and values.
+    positions: ``rotary`` keys can be moved by a rotation; ``learned`` positions are in the values too and cannot be moved.
+    rope_types: the RoPE types that occur, none for learned positions.
+    max_positions: the context length, or the length within which the RoPE angles do not change.
+    context_limits: limits on prefix slots + tokens, from layers that do not see the whole sequence.
+    heads, kv_heads: query heads per layer, and key/value heads per layer.
     """
 
     model_type: str
@@ -57,49 +59,50 @@ class Capabilities:
     positions: Literal["rotary", "learned"]
     rope_types: tuple[str, ...]
     max_positions: int
-    reaches: tuple[ContextLimit, ...]
+    context_limits: tuple[ContextLimit, ...]
     heads: int
     kv_heads: int
 
     @property
     def layout(self) -> str:
-        """MHA, GQA or MQA."""
+        """Name of the head layout: MHA, GQA or MQA."""
         return "MHA" if self.kv_heads == self.heads else "MQA" if self.kv_heads == 1 else "GQA"
 
 
 def read_capabilities(config: Any) -> Capabilities:
-    """Read a Hugging Face configuration.
+    """Read the capabilities from a Hugging Face configuration.
 
     Raises:
-        ModelError: not a decoder with a plain key/value cache and positions that can be given; says all that does not fit,
-            and what would work.
+        ModelError: not a decoder with a standard KV cache and explicit positions; names every problem and what would work.
     """
     try:
         problems = list(_problems(config))
-    except Exception as error:  # what a configuration class of its own may raise when it is asked
+    except Exception as error:  # a custom configuration class may raise anything
         problems = [("configuration", " ".join(f"it cannot be read as that of a decoder: {error}".split())[:200])]
     if problems:
-        rows = "".join(f"\n  {what:<12}  {why}" for what, why in problems)
-        raise ModelError(f"model type {config.model_type!r} is refused before its weights are loaded:{rows}\n{WORKS}")
-    ropes = list(_ropes(config))
+        lines = "".join(f"\n  {aspect:<12}  {reason}" for aspect, reason in problems)
+        raise ModelError(
+            f"model type {config.model_type!r} is rejected before its weights are loaded:{lines}\n{SUPPORTED_HINT}"
+        )
+    rope_settings = list(_rope_settings(config))
     lengths = [config.max_position_embeddings]
-    for rope in ropes:
+    for rope in rope_settings:
         if rope["rope_type"] == "longrope":
             lengths.append(rope["original_max_position_embeddings"])
     return Capabilities(
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
-        positions="learned" if config.model_type in LEARNED else "rotary",
-        rope_types=tuple(sorted({rope["rope_type"] for rope in ropes})),
+        positions="learned" if config.model_type in LEARNED_POSITIONS else "rotary",
+        rope_types=tuple(sorted({rope["rope_type"] for rope in rope_settings})),
         max_positions=int(min(lengths)),
-        reaches=tuple(_reaches(config)),
+        context_limits=tuple(_context_limits(config)),
         heads=config.num_attention_heads,
         kv_heads=_kv_heads(config),
     )
 
 
 def _problems(config: Any) -> Iterator[tuple[str, str]]:
-    """(what, why) of all that keeps this model from being used at all."""
+    """Yield (aspect, reason) for everything that rules this model out."""
     if getattr(config, "is_encoder_decoder", False):
         yield "architecture", "an encoder-decoder: its prompt is not a prefix of its cache"
         return
@@ -123,76 +126,72 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
         yield "cache", "the cache holds latent vectors (MLA), not keys and values by head"
     if getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None):
         yield "cache", "some layers use the keys and values of others"
-    kinds = Counter(_layer_types(config))
-    without = {kind: n for kind, n in kinds.items() if kind not in LAYERS_WITH_KEYS}
-    if without:
-        named = ", ".join(f"{n} x {kind}" for kind, n in sorted(without.items()))
-        yield (
-            "layers",
-            f"{sum(without.values())} of {config.num_hidden_layers} layers keep something else than keys and values ({named})",
-        )
-    if not _open_attention(config):
+    layer_types = Counter(_layer_types(config))
+    without_kv = {name: n for name, n in layer_types.items() if name not in KV_LAYER_TYPES}
+    if without_kv:
+        count, names = sum(without_kv.values()), ", ".join(f"{n} x {name}" for name, n in sorted(without_kv.items()))
+        yield "layers", f"{count} of {config.num_hidden_layers} layers keep something else than keys and values ({names})"
+    if not _uses_attention_interface(config):
         yield "attention", "attention is computed inside the model, not by transformers' interface, so its rows cannot be read"
     yield from _position_problems(config)
 
 
 def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
-    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+    if getattr(config, "alibi", False) or config.model_type in ALIBI_POSITIONS:
         yield "positions", "its positions are ALiBi, a penalty by distance in the cache: kept tokens cannot be placed"
         return
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int) or length < 1:
         yield "positions", "its configuration names no context length (max_position_embeddings)"
-    if config.model_type in LEARNED:
+    if config.model_type in LEARNED_POSITIONS:
         return
-    ropes = list(_ropes(config))
-    if not ropes:
+    rope_settings = list(_rope_settings(config))
+    if not rope_settings:
         yield "positions", "its positions are neither rotary nor of another kind known here, so kept tokens cannot be placed"
-    for rope in ropes:
-        kind = rope.get("rope_type")
-        if kind not in ROPE_TYPES:
-            yield "positions", f"rope type {kind!r} is not known here (known: {', '.join(sorted(ROPE_TYPES))})"
-        elif not _positive(rope.get("rope_theta")):
+    for rope in rope_settings:
+        rope_type = rope.get("rope_type")
+        if rope_type not in ROPE_TYPES:
+            yield "positions", f"rope type {rope_type!r} is not known here (known: {', '.join(sorted(ROPE_TYPES))})"
+        elif not _is_positive(rope.get("rope_theta")):
             yield "positions", f"rope_theta = {rope.get('rope_theta')!r} is no frequency base"
-        elif kind == "longrope" and not _positive(rope.get("original_max_position_embeddings")):
+        elif rope_type == "longrope" and not _is_positive(rope.get("original_max_position_embeddings")):
             yield "positions", "longrope without original_max_position_embeddings: where its angles change is not known"
 
 
-def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The rotary settings: one for all layers, or one a layer type (None: such layers have no positions)."""
-    found = getattr(config, "rope_parameters", None)
-    if not isinstance(found, dict):
+def _rope_settings(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield the RoPE settings: one for all layers, or one per layer type (None: layers of that type have no positions)."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
         return
-    nested = [value for value in found.values() if isinstance(value, dict)]
-    for rope in nested or ([found] if found.get("rope_theta") is not None else []):
+    per_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in per_layer_type or ([parameters] if parameters.get("rope_theta") is not None else []):
         yield {"rope_type": rope.get("type", "default"), **rope}
 
 
-def _positive(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
 
 
 def _layer_types(config: Any) -> list[str]:
-    """The type of every layer; where the configuration has no list, what it implies."""
-    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    if named:
-        return ["full_attention" if kind == "attention" else str(kind) for kind in named]
+    """Return the type of every layer; where the configuration lists none, the type that it implies for all."""
+    listed = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if listed:
+        return ["full_attention" if name == "attention" else str(name) for name in listed]
     implied = "full_attention"
-    for kind, setting in LAYERS_WITH_KEYS.items():
+    for name, setting in KV_LAYER_TYPES.items():
         if setting is not None and getattr(config, setting, None) and getattr(config, "use_sliding_window", True):
-            implied = kind
+            implied = name
     return [implied] * config.num_hidden_layers
 
 
-def _reaches(config: Any) -> Iterator[ContextLimit]:
-    kinds = Counter(_layer_types(config))
-    for kind, setting in LAYERS_WITH_KEYS.items():
+def _context_limits(config: Any) -> Iterator[ContextLimit]:
+    layer_types = Counter(_layer_types(config))
+    for name, setting in KV_LAYER_TYPES.items():
         size = getattr(config, setting, None) if setting is not None else None
-        if kinds[kind] and size:
-            yield ContextLimit(
-                int(size) - 1, f"{kinds[kind]} of {config.num_hidden_layers} layers see {size} tokens ({setting})"
-            )
-    for setting in SPARSE_BEYOND:
+        if layer_types[name] and size:
+            reason = f"{layer_types[name]} of {config.num_hidden_layers} layers see {size} tokens ({setting})"
+            yield ContextLimit(int(size) - 1, reason)
+    for setting in SPARSE_ATTENTION_SETTINGS:
         size = getattr(config, setting, None)
         if isinstance(size, int) and size > 0:
             yield ContextLimit(size, f"layers choose what they see beyond {size} tokens ({setting})")
@@ -204,20 +203,20 @@ def _kv_heads(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
-def _open_attention(config: Any) -> bool:
-    """Whether the model's code asks transformers' attention interface for its attention; True where the code is not known."""
+def _uses_attention_interface(config: Any) -> bool:
+    """Return whether the model computes attention through transformers' attention interface; True for unknown model code."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return True
-    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def unsupported_reason(capabilities: Capabilities, kv_source: str, positioning: str) -> str | None:
-    """Why K/V of this source cannot be placed like this; None where they can, as far as the configuration says.
+    """Return why K/V of this source cannot be placed like this; None if they can, as far as the configuration says.
 
-    ``prefill`` runs tokens at the positions they get, and ``gather`` at ``absolute`` leaves keys where they are: both need
-    positions that can be given. ``gather`` at ``compact`` moves keys, which only a rotation does. ``layer_scope.injection``
-    hides slots from layers, which attention computed here can always do.
+    ``prefill`` runs tokens at their assigned positions and ``gather`` at ``absolute`` leaves keys where they are: both need
+    only explicit positions. ``gather`` at ``compact`` moves keys, which only a rotation can do. ``layer_scope.injection``
+    hides slots from layers, which the attention of ``kv.attention`` supports for every model.
     """
     if kv_source == "gather" and positioning == "compact" and capabilities.positions != "rotary":
         return f"it moves keys to other positions, and {capabilities.positions} positions cannot be moved"
@@ -225,11 +224,11 @@ def unsupported_reason(capabilities: Capabilities, kv_source: str, positioning: 
 
 
 def check_supported(capabilities: Capabilities, config: Phase2Config) -> None:
-    """Refuse a configuration that this model cannot carry out.
+    """Raise if this model cannot carry out the configuration.
 
     Raises:
-        ModelError: source and positioning do not go together on this model; says which do.
-        ConfigError: a layer that does not exist.
+        ModelError: this model does not support the K/V source with the positioning; lists the supported combinations.
+        ConfigError: a layer scope names a layer beyond the model's last.
     """
     scope_layers(config.layer_scope.selection, capabilities.n_layers, "layer_scope.selection")
     scope_layers(config.layer_scope.injection, capabilities.n_layers, "layer_scope.injection")
@@ -240,28 +239,28 @@ def check_supported(capabilities: Capabilities, config: Phase2Config) -> None:
 
 
 def unsupported_error(capabilities: Capabilities, kv_source: str, positioning: str, reason: str) -> ModelError:
-    """The refusal of a source and positioning, with those that are possible."""
-    rows = "".join(
+    """Return the error that rejects a K/V source with a positioning and lists the supported combinations."""
+    lines = "".join(
         f"\n  prefix.kv_source={source:<8} injection.positioning_mode={mode:<9} "
-        f"{'rejected' if (source, mode) == (kv_source, positioning) else _works(capabilities, source, mode)}"
+        f"{'rejected' if (source, mode) == (kv_source, positioning) else _status(capabilities, source, mode)}"
         for source in ("prefill", "gather")
         for mode in ("compact", "absolute")
     )
     return ModelError(
-        f"prefix.kv_source={kv_source} with injection.positioning_mode={positioning} is refused for model type "
-        f"{capabilities.model_type!r}: {reason}{rows}"
+        f"prefix.kv_source={kv_source} with injection.positioning_mode={positioning} is rejected for model type "
+        f"{capabilities.model_type!r}: {reason}{lines}"
     )
 
 
-def _works(capabilities: Capabilities, kv_source: str, positioning: str) -> str:
+def _status(capabilities: Capabilities, kv_source: str, positioning: str) -> str:
     return unsupported_reason(capabilities, kv_source, positioning) or "works"
 
 
 def scope_layers(scope: str | list[int], n_layers: int, key: str) -> frozenset[int]:
-    """The layers of a scope: ``all``, ``topNN`` (the last ceil(NN % of n_layers)), or a list.
+    """Return the layers of a scope: ``all``, ``topNN`` (the last ceil(NN % of n_layers)), or a list.
 
     Raises:
-        ConfigError: a layer beyond the model's last.
+        ConfigError: the scope names a layer beyond the model's last.
     """
     if isinstance(scope, list):
         beyond = [layer for layer in scope if layer >= n_layers]

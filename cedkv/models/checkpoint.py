@@ -1,4 +1,4 @@
-"""What a checkpoint must hold, and whether code of its own may run; decided before anything of it is loaded."""
+"""What a checkpoint must contain, and whether its own code may run; decided before anything of it is loaded."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from cedkv.config.schema import ModelBlock
 from cedkv.core.errors import ConfigError, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_UNSAFE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+"""Weight files that run code when they are read."""
 
 
-def require_config(folder: Path) -> None:
-    """Refuse a local folder that is no model's. Raises ModelError: no config.json, or none that can be read."""
+def check_config(folder: Path) -> None:
+    """Raise if a local folder holds no model configuration.
+
+    Raises:
+        ModelError: config.json is missing, unreadable, or names no model type.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} is no model folder: it has no config.json (it holds {_names(folder)}). Give the folder that holds "
+            f"{folder} is not a model folder: it has no config.json (it holds {_names(folder)}). Give the folder that holds "
             "config.json, *.safetensors and tokenizer.json; a download may have stopped"
         ) from None
     except (OSError, ValueError) as error:
@@ -32,54 +37,60 @@ def require_config(folder: Path) -> None:
         raise ModelError(f'{folder}/config.json names no model: it needs a "model_type"; take the one of the checkpoint')
 
 
-def require_weights(folder: Path) -> None:
-    """Refuse a local folder without safetensors. Raises ModelError, with how to make them of what is there."""
+def check_weights(folder: Path) -> None:
+    """Raise if a local folder holds no safetensors.
+
+    Raises:
+        ModelError: no safetensors; says how to convert the weights that the folder holds instead.
+    """
     if any(folder.glob("*.safetensors")):
         return
-    others = sorted(path.name for pattern in _OTHERS for path in folder.glob(pattern))
-    if others:
+    unsafe = sorted(path.name for pattern in _UNSAFE_WEIGHTS for path in folder.glob(pattern))
+    if unsafe:
         raise ModelError(
-            f"{folder} holds its weights as {others[0]} alone, and reading that runs what is in it: only safetensors "
-            "are read. If you trust it, convert it where transformers is: "
+            f"{folder} holds its weights only as {unsafe[0]}, and reading that file runs code in it: only safetensors "
+            "are read. If you trust the file, convert it with transformers: "
             'm = AutoModelForCausalLM.from_pretrained("FOLDER", use_safetensors=False); m.save_pretrained("FOLDER")'
         )
     gguf = " GGUF files have to be converted first." if any(folder.glob("*.gguf")) else ""
-    raise ModelError(f"{folder} holds no weights: it needs *.safetensors (it holds {_names(folder)}).{gguf} Download it whole")
+    raise ModelError(
+        f"{folder} holds no weights: it needs *.safetensors (it holds {_names(folder)}).{gguf} Download the complete folder"
+    )
 
 
 def _names(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
-def require_trust(model: ModelBlock, folder: Path | None, written: Callable[[], dict[str, Any]]) -> None:
-    """Refuse a checkpoint's own code, unless it is asked for and is pinned.
+def check_trust(model: ModelBlock, folder: Path | None, read_config: Callable[[], dict[str, Any]]) -> None:
+    """Raise if ``model.trust_remote_code`` is set and the code that would run is not pinned.
 
     Args:
-        folder: of a local model; None for a hub id.
-        written: gives config.json as it stands.
+        folder: the folder of a local model; None for a hub id.
+        read_config: returns the unprocessed content of config.json.
 
     Raises:
-        ConfigError: the code is asked for, and which code that is may change.
-        ModelError: it would come out of another repository, which no revision pins.
+        ConfigError: the revision of a hub model is not a full commit, so its code may change.
+        ModelError: the code comes from another repository, which ``model.revision`` does not pin.
     """
     if not model.trust_remote_code:
         return
     if folder is None and not _COMMIT.fullmatch(model.revision or ""):
         raise ConfigError(
-            f"model.trust_remote_code = true runs code out of {model.id!r}, and model.revision = {model.revision!r} may be "
-            "other code tomorrow: set model.revision (-P model_revision) to the full commit you have read (40 hex digits)"
+            f"model.trust_remote_code = true runs code from {model.id!r}, and model.revision = {model.revision!r} may "
+            "be other code tomorrow: set model.revision (-P model_revision) to the full commit you have read (40 hex digits)"
         )
-    classes = written().get("auto_map")
+    classes = read_config().get("auto_map")
     foreign = [name for name in classes.values() if "--" in str(name)] if isinstance(classes, dict) else []
     if foreign:
         raise ModelError(
-            f"{model.id}: its config.json takes code out of another repository ({foreign[0]}), which model.revision does not "
+            f"{model.id}: its config.json takes code from another repository ({foreign[0]}), which model.revision does not "
             "pin; copy that code into a local folder with the model, and give the folder as model.id"
         )
 
 
 def code_digest(folder: Path) -> str:
-    """sha256 over names and bytes of a folder's Python files: what ``trust_remote_code`` has run from it."""
+    """Return the sha256 over names and bytes of a folder's Python files: the code that ``trust_remote_code`` may run."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
@@ -89,13 +100,13 @@ def code_digest(folder: Path) -> str:
 
 
 def local_folder(model: ModelBlock) -> Path | None:
-    """The folder that ``model.id`` names; None for a hub id."""
+    """Return the folder that ``model.id`` names; None for a hub id."""
     folder = Path(os.path.expanduser(model.id))
     return folder if folder.is_dir() else None
 
 
 def trusted_code(model: ModelBlock) -> str | None:
-    """Which code of the checkpoint's own may run: a commit, or the digest of a folder's Python files; None for none."""
+    """Return which code of the checkpoint may run: a commit, or the digest of a folder's Python files; None if none may."""
     if not model.trust_remote_code:
         return None
     folder = local_folder(model)
@@ -103,6 +114,6 @@ def trusted_code(model: ModelBlock) -> str | None:
 
 
 def trust_tag(model: ModelBlock) -> dict[str, str]:
-    """The tag of runs that execute a checkpoint's own code."""
+    """Return the tag of runs that execute a checkpoint's own code; empty if none is executed."""
     code = trusted_code(model)
     return {} if code is None else {"trust_remote_code": code}

@@ -1,8 +1,9 @@
-"""Matrix products on CPUs: float32 through oneDNN, where the BLAS that torch uses may run at half the processor's speed.
+"""Speed on CPUs: float32 matrix products through oneDNN, and freed memory that is kept.
 
-MKL, the BLAS of torch's x86 builds, takes its AVX2 kernels on processors of other makers; oneDNN, which torch also holds and
-uses for bfloat16, takes AVX-512 on all of them (seen on a Zen 5: 109 against 250 GFLOP/s a core). Both are float32 to the
-same rounding: against a float64 model their logits are equally far away.
+The BLAS that torch uses may run at half the processor's speed: MKL, the BLAS of torch's x86 builds, takes its AVX2 kernels on
+processors of other makers. oneDNN, which torch also contains and uses for bfloat16, takes AVX-512 on all of them (measured on
+a Zen 5: 109 against 250 GFLOP/s per core). Both are float32 with the same rounding: their logits are equally far from those of
+a float64 model.
 """
 
 from __future__ import annotations
@@ -18,53 +19,54 @@ import torch
 
 
 def use_onednn(model: torch.nn.Module) -> bool:
-    """Send the model's float32 ``nn.Linear`` layers through oneDNN; returns whether any was.
+    """Route the model's float32 ``nn.Linear`` layers through oneDNN; return whether any layer changed.
 
-    Nothing changes where it would not help or cannot be had: other devices and dtypes, processors without AVX-512, layers
-    that are quantised or wrapped.
+    Nothing changes where oneDNN would not help or is unavailable: other devices and dtypes, processors without AVX-512,
+    quantised or wrapped layers.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    found = False
+    changed = False
     for module in model.modules():
-        plain = type(module) is torch.nn.Linear and "forward" not in vars(module)
-        if plain and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
-            module.forward = types.MethodType(_linear, module)
-            found = True
-    return found
+        unmodified_linear = type(module) is torch.nn.Linear and "forward" not in vars(module)
+        if unmodified_linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+            module.forward = types.MethodType(_onednn_linear, module)
+            changed = True
+    return changed
 
 
-def _linear(self: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+def _onednn_linear(self: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
 
 
 @contextmanager
-def plain(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the context ``use_onednn`` is undone."""
-    changed = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) is _linear]
+def torch_linear(model: torch.nn.Module) -> Iterator[None]:
+    """Use torch's own matrix products inside the context: ``use_onednn`` is undone."""
+    changed = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) is _onednn_linear]
     for module in changed:
         del module.forward
     try:
         yield
     finally:
         for module in changed:
-            module.forward = types.MethodType(_linear, module)
+            module.forward = types.MethodType(_onednn_linear, module)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""What ``mallopt`` sets, as glibc names it: free bytes that go back to the system, and the size of blocks mapped apart."""
-KEPT, APART = 1 << 30, 1 << 25
-"""1 GB of free memory is kept; 32 MB is the largest size glibc takes."""
+"""Parameters of glibc's ``mallopt``: free bytes beyond which memory returns to the system, and the size from which a block is
+mapped separately."""
+TRIM_BYTES, MMAP_BYTES = 1 << 30, 1 << 25
+"""Keep 1 GB of free memory; 32 MB is the largest mapping threshold that glibc accepts."""
 
 
-def keep_freed() -> None:
-    """Let this process keep memory that it has freed, where the C library is glibc and the user has not set this himself.
+def keep_freed_memory() -> None:
+    """Keep memory that this process has freed, if the C library is glibc and the user has not set the threshold.
 
-    Every pass makes its K/V cache anew. Given back and taken again page by page, that is a page fault for each 4 KB: in 32
-    samples of the quickstart 440,000 of them and a twentieth of the time, against 4,500 when it is kept.
+    Every pass allocates its KV cache anew. If the memory is returned and requested again, every 4 KB page costs a page fault:
+    440,000 of them in 32 samples of the quickstart, a twentieth of the time, against 4,500 when the memory is kept.
     """
     if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
         if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, APART)
-            mallopt(M_TRIM_THRESHOLD, KEPT)
+            mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+            mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)

@@ -1,9 +1,10 @@
-"""How each layer of a model rotates its keys, found by measuring.
+"""Detect by measurement how each layer of a model rotates its keys.
 
-Architectures differ in what they rotate (all of a key or a part, halves or neighbours, forwards or backwards, with other
-frequencies in some layers, or not at all), and a configuration does not say. So it is read off the model: the same tokens
-are run at two places, and each layer's keys at the one must be its keys at the other, turned in one of the known ways. Each
-runs alone: in company, deeper layers would differ by what rounding makes of scores, which is no matter of rotation.
+Architectures differ in what they rotate (the whole key or a part, halves or neighbours, forwards or backwards, with other
+frequencies in some layers, or not at all), and the configuration does not say. So the same tokens are run at two positions,
+and each layer's keys at the second must equal its keys at the first, rotated in one of the known ways. Each token runs alone:
+in a sequence with others, deeper layers would also differ by the rounding of attention scores, which has nothing to do with
+the rotation.
 """
 
 from __future__ import annotations
@@ -18,51 +19,56 @@ from cedkv.kv.cache import Layers, read_cache
 from cedkv.kv.rope import RopeLayout, rerotate_keys
 
 TOKENS, SHIFT = 8, 37
-"""Tokens that are run at two places, and how far these are apart: odd, and beyond the shortest wavelengths."""
+"""How many tokens are run at two positions, and the distance between these: odd, and beyond the shortest wavelengths."""
 
 
 @torch.inference_mode()
-def detect_rope_layouts(model: Any, device: torch.device, reach: int, limit: float) -> tuple[RopeLayout, ...] | None:
-    """How each layer rotates its keys; None when a layer does so in no way known here, so that keys cannot be moved.
+def detect_rope_layouts(
+    model: Any, device: torch.device, max_positions: int, tolerance: float
+) -> tuple[RopeLayout, ...] | None:
+    """Return each layer's rotation; None if a layer rotates in no way known here, so that its keys cannot be moved.
 
     Args:
-        reach: positions the model has.
-        limit: largest |difference| of keys over the largest |key| that rounding may explain.
+        max_positions: positions that the model has.
+        tolerance: the largest relative error of keys (``relative_error``) that rounding may explain.
     """
-    shift = min(SHIFT, reach - TOKENS)
+    shift = min(SHIFT, max_positions - TOKENS)
     if shift < 1:
         return None
     vocabulary = model.config.get_text_config().vocab_size
     ids = (5 + 7 * torch.arange(TOKENS, device=device)[:, None]) % vocabulary
     try:
-        here, there = (_keys(model, ids, start) for start in (0, shift))
+        keys_at_zero, keys_at_shift = (_keys(model, ids, start) for start in (0, shift))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ModelError):
-        return None  # a model that cannot run: the certificate says so, and why
-    turns = torch.full((TOKENS, 1), shift, device=device)
-    found = []
-    for key, moved in zip(here, there, strict=True):
-        tried = [(relative_error(rerotate_keys(key, turns, way), moved), way) for way in _ways(model, key.shape[-1])]
-        error, best = min(tried, key=lambda pair: pair[0])
-        if not error <= limit:  # NaN is no fit
+        return None  # a model that cannot run: the certificate reports that, with the reason
+    shifts = torch.full((TOKENS, 1), shift, device=device)
+    layouts = []
+    for key, shifted in zip(keys_at_zero, keys_at_shift, strict=True):
+        errors = [
+            (relative_error(rerotate_keys(key, shifts, layout), shifted), layout)
+            for layout in _candidate_layouts(model, key.shape[-1])
+        ]
+        error, best = min(errors, key=lambda pair: pair[0])
+        if not error <= tolerance:  # a NaN does not fit either
             return None
-        found.append(best)
-    return tuple(found)
+        layouts.append(best)
+    return tuple(layouts)
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest |difference| over the largest |expected|."""
-    return float((found - expected).float().abs().max() / expected.float().abs().max())
+def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest |measured - expected| over the largest |expected|; both tensors have the same shape."""
+    return float((measured - expected).float().abs().max() / expected.float().abs().max())
 
 
 def _keys(model: Any, ids: torch.Tensor, start: int) -> Layers:
-    """Keys, (T, H_kv, 1, D_h) a layer, of tokens that stand at ``start`` and after it."""
+    """Return the keys, (T, H_kv, 1, D_h) per layer, of T tokens that each run alone, at positions ``start``, start + 1, ..."""
     positions = torch.arange(start, start + len(ids), device=ids.device)[:, None]
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
     return read_cache(output.past_key_values)[0]
 
 
-def _ways(model: Any, dim: int) -> Iterator[RopeLayout]:
-    """Every way a layer could rotate keys of ``dim`` dimensions, with the frequencies this model holds."""
+def _candidate_layouts(model: Any, dim: int) -> Iterator[RopeLayout]:
+    """Yield every way a layer could rotate keys of ``dim`` dimensions with the frequencies that this model holds."""
     yield RopeLayout(torch.empty(0))
     frequencies = {
         tuple(buffer.tolist()): buffer

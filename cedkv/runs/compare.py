@@ -71,7 +71,7 @@ def _run(name: str, config: Phase2Config, conditions: Sequence[Condition], job: 
     check_context(opened.capabilities, samples, configs)
     lm = loading.load(config, opened)
     for each in configs:
-        loading.require_loaded(lm, each)
+        loading.check_loaded(lm, each)
     prints = fingerprint(lm)
     journal = job.open_journal(depends_on(prints, conditions, samples, "2"), [condition.key for condition in conditions])
     certified(lm, prints, configs, [entry])

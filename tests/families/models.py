@@ -154,7 +154,7 @@ def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Cer
         return f"| {family.name} | `{family.model_type}` | refused | {reasons} |", None, None
     lm = loading.load(config)
     found = certify(lm, fingerprint(lm), None)
-    limits = [f"{each.what}: sequences must stay below" for each in lm.capabilities.reaches]
+    limits = [f"{limit.reason}: sequences must stay below" for limit in lm.capabilities.context_limits]
     if {"longrope", "dynamic"} & set(lm.capabilities.rope_types):
         limits.append("sequences within the length the model was first trained with")
     refused = [pair for pair, reason in found.can.items() if reason is not None]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cedkv.core.errors import ModelError
-from cedkv.models.batching import TOKENS, Batching
+from cedkv.models.batching import PASS_TOKENS, Batching
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_every_row_once_and_like_lengths_together() -> None:
 
 
 def test_an_automatic_pass_is_bounded_in_tokens_and_has_a_row_at_least() -> None:
-    limit = TOKENS["cpu"]
+    limit = PASS_TOKENS["cpu"]
     each = limit // 100
     found = passes(Batching(None, CPU), [100] * (2 * each + 1) + [limit // 2] * 3 + [3 * limit])
     assert sorted(i for part in found for i in part) == list(range(2 * each + 5))
@@ -37,7 +37,7 @@ def test_an_automatic_pass_is_bounded_in_tokens_and_has_a_row_at_least() -> None
 
 
 def test_the_last_pass_is_a_quarter_larger_where_that_takes_the_rest() -> None:
-    each = TOKENS["cpu"] // 100
+    each = PASS_TOKENS["cpu"] // 100
     assert [len(part) for part in passes(Batching(None, CPU), [100] * (2 * each + 1))] == [each, each + 1]
     assert [len(part) for part in passes(Batching(None, CPU), [100] * (2 * each + 2))] == [each, each, 2]
 

@@ -42,7 +42,7 @@ def test_refused_by_name_before_weights_are_loaded(
     """Neither weights nor tokenizer are there to be loaded; the message says why, and what would work."""
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     hf_config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"(?s)model type '{kind}' is refused before .*{reason}.*\nuse a decoder with rotary"):
+    with pytest.raises(ModelError, match=f"(?s)model type '{kind}' is rejected before .*{reason}.*\nuse a decoder with rotary"):
         tiny.load(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_refused_by_name_before_weights_are_loaded(
 )
 def test_windows_and_chunks(hf_config: PreTrainedConfig, reach: int | None) -> None:
     """A layer that sees n tokens keeps n - 1 of them besides the one that asks."""
-    found = read_capabilities(hf_config).reaches
+    found = read_capabilities(hf_config).context_limits
     assert [each.tokens for each in found] == ([] if reach is None else [reach])
 
 
@@ -99,11 +99,11 @@ def test_layout_of_heads(heads: int, layout: str) -> None:
 def test_learned_positions_cannot_be_moved_and_the_message_says_what_can(tmp_path: Path) -> None:
     hf.GPT2Config().save_pretrained(tmp_path)
     with pytest.raises(
-        ModelError, match=r"(?s)kv_source=gather with .*=compact is refused for model type 'gpt2': .*learned"
+        ModelError, match=r"(?s)kv_source=gather with .*=compact is rejected for model type 'gpt2': .*learned"
     ) as told:
         tiny.load(tmp_path, "prefix.kv_source=gather")
     rows = [line.split() for line in str(told.value).splitlines()[1:]]
-    assert [row[-1] for row in rows] == ["works", "works", "refused", "works"]
+    assert [row[-1] for row in rows] == ["works", "works", "rejected", "works"]
     found = read_capabilities(hf.GPT2Config())
     for others in (["prefix.kv_source=gather", "injection.positioning_mode=absolute"], ["prefix.kv_source=prefill"]):
         check_supported(found, tiny.config(tmp_path, *others))
@@ -116,7 +116,7 @@ def test_a_window_shorter_than_the_samples_is_refused_before_weights_are_loaded(
     folder = tiny.save(tmp_path / "model", "mistral", sliding_window=32)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(
-        ModelError, match=r"(?s)'mistral' is refused for these samples .*4 of 4 layers see 32 tokens.* 31 can be"
+        ModelError, match=r"(?s)'mistral' is rejected for these samples .*4 of 4 layers see 32 tokens.* 31 can be"
     ):
         run_phase2(tiny.config(folder), "1.5")
 

@@ -64,7 +64,7 @@ def with_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_is_not_run_unless_asked_for(with_code: Path) -> None:
-    message = refused(with_code, "needs code out of its checkpoint .* is not run: model.trust_remote_code is false")
+    message = refused(with_code, "needs code from its checkpoint .* is not run: model.trust_remote_code is false")
     assert "-P trust_remote_code=true" in message
     assert not (with_code.parent / "mark").exists()
 
@@ -97,7 +97,7 @@ def test_code_out_of_a_hub_needs_a_full_commit(revision: str | None, monkeypatch
 
 def test_code_out_of_another_repository_is_refused(with_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(with_code, auto_map={"AutoConfig": "other/code--modeling_mine.MineConfig"})
-    refused(with_code, r"code out of another repository \(other/code--", "model.trust_remote_code=true")
+    refused(with_code, r"code from another repository \(other/code--", "model.trust_remote_code=true")
     assert not (with_code.parent / "mark").exists()
 
 
@@ -111,7 +111,7 @@ def test_runs_without_code_of_a_checkpoint_have_no_tag(folder: Path) -> None:
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    refused(tmp_path, r"no model folder: it has no config\.json \(it holds nothing\)")
+    refused(tmp_path, r"not a model folder: it has no config\.json \(it holds nothing\)")
     (tmp_path / "readme.md").touch()
     refused(tmp_path, r"it holds readme\.md\)")
 
@@ -126,7 +126,7 @@ def test_pickled_weights_alone_say_how_to_convert(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
     assert "use_safetensors=False" in refused(
-        folder, r"its weights as pytorch_model\.bin alone, and reading that runs what is in it"
+        folder, r"its weights only as pytorch_model\.bin, and reading that file runs code in it"
     )
 
 
@@ -146,4 +146,4 @@ def test_sharded_weights_without_generation_config(folder: Path) -> None:
     _, lm = tiny.load(folder)
     assert all(torch.equal(a, b) for a, b in zip(lm.model.parameters(), whole.model.parameters(), strict=True))
     shards[1].unlink()
-    refused(folder, f"cannot be had: .*{shards[1].name}")
+    refused(folder, f"cannot be loaded: .*{shards[1].name}")

@@ -10,10 +10,10 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from cedkv.models.cpu import keep_freed
+from cedkv.models.cpu import keep_freed_memory
 
 if sys.argv[1] == "keep":
-    keep_freed()
+    keep_freed_memory()
 
 def once():
     caches = [torch.zeros(1 << 20) for _ in range(40)]  # 4 MB each, as a layer's K/V

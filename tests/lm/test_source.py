@@ -49,8 +49,8 @@ def refused(name: Path | str, *overrides: str, match: str = "") -> str:
 def test_hub_that_cannot_be_reached_names_the_cause_and_three_ways_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is taken in the model's place."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = refused(name, match=f"model '{name}' cannot be had: .*connect to")
-    assert "No other model is taken in its place" in message
+    message = refused(name, match=f"model '{name}' cannot be loaded: .*connect to")
+    assert "No other model is used in its place" in message
     for way in ("HF_ENDPOINT", "hf auth login", "model_id=/path/to/folder", f"model_id={smollm2.NAME}"):
         assert way in message
 
@@ -90,7 +90,7 @@ def test_weights_that_are_no_weights(folder: Path, content: bytes | None) -> Non
     """A download that stopped, or a clone without git-lfs: an error for the user, not a traceback."""
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    refused(folder, match="cannot be had: .*header")
+    refused(folder, match="cannot be loaded: .*header")
 
 
 class _Bomb:
@@ -103,7 +103,7 @@ def test_pickled_weights_are_refused_unread(folder: Path, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     (folder / WEIGHTS).unlink()
     torch.save({"model.norm.weight": torch.ones(64), "x": _Bomb()}, folder / "pytorch_model.bin")
-    refused(folder, match=r"pytorch_model\.bin alone, and reading that runs what is in it")
+    refused(folder, match=r"pytorch_model\.bin, and reading that file runs code in it")
     assert not Path("pickle-was-read").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_device_that_is_not_there_is_an_error_not_the_cpu(device: str, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda:99")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if device == "cuda:99" else 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=rf"runtime\.device = '{device}' is not there .*; use auto or cpu"):
+    with pytest.raises(ConfigError, match=rf"runtime\.device = '{device}' is not available .*; use auto or cpu"):
         pick_device(device)
 
 

@@ -45,7 +45,7 @@ def test_every_usable_kind_loads_with_a_model(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", zoo.LOSSY)
 def test_kinds_that_lose_text_are_refused(name: str, tmp_path: Path) -> None:
-    refused(tiny.save_with(tmp_path, zoo.made(name)), match="does not give a text back: .*drops case, spaces or line breaks")
+    refused(tiny.save_with(tmp_path, zoo.made(name)), match="does not reproduce a text: .*drops case, spaces or line breaks")
 
 
 def test_lower_case_is_refused(folder: Path) -> None:
@@ -53,7 +53,7 @@ def test_lower_case_is_refused(folder: Path) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save_pretrained(folder)
-    refused(folder, match="does not give a text back: .*Word: blick.* became .*word: blick")
+    refused(folder, match="does not reproduce a text: .*Word: blick.* became .*word: blick")
 
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "GemmaTokenizerFast", "Qwen2TokenizerFast", "NoSuchTokenizer"])
