@@ -243,7 +243,7 @@ def _snapshots(batch: student.Batch, state: student.Student, rows: list[int]) ->
     """Copies of what later passes read from, the demos' caches and the prefixes, before anything has read from them."""
     if not rows:
         return []
-    demos = batch.cached("untouched demos", lambda: snapshot(batch.reading.demos(rows)))
+    demos = batch.cached("untouched demos", lambda: snapshot(batch.reading.demo_prefixes(rows)))
     return [demos, snapshot(state.prefix.rows(rows))]
 
 
@@ -264,7 +264,7 @@ def _plumbing_input(
         base=base[rows],
         teacher=batch.reading.logprobs[rows],
         select=select[rows],
-        demo=batch.reading.demos(rows),
+        demo=batch.reading.demo_prefixes(rows),
         selections=[state.choice.selections[row] for row in rows],
         evidence=[known[owner] for owner in owners],
         placements=[state.choice.placements[row] for row in rows],

@@ -120,7 +120,7 @@ def probe(lm: LanguageModel) -> Probed:
     kept = [(0, *range(1 + i, len(demo), 2)) for i, demo in enumerate(demos)]
     placements = [place(k, len(d), "compact", "null_pad", slots) for k, d in zip(kept, demos, strict=True)]
     prefix = encode(lm, "prefill", samples, placements, None, ())
-    untouched = [snapshot(reading.demos(range(len(samples)))), snapshot(prefix)]
+    untouched = [snapshot(reading.demo_prefixes(range(len(samples)))), snapshot(prefix)]
     select = next_token_logprobs(lm, queries, names, prefix)
     given = CheckInputs(
         samples,
@@ -128,7 +128,7 @@ def probe(lm: LanguageModel) -> Probed:
         base,
         reading.logprobs,
         select,
-        reading.demos(range(len(samples))),
+        reading.demo_prefixes(range(len(samples))),
         placements,
         prefix,
         untouched,
@@ -194,7 +194,7 @@ def _gaps(lm: LanguageModel, samples: Sequence[OnSample], kept: Sequence[Ids], r
     names, queries = [s.sample_id for s in samples], [s.query_token_ids for s in samples]
     lengths = [len(s.demo_token_ids) for s in samples]
     placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(kept, lengths, strict=True)]
-    demo = reading.demos(range(len(samples)))
+    demo = reading.demo_prefixes(range(len(samples)))
     few = encode(lm, "gather", samples, placements, demo, range(len(samples)))
     visible = torch.zeros_like(demo.visible)
     for row, tokens in enumerate(kept):

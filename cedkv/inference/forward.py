@@ -1,12 +1,12 @@
 """Batched forward passes: next-token distributions, and the prefill of a prefix.
 
-Every pass has an explicit attention mask of length past + query (asserted) and explicit positions. Rows of different
-length are padded on the left where the last token's logits are read, so that ``logits_to_keep=1`` serves all of them:
+Every pass has an explicit attention mask of length past + query (asserted) and explicit positions. Rows of different lengths
+are left-padded where the logits of the last token are read, so that ``logits_to_keep=1`` serves all rows:
 
-    prefix (V slots)     query, padded on the left          one row of the mask
-    k k k k . . . .      - - - q q q q                      1 1 1 1 0 0 0 0  0 0 0 1 1 1 1
+    prefix (V slots)     query, left-padded                 one row of the mask
+    k k k k . . . .      - - - q q q                        1 1 1 1 0 0 0 0  0 0 0 1 1 1 1
 
-A token goes through the model once: what all rows begin with (a chat template's head) is run once for each prefix.
+Tokens that all rows begin with (the head of a chat template) run through the model once per prefix, not once per row.
 """
 
 from __future__ import annotations
@@ -23,18 +23,28 @@ from cedkv.kv.cache import KVPrefix, Layers, read_cache
 from cedkv.models.loading import LanguageModel
 
 Ids = Sequence[int]
-HEAD = 8
-"""Tokens that rows must have in common before running them apart pays for the extra pass."""
+MIN_SHARED_HEAD = 8
+"""First tokens that rows must share before running these separately pays for the extra pass."""
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of float32-cast logits, in float64 where the device has it."""
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    return logits.to(torch.float32).to(wide).log_softmax(dim=-1)
+    """Return log-probabilities over the last dimension (the vocabulary), in float64 (float32 on mps).
+
+    Logits are cast to float32 first, whatever the model's dtype.
+    """
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    return logits.to(torch.float32).to(dtype).log_softmax(dim=-1)
 
 
 def kl(student: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL(student || reference) in nats, (B,), from log-probabilities (B, vocabulary); rounding below 0 becomes 0."""
+    """Return KL(student || reference) = sum_v p_student(v) (log p_student(v) - log p_reference(v)).
+
+    Args:
+        student, reference: log-probabilities, (B, vocabulary).
+
+    Returns:
+        (B,) in nats; values that rounding puts below 0 become 0.
+    """
     return (student.exp() * (student - reference)).sum(dim=-1).clamp_min(0)
 
 
@@ -47,28 +57,31 @@ def next_token_logprobs(
     injection_layers: frozenset[int] | None = None,
     owners: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities after each row, (B, vocabulary).
+    """Return the log-probabilities of the token after each row.
 
     Args:
         rows: B token sequences.
         names: sample ids, for errors.
-        prefix: None for none.
+        prefix: the injected prefixes; None for no prefix.
         injection_layers: layers that see the prefix; None for all.
-        owners: which prefix each row runs under; None: a prefix for each row, in order.
+        owners: for each row, the row of ``prefix`` it runs under; None if row i runs under prefix i.
+
+    Returns:
+        (B, vocabulary), in nats.
 
     Raises:
         NumericsError: a logit is not finite.
     """
     owners = list(range(len(rows)) if owners is None else owners)
-    head = shared_head(rows, 1 if prefix is None else len(set(owners)))
-    if head:
-        prefix, owners = _extended(lm, rows[0][:head], names, prefix, injection_layers, owners)
-        rows = [row[head:] for row in rows]
+    head_length = shared_head(rows, 1 if prefix is None else len(set(owners)))
+    if head_length:
+        prefix, owners = _append_head(lm, rows[0][:head_length], names, prefix, injection_layers, owners)
+        rows = [row[head_length:] for row in rows]
 
-    def compute(part: list[int]) -> torch.Tensor:
-        under = None if prefix is None else prefix.rows([owners[i] for i in part])
-        logits = last_logits(lm, [rows[i] for i in part], under, injection_layers)
-        require_finite(logits, "logits", [names[i] for i in part])
+    def compute(indices: list[int]) -> torch.Tensor:
+        pass_prefix = None if prefix is None else prefix.rows([owners[i] for i in indices])
+        logits = last_logits(lm, [rows[i] for i in indices], pass_prefix, injection_layers)
+        require_finite(logits, "logits", [names[i] for i in indices])
         return log_softmax(logits)
 
     return map_rows(lm, [len(row) for row in rows], compute)
@@ -76,36 +89,50 @@ def next_token_logprobs(
 
 @torch.inference_mode()
 def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], names: Sequence[str]) -> tuple[Layers, Layers]:
-    """Run tokens through the model at given positions, without the vocabulary projection.
+    """Run tokens through the model at the given positions, without the vocabulary projection.
+
+    Args:
+        rows: B token sequences.
+        positions: the position of every token.
+        names: sample ids, for errors.
 
     Returns:
-        Keys and values, one (B, H_kv, T, D_h) tensor a layer, rows aligned at their start; what is beyond a row's
-        length is padding and means nothing.
+        Keys and values, one (B, H_kv, T, D_h) tensor per layer, right-padded; slots beyond a row's length are undefined.
 
     Raises:
         NumericsError: a key or value of a row is not finite.
     """
 
-    def compute(part: list[int]) -> tuple[Layers, Layers]:
-        width = max(len(rows[i]) for i in part)
-        ids, at, mask = (torch.zeros(len(part), width, dtype=torch.long) for _ in range(3))
-        for row, i in enumerate(part):
+    def compute(indices: list[int]) -> tuple[Layers, Layers]:
+        width = max(len(rows[i]) for i in indices)
+        ids, position_ids, mask = (torch.zeros(len(indices), width, dtype=torch.long) for _ in range(3))
+        for row, i in enumerate(indices):
             length = len(rows[i])
-            ids[row, :length], at[row, :length], mask[row, :length] = torch.tensor(rows[i]), torch.tensor(positions[i]), 1
+            ids[row, :length] = torch.tensor(rows[i])
+            position_ids[row, :length] = torch.tensor(positions[i])
+            mask[row, :length] = 1
         output = lm.model.base_model(
-            input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), position_ids=at.to(lm.device), use_cache=True
+            input_ids=ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            position_ids=position_ids.to(lm.device),
+            use_cache=True,
         )
         keys, values = read_cache(output.past_key_values)
         for key, value in zip(keys, values, strict=True):
-            require_finite(key, "keys", [names[i] for i in part])
-            require_finite(value, "values", [names[i] for i in part])
+            require_finite(key, "keys", [names[i] for i in indices])
+            require_finite(value, "values", [names[i] for i in indices])
         return keys, values
 
     return map_kv(lm, [len(row) for row in rows], compute)
 
 
 def full_demo_prefix(keys: Layers, values: Layers, lengths: Sequence[int]) -> KVPrefix:
-    """K/V of whole demos as a prefix: all ``lengths[b]`` first slots of row b are visible, the query follows at once."""
+    """Return the K/V of complete demos as a prefix.
+
+    Args:
+        keys, values: (B, H_kv, T, D_h) per layer, right-padded.
+        lengths: demo tokens per row. The first ``lengths[b]`` slots of row b are visible, and its query starts right after.
+    """
     device = keys[0].device
     length = torch.tensor(lengths, device=device)
     visible = torch.arange(keys[0].shape[2], device=device)[None] < length[:, None]
@@ -113,7 +140,7 @@ def full_demo_prefix(keys: Layers, values: Layers, lengths: Sequence[int]) -> KV
 
 
 def left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids, mask and 0-based positions, each (B, T), of rows aligned at their end."""
+    """Return ids, mask (1 = token) and 0-based positions, each (B, T) int64, of left-padded rows."""
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -124,21 +151,31 @@ def left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-def require_finite(values: torch.Tensor, what: str, names: Sequence[str]) -> None:
-    """Raises NumericsError, with the first one's name, when some of the B rows of ``values``, (B, ...), are not finite."""
-    if values.sum(dtype=torch.float32).isfinite():  # only where every term is; much faster than a look at each
+def require_finite(values: torch.Tensor, quantity: str, names: Sequence[str]) -> None:
+    """Raise if a value is not finite.
+
+    Args:
+        values: (B, ...).
+        quantity: what the values are, for the error.
+        names: B sample ids, for the error.
+
+    Raises:
+        NumericsError: some rows are not finite; names the first.
+    """
+    if values.sum(dtype=torch.float32).isfinite():  # implies that every term is finite; much faster than checking each
         return
     bad = [names[row] for row in (~values.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()]
     if bad:
         raise NumericsError(
-            f"{what} of {len(bad)} of {len(names)} samples are not finite (first: {bad[0]}); nothing can be decided from "
-            "them. Try runtime.torch_dtype=float32; if it stays, the weights or the sample are damaged"
+            f"{quantity} of {len(bad)} of {len(names)} samples are not finite (first: {bad[0]}); nothing can be decided from "
+            "them. Try runtime.torch_dtype=float32; if the error remains, the weights or the sample are damaged"
         )
 
 
 def last_logits(
     lm: LanguageModel, rows: Sequence[Ids], prefix: KVPrefix | None, injection_layers: frozenset[int] | None
 ) -> torch.Tensor:
+    """Return the logits of each row's last token, (B, vocabulary), from one pass; arguments as ``next_token_logprobs``."""
     if prefix is None:
         ids, mask, positions = left_padded(rows, lm.device)
         output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
@@ -153,40 +190,40 @@ def _forward_with_prefix(
     rows: Sequence[Ids],
     prefix: KVPrefix,
     injection_layers: frozenset[int] | None,
-    **more: Any,
+    **model_kwargs: Any,
 ) -> Any:
-    """The output of a forward pass over a prefix: its cache is fresh, its mask and positions are explicit."""
+    """Run rows after a prefix, with a fresh cache and explicit mask and positions; return the model's output."""
     ids, mask, positions = left_padded(rows, device)
-    full = torch.cat([prefix.visible.to(mask.dtype), mask], dim=1)
-    if full.shape[1] != prefix.slots + ids.shape[1]:
-        raise AssertionError(f"mask covers {full.shape[1]} of {prefix.slots} + {ids.shape[1]} positions")
-    hidden = HiddenPrefix(prefix.slots - prefix.head, injection_layers) if injection_layers is not None else None
+    full_mask = torch.cat([prefix.visible.to(mask.dtype), mask], dim=1)
+    if full_mask.shape[1] != prefix.slots + ids.shape[1]:
+        raise AssertionError(f"mask covers {full_mask.shape[1]} of {prefix.slots} + {ids.shape[1]} positions")
+    hidden = HiddenPrefix(prefix.slots - prefix.head_slots, injection_layers) if injection_layers is not None else None
     with hide_prefix(hidden):
         return model(
             input_ids=ids,
-            attention_mask=full,
+            attention_mask=full_mask,
             position_ids=positions + prefix.query_start[:, None],
             past_key_values=prefix.fresh_cache(),
             use_cache=True,
-            **more,
+            **model_kwargs,
         )
 
 
 def shared_head(rows: Sequence[Ids], prefixes: int) -> int:
-    """How many tokens all rows begin with, if running them once for each of so many prefixes pays; else 0.
+    """Return how many first tokens all rows share, or 0 if running these once for each of ``prefixes`` does not pay.
 
-    The last token of a row does not count, its logits are read.
+    The last token of a row never counts, because its logits are read.
     """
     if len(rows) <= prefixes:
         return 0
     ordered = [tuple(row) for row in rows]
-    first, last = min(ordered), max(ordered)  # what the first and the last in order share, all between them share
-    most = min(map(len, rows)) - 1
-    head = next((i for i in range(most) if first[i] != last[i]), most)
-    return head if head >= HEAD else 0
+    first, last = min(ordered), max(ordered)  # tokens that the first and last row in order share, all rows share
+    limit = min(map(len, rows)) - 1
+    length = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return length if length >= MIN_SHARED_HEAD else 0
 
 
-def _extended(
+def _append_head(
     lm: LanguageModel,
     head: Ids,
     names: Sequence[str],
@@ -194,56 +231,62 @@ def _extended(
     injection_layers: frozenset[int] | None,
     owners: Sequence[int],
 ) -> tuple[KVPrefix, list[int]]:
-    """The prefixes in use with ``head`` run behind them, once each, and the new owners."""
+    """Run the tokens ``head`` once after each prefix in use; return the extended prefixes and the new owners."""
     if prefix is None:
         keys, values = prefill(lm, [head], [range(len(head))], names)
-        return replace(full_demo_prefix(keys, values, [len(head)]), head=len(head)), [0] * len(owners)
-    used = sorted(set(owners))
-    under = prefix.rows(used)
+        return replace(full_demo_prefix(keys, values, [len(head)]), head_slots=len(head)), [0] * len(owners)
+    used_rows = sorted(set(owners))
+    used = prefix.rows(used_rows)
 
-    def compute(part: list[int]) -> tuple[Layers, Layers]:
-        output = _forward_with_prefix(lm.model.base_model, lm.device, [head] * len(part), under.rows(part), injection_layers)
+    def compute(indices: list[int]) -> tuple[Layers, Layers]:
+        heads, pass_prefix = [head] * len(indices), used.rows(indices)
+        output = _forward_with_prefix(lm.model.base_model, lm.device, heads, pass_prefix, injection_layers)
         return read_cache(output.past_key_values)
 
-    keys, values = map_kv(lm, [len(head)] * len(used), compute)
-    seen = torch.ones(len(used), len(head), dtype=torch.bool, device=under.visible.device)
+    keys, values = map_kv(lm, [len(head)] * len(used_rows), compute)
+    head_visible = torch.ones(len(used_rows), len(head), dtype=torch.bool, device=used.visible.device)
     extended = KVPrefix(
-        keys, values, torch.cat([under.visible, seen], dim=1), under.query_start + len(head), under.head + len(head)
+        keys=keys,
+        values=values,
+        visible=torch.cat([used.visible, head_visible], dim=1),
+        query_start=used.query_start + len(head),
+        head_slots=used.head_slots + len(head),
     )
-    return extended, [used.index(owner) for owner in owners]
+    return extended, [used_rows.index(owner) for owner in owners]
 
 
 def map_rows(lm: LanguageModel, lengths: Sequence[int], compute: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
-    """(B, ...) results of all passes, in the rows' own order."""
-    out: torch.Tensor | None = None
-    for part, found in lm.batching.passes(lengths, compute):
-        if out is None:
-            out = found.new_empty(len(lengths), *found.shape[1:])
-        out[part] = found
-    if out is None:
+    """Compute all rows in passes (``Batching.passes``) and return the results, (B, ...), in the original order."""
+    results: torch.Tensor | None = None
+    for indices, pass_result in lm.batching.passes(lengths, compute):
+        if results is None:
+            results = pass_result.new_empty(len(lengths), *pass_result.shape[1:])
+        results[indices] = pass_result
+    if results is None:
         raise ValueError("no rows")
-    return out
+    return results
 
 
 def map_kv(
     lm: LanguageModel, lengths: Sequence[int], compute: Callable[[list[int]], tuple[Layers, Layers]]
 ) -> tuple[Layers, Layers]:
-    """K/V of all passes, (B, H_kv, longest, D_h) a layer, in the rows' own order."""
-    out: tuple[list[torch.Tensor], ...] | None = None
-    for part, found in lm.batching.passes(lengths, compute):
-        if part == list(range(len(lengths))):
-            return found
-        if out is None:
-            extra = found[0][0].shape[2] - max(lengths[i] for i in part)  # slots in front of the rows
-            out = tuple([room_like(t, len(lengths), max(lengths) + extra) for t in side] for side in found)
-        for side, room in zip(found, out, strict=True):
-            for tensor, into in zip(side, room, strict=True):
-                into[part, :, : tensor.shape[2]] = tensor
-    if out is None:
+    """Compute K/V in passes and return keys and values, (B, H_kv, longest, D_h) per layer, in the original order."""
+    buffers: tuple[list[torch.Tensor], ...] | None = None
+    for indices, pass_kv in lm.batching.passes(lengths, compute):
+        if indices == list(range(len(lengths))):
+            return pass_kv
+        if buffers is None:
+            past_slots = pass_kv[0][0].shape[2] - max(lengths[i] for i in indices)  # slots in front of the rows
+            longest = max(lengths) + past_slots
+            buffers = tuple([zeros_like_kv(tensor, len(lengths), longest) for tensor in layers] for layers in pass_kv)
+        for layers, layer_buffers in zip(pass_kv, buffers, strict=True):
+            for tensor, buffer in zip(layers, layer_buffers, strict=True):
+                buffer[indices, :, : tensor.shape[2]] = tensor
+    if buffers is None:
         raise ValueError("no rows")
-    return tuple(out[0]), tuple(out[1])
+    return tuple(buffers[0]), tuple(buffers[1])
 
 
-def room_like(like: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    """Zeros for K or V of ``rows`` rows."""
-    return like.new_zeros(rows, like.shape[1], length, like.shape[3])
+def zeros_like_kv(tensor: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """Return zeros of shape (rows, H_kv, length, D_h), with heads, dimension, dtype and device of ``tensor``."""
+    return tensor.new_zeros(rows, tensor.shape[1], length, tensor.shape[3])

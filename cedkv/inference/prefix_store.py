@@ -1,12 +1,12 @@
 """Prefixes on disk, as safetensors: no pickle is written or read.
 
-A file is ``keys.N`` and ``values.N`` a layer, ``visible`` and ``query_start``, and in its metadata
+A file has ``keys.N`` and ``values.N`` per layer, ``visible`` and ``query_start``, and in its metadata
 
-    cedkv.prefix    JSON: what the prefix was made by (``fingerprint.prefix_fingerprint``), and the placement of every row
+    cedkv.prefix    JSON: the provenance of the prefix (``fingerprint.prefix_fingerprint``) and the placement of every row
     cedkv.sha256    digest of that JSON and of all tensors
 
-Loading is refused, naming what differs, when the file is damaged or was edited, or when the prefix was made by another model,
-tokenizer, dtype or version, or for other tokens or positions than those asked for.
+A file is rejected, with the differences named, when it is damaged or was edited, or when the prefix was made by another model,
+tokenizer, dtype or version, or for other tokens or positions than the requested ones.
 """
 
 from __future__ import annotations
@@ -29,50 +29,58 @@ from cedkv.models.fingerprint import tensors_digest
 CONTENT, DIGEST = "cedkv.prefix", "cedkv.sha256"
 
 
-def save_prefix(prefix: KVPrefix, placements: Sequence[Placement], made_by: Mapping[str, Any], path: Path) -> None:
-    """Write a prefix; the file takes its name when it is whole.
+def save_prefix(prefix: KVPrefix, placements: Sequence[Placement], provenance: Mapping[str, Any], path: Path) -> None:
+    """Write a prefix to ``path``; a complete file is put in place by a rename.
 
     Args:
-        placements: of each row.
-        made_by: ``prefix_fingerprint`` of the model.
+        placements: one per row.
+        provenance: ``prefix_fingerprint`` of the model.
     """
     tensors = {"visible": prefix.visible, "query_start": prefix.query_start}
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors[f"keys.{layer}"], tensors[f"values.{layer}"] = key, value
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    content = json.dumps({"made_by": made_by, "placements": _plain(placements)}, sort_keys=True, allow_nan=False)
+    content = json.dumps({"made_by": provenance, "placements": _as_dicts(placements)}, sort_keys=True, allow_nan=False)
     metadata = {CONTENT: content, DIGEST: tensors_digest(tensors.items(), content.encode())}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
 
 
-def load_prefix(path: Path, placements: Sequence[Placement], made_by: Mapping[str, Any], device: torch.device) -> KVPrefix:
-    """Read what ``save_prefix`` wrote, for the same placements and the same model.
+def load_prefix(path: Path, placements: Sequence[Placement], provenance: Mapping[str, Any], device: torch.device) -> KVPrefix:
+    """Load a prefix that ``save_prefix`` wrote for the same placements and the same model.
+
+    Args:
+        placements: the expected placement of each row.
+        provenance: ``prefix_fingerprint`` of the model.
+        device: device of the loaded tensors.
 
     Raises:
-        DataError: no such file, damaged, edited, or made by or for something else; each difference is named.
+        DataError: the file is missing, damaged, edited, or made by another model or for other placements; each difference is
+            named.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not a stored prefix: {error}; make it again") from None
+        raise DataError(f"{path} is not a stored prefix: {error}; create it again") from None
     if not metadata.keys() >= {CONTENT, DIGEST}:
-        raise DataError(f"{path} is not a stored prefix: it is safetensors of something else; make it again")
+        raise DataError(f"{path} is not a stored prefix: it is safetensors of something else; create it again")
     if tensors_digest(tensors.items(), metadata[CONTENT].encode()) != metadata[DIGEST]:
-        raise DataError(f"{path} does not fit its sha256: it was damaged or edited after it was written; make it again")
+        raise DataError(f"{path} does not fit its sha256: it was damaged or edited after it was written; create it again")
     content = json.loads(metadata[CONTENT])
-    then = content["made_by"] | _flat(content["placements"])
-    now = json.loads(json.dumps({**made_by, **_flat(_plain(placements))}))
-    differing = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
+    stored = content["made_by"] | _flat(content["placements"])
+    expected = json.loads(json.dumps({**provenance, **_flat(_as_dicts(placements))}))
+    differing = [name for name in dict.fromkeys([*stored, *expected]) if stored.get(name) != expected.get(name)]
     if differing:
-        shown = [f"{name}: {_short(then.get(name))} stored, {_short(now.get(name))} wanted" for name in differing[:8]]
+        lines = [f"{name}: {_short(stored.get(name))} stored, {_short(expected.get(name))} expected" for name in differing[:8]]
+        if len(differing) > 8:
+            lines.append(f"... and {len(differing) - 8} more")
         raise DataError(
-            f"{path} holds a prefix made by or for something else, whose K/V mean nothing here:\n  "
-            + "\n  ".join([*shown, *([f"... and {len(differing) - 8} more"] if len(differing) > 8 else [])])
-            + "\nMake it again"
+            f"{path} holds a prefix made by another model or for other tokens, whose K/V are not valid here:\n  "
+            + "\n  ".join(lines)
+            + "\nCreate it again"
         )
     layers = range(sum(name.startswith("keys.") for name in tensors))
     return KVPrefix(
@@ -83,12 +91,12 @@ def load_prefix(path: Path, placements: Sequence[Placement], made_by: Mapping[st
     )
 
 
-def _plain(placements: Sequence[Placement]) -> list[dict[str, Any]]:
+def _as_dicts(placements: Sequence[Placement]) -> list[dict[str, Any]]:
     return [asdict(placement) for placement in placements]
 
 
 def _flat(placements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``row 3: key_positions`` -> its value."""
+    """Map ``row 3: key_positions`` to the value, for every row and field."""
     return {f"row {row}: {name}": value for row, placement in enumerate(placements) for name, value in placement.items()}
 
 

@@ -122,7 +122,7 @@ def read(
         announce("other query", len(samples))
         queries = [s.other_query_ids or () for s in samples]
         rows = [reading.demo_row[row] for row in range(len(samples))]
-        other = read_queries(lm, reading.kept(), rows, queries, names, AttentionReader(layers, window))
+        other = read_queries(lm, reading.demo_kv(), rows, queries, names, AttentionReader(layers, window))
     return Batch(lm, samples, reading, other, partners, {} if drops is None else drops)
 
 
@@ -236,7 +236,7 @@ def _causal_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, flo
     key = (sample.sample_id, config.select.span_len, config.select.center_policy)
     if key not in batch.drops:
         found = candidates(sample.token_kinds, config.select)
-        hidden = reading.demos([row] * len(found)).hide([(c.start, c.end) for c in found])
+        hidden = reading.demo_prefixes([row] * len(found)).hide([(c.start, c.end) for c in found])
         queries, names = [sample.query_token_ids] * len(found), [sample.sample_id] * len(found)
         without = next_token_logprobs(lm, queries, names, hidden)
         moved = kl(reading.logprobs[row].expand_as(without), without).tolist()

@@ -1,11 +1,11 @@
-"""Attention with two additions: reading a few rows, and layers that do not see the prefix.
+"""Attention with two additions: read a few query rows, and hide the prefix from some layers.
 
-Registered with transformers' own attention interface under the name ``cedkv``; it is ``sdpa`` in everything else, but for
-capped scores (Gemma 2) and attention sinks (gpt-oss), which sdpa does not have and which are computed here. What a forward
-pass should read or hide is said by a context around the call, so the model object carries no state.
+Registered with transformers' attention interface under the name ``cedkv``. It is ``sdpa`` in everything else, except for
+soft-capped scores (Gemma 2) and attention sinks (gpt-oss), which sdpa lacks and which are computed here. A context manager
+around the forward pass says what to read or hide, so the model object carries no state.
 
-Rows are recomputed from q and k, softmax(q k^T * scaling + mask) in float32, a few at a time: no T x T matrix is ever
-made, and the model never runs in eager mode. A test holds them to eager attention at 1e-5.
+Rows are recomputed from q and k, softmax(q k^T * scaling + mask) in float32 (Vaswani et al. 2017, eq. 1), a few at a time: no
+T x T matrix is materialised, and the model never runs in eager mode. A test compares the rows with eager attention at 1e-5.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from cedkv.core.errors import ModelError
 
 NAME = "cedkv"
 ROW_CHUNK = 128
-"""Rows of attention held at once where all of them are summed."""
+"""Query rows whose attention is held at once where all rows are summed."""
 
 
 @dataclass(frozen=True)
 class ScoreForm:
-    """How scores are made of q and k, and weights of scores.
+    """How attention scores follow from q and k, and attention weights from the scores.
 
-    scaling: q k is multiplied by it.
-    softcap: scores become softcap * tanh(scores / softcap), before the mask; None: they stay as they are.
-    sinks: (H_q,) a score by head that takes its share of the softmax and has no value; None: there is none.
+    scaling: factor on q k^T.
+    softcap: scores become softcap * tanh(scores / softcap), before the mask; None for no cap.
+    sinks: (H_q,) a score per head that takes part in the softmax and has no value; None for no sinks.
     """
 
     scaling: float
@@ -43,16 +43,18 @@ class ScoreForm:
     sinks: torch.Tensor | None = None
 
     @property
-    def plain(self) -> bool:
+    def supported_by_sdpa(self) -> bool:
+        """True where sdpa computes these weights: neither a cap nor sinks."""
         return self.softcap is None and self.sinks is None
 
 
 @dataclass
 class AttentionReader:
-    """Collects attention in the layers it names, averaged over heads, while a forward pass runs.
+    """Collects attention, averaged over heads, in the given layers while a forward pass runs.
 
-    layers: where the last ``window`` rows are read; ``rows[layer]`` is (B, window, T).
-    accumulate: where the attention each position receives is summed over all rows; ``received[layer]`` is (B, T).
+    layers: layers whose last ``window`` query rows are read; ``rows[layer]`` is (B, window, T).
+    accumulate: layers in which the attention that each position receives is summed over all query rows; ``received[layer]``
+        is (B, T).
     """
 
     layers: frozenset[int]
@@ -61,12 +63,12 @@ class AttentionReader:
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     received: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def again(self) -> AttentionReader:
-        """A reader of the same attention for another pass, empty."""
+    def fresh(self) -> AttentionReader:
+        """Return an empty reader of the same layers and window, for another pass."""
         return AttentionReader(self.layers, self.window, self.accumulate)
 
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, form: ScoreForm) -> None:
-        """Read one layer's attention; arguments as in ``attention_rows``."""
+        """Read one layer's attention; shapes as in ``attention_rows``."""
         if layer in self.layers:
             window = min(self.window, query.shape[2])
             self.rows[layer] = attention_rows(query, key, mask, form, query.shape[2] - window, query.shape[2]).mean(1)
@@ -75,12 +77,12 @@ class AttentionReader:
             for start in range(0, query.shape[2], ROW_CHUNK):
                 stop = min(start + ROW_CHUNK, query.shape[2])
                 rows = attention_rows(query, key, mask, form, start, stop).mean(1)
-                at = torch.arange(start, stop, device=key.device)
-                rows[:, at - start, at] = 0  # what a position gives to itself is not received from a later one
+                positions = torch.arange(start, stop, device=key.device)
+                rows[:, positions - start, positions] = 0  # attention of a position to itself is not from a later one
                 self.received[layer] += rows.sum(dim=1)
 
     def require_complete(self) -> None:
-        """Raise RuntimeError when a layer in scope made no attention call that could be read."""
+        """Raise RuntimeError if a layer in scope made no attention call that could be read."""
         missing = (self.layers - set(self.rows)) | (self.accumulate - set(self.received))
         if missing:
             raise RuntimeError(f"no attention was read in layers {sorted(missing)}")
@@ -88,14 +90,14 @@ class AttentionReader:
 
 @dataclass(frozen=True)
 class HiddenPrefix:
-    """The first ``slots`` keys and values are invisible in every layer that is not in ``visible_layers``."""
+    """Hides the first ``slots`` keys and values from every layer that is not in ``visible_layers``."""
 
     slots: int
     visible_layers: frozenset[int]
 
 
-_FOREIGN = ("position_bias", "indices", "block_indices", "sinks")
-"""Arguments of an attention call that change what is attended to in ways unknown here."""
+_UNSUPPORTED_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks")
+"""Arguments of an attention call that change what is attended to in ways not supported here."""
 
 _reader: ContextVar[AttentionReader | None] = ContextVar("cedkv_attention_reader", default=None)
 _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", default=None)
@@ -103,7 +105,7 @@ _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", def
 
 @contextmanager
 def capture_attention(reader: AttentionReader) -> Iterator[AttentionReader]:
-    """Forward passes inside the context fill ``reader``."""
+    """Let forward passes inside the context fill ``reader``."""
     token = _reader.set(reader)
     try:
         yield reader
@@ -113,7 +115,7 @@ def capture_attention(reader: AttentionReader) -> Iterator[AttentionReader]:
 
 @contextmanager
 def hide_prefix(hidden: HiddenPrefix | None) -> Iterator[None]:
-    """Forward passes inside the context hide a prefix from some layers."""
+    """Let forward passes inside the context hide a prefix from some layers; None hides nothing."""
     token = _hidden.set(hidden)
     try:
         yield
@@ -124,23 +126,29 @@ def hide_prefix(hidden: HiddenPrefix | None) -> Iterator[None]:
 def attention_rows(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, form: ScoreForm, start: int, stop: int
 ) -> torch.Tensor:
-    """Attention of the queries ``[start, stop)``, (B, H_q, stop - start, T) in float32; a row that sees nothing is 0.
+    """Return the attention weights of the query rows ``[start, stop)``.
+
+    softmax(q k^T * scaling + mask), Vaswani et al. 2017, eq. 1; with ``form.sinks`` the softmax has one more column per head,
+    which is dropped afterwards.
 
     Args:
         query: (B, H_q, T_q, D_h), rotated.
         key: (B, H_kv, T, D_h), rotated; H_q is a multiple of H_kv.
-        mask: (B, 1, T_q, T) boolean (True = visible) or additive; None means causal with the last query seeing all.
+        mask: (B, 1, T_q, T) boolean (True = visible) or additive; None means causal, the last query sees all keys.
+
+    Returns:
+        (B, H_q, stop - start, T) in float32; a row that sees no key is 0.
     """
     batch, heads, length_q, dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
-    part = query[:, :, start:stop].float().reshape(batch, kv_heads, heads // kv_heads, -1, dim)
-    scores = torch.einsum("bkgwd,bktd->bkgwt", part, key.float()) * form.scaling
+    query_rows = query[:, :, start:stop].float().reshape(batch, kv_heads, heads // kv_heads, -1, dim)
+    scores = torch.einsum("bkgwd,bktd->bkgwt", query_rows, key.float()) * form.scaling
     scores = scores.reshape(batch, heads, -1, length)
     if form.softcap is not None:
         scores = form.softcap * (scores / form.softcap).tanh()
     if mask is None:
-        position = torch.arange(length, device=key.device)
-        visible = (position[None, :] <= (position[length - length_q :])[start:stop, None])[None, None]
+        positions = torch.arange(length, device=key.device)
+        visible = (positions[None, :] <= (positions[length - length_q :])[start:stop, None])[None, None]
     else:
         mask = mask[:, :, start:stop, :length]
         if mask.dtype != torch.bool:
@@ -154,10 +162,10 @@ def attention_rows(
     return scores.softmax(dim=-1).masked_fill(~visible.any(dim=-1, keepdim=True), 0)  # softmax over nothing is NaN
 
 
-def _explicit(
+def _attention_in_chunks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, form: ScoreForm
 ) -> torch.Tensor:
-    """(B, T_q, H_q, D_v): attention written out, a few rows at a time."""
+    """Return the attention output, (B, T_q, H_q, D_v), from weights computed a few query rows at a time."""
     value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     chunks = []
     for start in range(0, query.shape[2], ROW_CHUNK):
@@ -174,16 +182,25 @@ def cedkv_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function transformers calls in every layer; shapes as in ``attention_rows``.
+    """Compute the attention of one layer; transformers calls this function in every layer.
+
+    Args:
+        module: the attention module; ``layer_idx`` is its layer.
+        query, key, attention_mask: as in ``attention_rows``.
+        value: (B, H_kv, T, D_v).
+
+    Returns:
+        The output, (B, T_q, H_q, D_v), and None in place of the weights.
 
     Raises:
-        ModelError: the layer attends in a way that is unknown here.
+        ModelError: the layer attends in a way that is not supported here.
+        RuntimeError: a prefix is hidden from this layer, and the mask is implicit.
     """
-    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
-    if foreign:
+    unsupported = [name for name in _UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
+    if unsupported:
         raise ModelError(
-            f"{type(module).__name__} gives {', '.join(foreign)} to its attention, which changes what is attended to in a way "
-            "unknown here; use a decoder with plain attention (Llama, Qwen2, Qwen3, Mistral, ...)"
+            f"{type(module).__name__} passes {', '.join(unsupported)} to its attention, which changes what is attended to in "
+            "a way not supported here; use a decoder with standard attention (Llama, Qwen2, Qwen3, Mistral, ...)"
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
     hidden, reader = _hidden.get(), _reader.get()
@@ -195,11 +212,11 @@ def cedkv_attention(
         attention_mask = None if attention_mask is None else attention_mask[..., hidden.slots :]
     if reader is not None:
         reader.read(layer, query, key, attention_mask, form)
-    if not form.plain:
-        return _explicit(query, key, value, attention_mask, form), None
-    grouped = attention_mask is not None and query.shape[1] != key.shape[1]
-    if grouped and query.device.type == "cpu":
-        # transformers repeats K/V for every query head where there is a mask; on CPUs sdpa reads grouped heads as they are
+    if not form.supported_by_sdpa:
+        return _attention_in_chunks(query, key, value, attention_mask, form), None
+    masked_gqa = attention_mask is not None and query.shape[1] != key.shape[1]
+    if masked_gqa and query.device.type == "cpu":
+        # With a mask, transformers repeats K/V for every query head; on CPUs sdpa can read grouped heads without the copy.
         output = scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=True
         )
@@ -209,7 +226,7 @@ def cedkv_attention(
 
 
 def register() -> str:
-    """Make ``attn_implementation="cedkv"`` known to transformers; returns the name. Calling it twice does no harm."""
+    """Register ``attn_implementation="cedkv"`` with transformers and return the name; calling this again is harmless."""
     AttentionInterface.register(NAME, cedkv_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME

@@ -120,7 +120,7 @@ def test_a_demo_that_queries_share_is_run_once(model_folder: Path, monkeypatch: 
     assert kl(found.logprobs, torch.cat([one.logprobs for one in apart])).max() < 1e-6
     for row, one in enumerate(apart):
         assert abs(found.attention(row, frozenset({3}), 2) - one.attention(0, frozenset({3}), 2)).max() < 1e-5
-        mine, its, length = found.demos([row]).keys[2], one.demos([0]).keys[2], len(demos[row])
+        mine, its, length = found.demo_prefixes([row]).keys[2], one.demo_prefixes([0]).keys[2], len(demos[row])
         assert torch.allclose(mine[:, :, :length], its[:, :, :length], atol=1e-4)
     assert read_teacher(lm, demos, queries, NAMES[:4], reader).demo is None
 

@@ -112,7 +112,7 @@ def test_an_edited_file_is_refused(stored: Path, edit: Callable[..., None]) -> N
 
 @pytest.mark.parametrize("name", MADE_BY)
 def test_one_made_by_something_else_is_refused_by_name(stored: Path, name: str) -> None:
-    with pytest.raises(DataError, match=f"{name}: {MADE_BY[name]} stored, other wanted"):
+    with pytest.raises(DataError, match=f"{name}: {MADE_BY[name]} stored, other expected"):
         load_prefix(stored, PLACED, {**MADE_BY, name: "other"}, CPU)
 
 
@@ -120,7 +120,7 @@ def test_one_made_by_something_else_is_refused_by_name(stored: Path, name: str) 
     "changes", [{"kept_tokens": (0, 4, 6)}, {"key_positions": (0, 4, 5)}, {"query_start": 4}, {"slots": 3}], ids=str
 )
 def test_one_for_other_tokens_or_positions_is_refused_by_name(stored: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=f"row 0: {next(iter(changes))}: .* stored, .* wanted"):
+    with pytest.raises(DataError, match=f"row 0: {next(iter(changes))}: .* stored, .* expected"):
         load_prefix(stored, [replace(PLACED[0], **changes)], MADE_BY, CPU)
     with pytest.raises(DataError, match="row 1: kept_tokens: None stored"):
         load_prefix(stored, PLACED * 2, MADE_BY, CPU)

@@ -71,8 +71,8 @@ def attention_off_by_one(patch: Patch) -> None:
     def early(real: Any, self: Any, part: Any, seen: Any, demos: Any, queries: Any) -> None:
         real(self, part, seen, [(max(0, start - 1), end - (start > 0)) for start, end in demos], queries)
 
-    real = teacher._Attention.add
-    patch.setattr(teacher._Attention, "add", lambda self, *given: early(real, self, *given))
+    real = teacher._AttentionCollector.add
+    patch.setattr(teacher._AttentionCollector, "add", lambda self, *given: early(real, self, *given))
 
 
 def keep_sink_ignored(patch: Patch) -> None:
