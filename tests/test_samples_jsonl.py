@@ -98,8 +98,8 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ({**ON, "demo_kinds": [[-1, 5, "input"]]}, "demo_kinds range [-1, 5)"),
         ({**ON, "demo_kinds": [[0, 24, "input"]]}, "inside demo_text (0..23)"),
         ({**ON, "demo_kinds": [[0, 5, "bos"]]}, "demo_kinds.0.2: input should be 'input', 'delimiter' or 'answer'"),
-        ({**ON, "gold": [9, 24]}, "gold [9, 24] is no range inside demo_text (0..23)"),
-        ({**ON, "gold": [5, 5]}, "gold [5, 5] is no range"),
+        ({**ON, "gold": [9, 24]}, "gold [9, 24] is not a range inside demo_text (0..23)"),
+        ({**ON, "gold": [5, 5]}, "gold [5, 5] is not a range"),
         ({**ON, "other_query_text": ""}, "other_query_text: string should have at least 1 character"),
         ({**ON, "demo_kinds": [[0, 5]]}, "demo_kinds.0.2 is missing"),
     ],
@@ -119,7 +119,7 @@ def test_bad_off_line_is_named(path: Path, line: Any, message: str) -> None:
 
 def test_repeated_id_names_both_lines(path: Path) -> None:
     named = {**OFF, "id": "a"}
-    with pytest.raises(DataError, match=r":3: id 'a' was used on line 1 already"):
+    with pytest.raises(DataError, match=r":3: id 'a' was already used on line 1"):
         read_off(write(path, named, OFF, named), 3)
 
 

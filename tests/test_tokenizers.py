@@ -155,7 +155,7 @@ def test_bos_that_the_text_holds_already(name: str) -> None:
         assert tokenize_on(tokenizer, on).demo_token_ids[0] == tokenizer.bos_token_id
         assert not tokenize_off(tokenizer, "off-1", "<s>Why?").has_bos
         return
-    with pytest.raises(DataError, match=r"^sample on-7: its text holds '<s>', .* put there once; leave it out"):
+    with pytest.raises(DataError, match=r"^sample on-7: its text holds '<s>', .* added once; leave it out"):
         tokenize_on(tokenizer, on)
     assert tokenize_off(tokenizer, "off-1", "<s>Why?").token_ids == tokenize_off(tokenizer, "off-1", "Why?").token_ids
     with pytest.raises(DataError, match=r"^sample off-1: '<s>' appears 2 times in the prompt 'Why<s>\?'"):

@@ -1,7 +1,7 @@
-"""Built-in OFF prompts: general questions that have nothing to do with any demonstration.
+"""Built-in OFF prompts: general questions that are unrelated to any demonstration.
 
-Each is a question form crossed with a topic; no form or topic uses a symbol of the built-in ON episodes, and the
-invented words of those episodes avoid every word used here (``words``).
+Each prompt is a question form crossed with a topic. No form or topic contains a symbol of the built-in ON episodes, and the
+invented words of these episodes avoid every word that occurs here (``words``).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ CATALOGUE = tuple((form, topic) for form in FORMS for topic in TOPICS)
 
 
 def words() -> frozenset[str]:
-    """Every lower-case word that occurs in an OFF prompt."""
+    """Return every word that occurs in an OFF prompt, in lower case."""
     return frozenset(re.findall(r"[a-z]+", " ".join(FORMS + TOPICS).lower()))
 
 
 def prompts(n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` distinct ``(sample_id, text)``, in an order drawn from the seed; ids name the catalogue's entry.
+    """Return ``n`` distinct ``(sample_id, text)`` in an order drawn from the seed; an id gives the index in ``CATALOGUE``.
 
     Raises:
-        ValueError: more are asked for than there are.
+        ValueError: ``n`` exceeds the catalogue.
     """
     if n > len(CATALOGUE):
         raise ValueError(f"{n} OFF prompts asked for, {len(CATALOGUE)} are built in")
     order = rng_for(seed, "off_prompts", 0, "").permutation(len(CATALOGUE))[:n]
-    return [(f"off-{k:04d}", CATALOGUE[k][0].format(topic=CATALOGUE[k][1])) for k in order]
+    return [(f"off-{i:04d}", CATALOGUE[i][0].format(topic=CATALOGUE[i][1])) for i in order]

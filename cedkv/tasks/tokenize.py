@@ -1,7 +1,7 @@
-"""From text to tokens, once, jointly, with every boundary checked.
+"""Tokenise samples: demo and query jointly, with every boundary checked.
 
-A demonstration and its query are tokenised as one text and split by character offsets: tokenising them apart would give
-other tokens wherever a merge crosses the boundary. What cannot be split is an error that names the sample.
+A demo and its query are tokenised as one text and split by character offsets: tokenising them separately would give other
+tokens wherever a merge crosses the boundary. A text that cannot be split is an error that names the sample.
 """
 
 from __future__ import annotations
@@ -14,58 +14,59 @@ from cedkv.core.text import preview
 from cedkv.core.values import OffSample, OnEpisode, OnSample, TokenKind
 
 _CHAT_DATE = "01 Jan 2025"
-_CHAT_NOW = f"{{% macro strftime_now(format) %}}{_CHAT_DATE}{{% endmacro %}}\n"
-"""Some chat templates print today's date, unless told one or by this function; a prompt must be the same tomorrow."""
+_FIXED_STRFTIME = f"{{% macro strftime_now(format) %}}{_CHAT_DATE}{{% endmacro %}}\n"
+"""Some chat templates print today's date, from ``date_string`` or from this function; a prompt must be the same every day."""
 
 
 def leading_bos(tokenizer: Any) -> tuple[int, ...]:
-    """``(bos_token_id,)`` where a text of this model begins with BOS, else ``()``.
+    """Return ``(bos_token_id,)`` if texts of this model begin with BOS, else ``()``.
 
-    It does where the tokenizer puts one in front of a text, or where its chat template puts one in front of a conversation:
-    a model that has learned prompts with BOS gets it in every arm. (``bos_token`` as a mark of each turn, as in SmolLM2's
-    template, is none.)
+    They do if the tokenizer adds BOS in front of a text, or if the chat template adds BOS in front of a conversation: a model
+    trained on prompts with BOS gets BOS in every arm. (``bos_token`` as the mark of every turn, as in SmolLM2's template, does
+    not count.)
 
     Raises:
-        DataError: something else is put there.
+        DataError: the tokenizer adds other tokens in front of a text.
     """
-    plain = tokenizer("x", add_special_tokens=False).input_ids
+    ids = tokenizer("x", add_special_tokens=False).input_ids
     with_special = tokenizer("x").input_ids
-    for start in range(len(with_special) - len(plain) + 1):
-        if with_special[start : start + len(plain)] == plain:
+    for start in range(len(with_special) - len(ids) + 1):
+        if with_special[start : start + len(ids)] == ids:
             leading = tuple(with_special[:start])
             if leading not in ((), (tokenizer.bos_token_id,)):
                 raise DataError(
                     f"the tokenizer starts a text with {tokenizer.convert_ids_to_tokens(leading)}; only a single BOS "
-                    "token is supported, because a prefix keeps exactly that"
+                    "token is supported, because a prefix keeps exactly that token"
                 )
-            return leading or _bos_of_template(tokenizer)
+            return leading or _template_bos(tokenizer)
     raise DataError("the tokenizer changes a text's own tokens when it adds special tokens; this is not supported")
 
 
-def _bos_of_template(tokenizer: Any) -> tuple[int, ...]:
+def _template_bos(tokenizer: Any) -> tuple[int, ...]:
+    """Return ``(bos_token_id,)`` if the chat template puts BOS in front of a conversation and nowhere else, else ``()``."""
     if not tokenizer.chat_template or tokenizer.bos_token is None:
         return ()
-    text, without = (_as_turn(tokenizer, "the probe", "x", **over) for over in ({}, {"bos_token": ""}))
-    return (tokenizer.bos_token_id,) if text == tokenizer.bos_token + without else ()
+    text, without_bos = (_render_turn(tokenizer, "the probe", "x", **options) for options in ({}, {"bos_token": ""}))
+    return (tokenizer.bos_token_id,) if text == tokenizer.bos_token + without_bos else ()
 
 
 def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
-    """Tokenise demo + query jointly, split at the boundary, and find the answer's one token.
+    """Tokenise demo + query jointly, split the tokens at the boundary, and find the single token of the answer.
 
     Raises:
-        DataError: a boundary inside a token, or an answer that is not one token; the message names the sample.
+        DataError: the boundary is inside a token, or the answer is not a single token; the message names the sample.
     """
     bos = leading_bos(tokenizer)
     demo, query, offsets = _split(tokenizer, episode, episode.query_text, bos)
     answer = _answer_token(tokenizer, episode, episode.demo_text + episode.query_text, demo + query)
     bos_kind: TokenKind = "bos"
-    gold, other = None, None
+    gold, other_query = None, None
     if episode.gold is not None:
-        inside = [i for i, (start, end) in enumerate(offsets) if start < episode.gold[1] and episode.gold[0] < end]
-        gold = (inside[0] + len(bos), inside[-1] + 1 + len(bos)) if inside else None
+        gold_tokens = [i for i, (start, end) in enumerate(offsets) if start < episode.gold[1] and episode.gold[0] < end]
+        gold = (gold_tokens[0] + len(bos), gold_tokens[-1] + 1 + len(bos)) if gold_tokens else None
     if episode.other_query_text is not None:
-        same_demo, other, _ = _split(tokenizer, episode, episode.other_query_text, bos)
-        if same_demo != demo:
+        other_demo, other_query, _ = _split(tokenizer, episode, episode.other_query_text, bos)
+        if other_demo != demo:
             raise DataError(f"sample {episode.sample_id}: other_query_text changes the tokens of demo_text")
     return OnSample(
         episode=episode,
@@ -74,43 +75,43 @@ def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         answer_token_id=answer,
         token_kinds=(bos_kind,) * len(bos) + tuple(_kind(offset, episode.char_kinds) for offset in offsets),
         gold_tokens=gold,
-        other_query_ids=None if other is None else tuple(other),
+        other_query_ids=None if other_query is None else tuple(other_query),
     )
 
 
 def _split(
     tokenizer: Any, episode: OnEpisode, query_text: str, bos: tuple[int, ...]
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """Tokens of the demo, tokens of the query, and the demo tokens' character offsets."""
-    cut = len(episode.demo_text)
+    """Return the demo's tokens, the query's tokens, and the character offsets of the demo's tokens."""
+    boundary = len(episode.demo_text)
     ids, offsets = _encode(tokenizer, episode.sample_id, episode.demo_text + query_text)
     if bos and bos[0] in ids:
         raise DataError(
             f"sample {episode.sample_id}: its text holds {tokenizer.bos_token!r}, the token that begins every text of this "
-            "model and is put there once; leave it out"
+            "model and is added once; leave it out"
         )
-    n_demo = sum(end <= cut for _, end in offsets)
+    n_demo = sum(end <= boundary for _, end in offsets)
     for i, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
-        if start < cut < end or (end <= cut) != (i < n_demo):
+        if start < boundary < end or (end <= boundary) != (i < n_demo):
             raise _boundary_error(tokenizer, episode, token)
     demo, query = ids[:n_demo], ids[n_demo:]
     if not demo or not query:
         raise DataError(f"sample {episode.sample_id}: demo_text and query_text must have at least one token each")
-    if offsets[n_demo - 1][1] == offsets[n_demo][0] == cut:
+    if offsets[n_demo - 1][1] == offsets[n_demo][0] == boundary:
         return demo, query, offsets[:n_demo]
-    # Offsets may leave out the spaces at a token's ends: then only its text shows that it reaches over the boundary. The
-    # query's text is what it adds to the demo's: alone, its first token may lose a space.
-    before, both = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (demo, ids))
-    after = both[len(before) :]
-    if not both.startswith(before) or len(after) - len(after.lstrip()) > len(query_text) - len(query_text.lstrip()):
+    # Offsets may leave out spaces at a token's ends; then only the decoded text shows that a token crosses the boundary. The
+    # query's text is what it adds to the demo's text, because decoded alone its first token may lose a space.
+    demo_text, text = (tokenizer.decode(tokens, clean_up_tokenization_spaces=False) for tokens in (demo, ids))
+    added = text[len(demo_text) :]
+    if not text.startswith(demo_text) or len(added) - len(added.lstrip()) > len(query_text) - len(query_text.lstrip()):
         raise _boundary_error(tokenizer, episode, query[0])
-    if len(before) - len(before.rstrip()) > len(episode.demo_text) - len(episode.demo_text.rstrip()):
+    if len(demo_text) - len(demo_text.rstrip()) > len(episode.demo_text) - len(episode.demo_text.rstrip()):
         raise _boundary_error(tokenizer, episode, demo[-1])
     return demo, query, offsets[:n_demo]
 
 
 def _encode(tokenizer: Any, sample_id: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and character offsets of a text, without special tokens. Raises DataError for text that no token stands for."""
+    """Return ids and character offsets of a text, without special tokens. Raises DataError for text that has no token."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
     for token, (start, end) in zip(ids, offsets, strict=True):
@@ -123,12 +124,13 @@ def _encode(tokenizer: Any, sample_id: str, text: str) -> tuple[list[int], list[
 
 
 def tokenize_off(tokenizer: Any, sample_id: str, prompt: str) -> OffSample:
-    """Tokenise one OFF prompt, as a user's turn of the chat template where the tokenizer has one.
+    """Tokenise one OFF prompt, rendered as a user turn if the tokenizer has a chat template.
 
     Raises:
-        DataError: nothing to tokenise, a template that does not render it, or BOS inside; the message names the sample.
+        DataError: the prompt has no token, the template does not render it, or BOS occurs beyond its start; the message names
+            the sample.
     """
-    text = _as_turn(tokenizer, f"sample {sample_id}", prompt) if tokenizer.chat_template else prompt
+    text = _render_turn(tokenizer, f"sample {sample_id}", prompt) if tokenizer.chat_template else prompt
     bos = leading_bos(tokenizer)
     ids = tuple(_encode(tokenizer, sample_id, text)[0])
     if bos and ids[:1] != bos:
@@ -144,33 +146,33 @@ def tokenize_off(tokenizer: Any, sample_id: str, prompt: str) -> OffSample:
     return OffSample(sample_id, text, ids, has_bos=bool(bos))
 
 
-def _as_turn(tokenizer: Any, who: str, prompt: str, **over: str) -> str:
-    """The prompt as a user's turn, up to where the model answers. Raises DataError, beginning with ``who``."""
+def _render_turn(tokenizer: Any, subject: str, prompt: str, **options: str) -> str:
+    """Render the prompt as a user turn, up to where the model answers. Raises DataError, which names ``subject``."""
     turns = [{"role": "user", "content": prompt}]
-    fixed = {"tokenize": False, "add_generation_prompt": True, "date_string": _CHAT_DATE, **over}
+    arguments = {"tokenize": False, "add_generation_prompt": True, "date_string": _CHAT_DATE, **options}
     try:
         template = tokenizer.get_chat_template()
-        template = _CHAT_NOW + template if "strftime_now" in template else template
-        text = str(tokenizer.apply_chat_template(turns, chat_template=template, **fixed))
-    except Exception as error:  # a template is the model's own program, and may raise anything
+        template = _FIXED_STRFTIME + template if "strftime_now" in template else template
+        text = str(tokenizer.apply_chat_template(turns, chat_template=template, **arguments))
+    except Exception as error:  # a template is a program of the model's authors and may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     else:
         if prompt.strip() in text:
             return text
         reason = f"it leaves the prompt out and gives {text[:120]!r}"
     raise DataError(
-        f"{who}: the tokenizer's chat template does not render a single user turn ({reason}); model.chat_template=false "
+        f"{subject}: the tokenizer's chat template does not render a single user turn ({reason}); model.chat_template=false "
         "gives OFF prompts as plain text"
     )
 
 
 def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str]) -> tuple[str, ...]:
-    """Those symbols that are one token of their own, with a leading space, after ``query_text``."""
-    before = list(tokenizer(query_text, add_special_tokens=False).input_ids)
+    """Return the symbols that are a single token, with a leading space, after ``query_text``."""
+    query = list(tokenizer(query_text, add_special_tokens=False).input_ids)
     usable = []
     for symbol in symbols:
-        after = list(tokenizer(f"{query_text} {symbol}", add_special_tokens=False).input_ids)
-        if after[:-1] == before and after[-1] != tokenizer.unk_token_id:
+        with_symbol = list(tokenizer(f"{query_text} {symbol}", add_special_tokens=False).input_ids)
+        if with_symbol[:-1] == query and with_symbol[-1] != tokenizer.unk_token_id:
             usable.append(symbol)
     return tuple(usable)
 
@@ -199,6 +201,6 @@ def _boundary_error(tokenizer: Any, episode: OnEpisode, token: int) -> DataError
 
 
 def _kind(offset: tuple[int, int], ranges: tuple[tuple[int, int, TokenKind], ...]) -> TokenKind:
-    """The kind of a token: answer if it touches an answer, else input if it touches input, else delimiter."""
+    """Return the kind of a token: answer if it touches an answer, else input if it touches input, else delimiter."""
     touched = {kind for start, end, kind in ranges if start < offset[1] and offset[0] < end}
     return "answer" if "answer" in touched else "input" if "input" in touched else "delimiter"
