@@ -1,7 +1,7 @@
-"""Random draws that depend on what is drawn, and on nothing else.
+"""Random draws that depend only on what they are for.
 
-Every generator is seeded by a digest of (seed, purpose, trial, sample id): order, batching, sharding and resuming
-change nothing, and a sample is the same however many others there are.
+Every generator is seeded by a digest of (seed, purpose, trial, sample id): order, batching, sharding and resuming change
+nothing, and a sample is the same however many others there are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ import numpy as np
 
 
 def rng_for(seed: int, purpose: str, trial: int, sample_id: str) -> np.random.Generator:
-    """A numpy generator for one draw; ``purpose`` separates draws that would otherwise be the same."""
+    """Return the generator of one draw; ``purpose`` separates draws that would otherwise be the same."""
     text = f"{seed}\x1f{purpose}\x1f{trial}\x1f{sample_id}"
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))

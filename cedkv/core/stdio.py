@@ -1,4 +1,4 @@
-"""stdout and stderr whose reader may go away (``| head``, a full disk under the log) without ending a night's run."""
+"""Let a run continue when the reader of stdout or stderr goes away (``| head``, a full disk under the log)."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import sys
 from typing import Any
 
 
-class _Patient(io.FileIO):
-    """A standard stream; what it does not take is lost: it also stands in the run's files."""
+class _TolerantStream(io.FileIO):
+    """A standard stream that drops output it cannot write; the run's files hold the same output."""
 
     def write(self, data: Any) -> int:
         try:
-            taken = super().write(data)
+            written = super().write(data)
         except OSError:
-            taken = None
-        return memoryview(data).nbytes if taken is None else taken
+            written = None
+        return memoryview(data).nbytes if written is None else written
 
 
 def tolerate_closed_streams() -> None:
-    """Put the program's own streams in order, first thing.
+    """Make the standard streams tolerate write errors; call this before any file is opened.
 
-    One that was closed at the start (``>&-``) leads nowhere from here on: otherwise the next file to be opened, the journal
-    perhaps, would get its number, and what libraries print.
+    A stream that is closed at the start (``>&-``) is redirected to the null device: otherwise the next opened file, perhaps
+    the journal, would get the stream's descriptor and with it everything that libraries print.
     """
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-    for number, name in ((1, "stdout"), (2, "stderr")):
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         encoding = getattr(getattr(sys, name), "encoding", "utf-8")
-        buffered = io.BufferedWriter(_Patient(number, "w", closefd=False))
+        buffered = io.BufferedWriter(_TolerantStream(descriptor, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=True))

@@ -1,11 +1,11 @@
-"""The values that flow through the suite, and the legend of shapes.
+"""The values that modules pass to each other, and the letters of tensor shapes.
 
     B  rows in a batch          T  tokens of a row, padding included     L  demo tokens
     Q  query tokens             K  kept tokens of a selection            V  prefix slots (K kept, the rest null)
     H_q, H_kv  heads            D_h  head dimension                      N  layers
 
-Tokens are counted from 0; spans are half open, ``[start, end)``. Everything here is plain Python or numpy: the pure
-parts of the suite (selection, positions, metrics, gates) know no torch.
+Tokens are counted from 0; spans are half open, ``[start, end)``. Everything here is plain Python or numpy: selection,
+positions, metrics and gates do not depend on torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Record = dict[str, Any]
 class OnEpisode:
     """A demonstration with one query about it, as text.
 
-    ``char_kinds`` are ``(start, end, kind)`` over ``demo_text``; characters in no range are delimiters. ``gold`` is the
-    part of ``demo_text`` that holds the answer, ``other_query_text`` asks something else of the same demo; both are
-    needed by reference points only.
+    char_kinds: ``(start, end, kind)`` over the characters of ``demo_text``; characters in no range are delimiters.
+    gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span`` only.
+    other_query_text: another query about the same demo; needed by ``transfer_span`` only.
     """
 
     sample_id: str
@@ -40,7 +40,12 @@ class OnEpisode:
 
 @dataclass(frozen=True)
 class OnSample:
-    """An episode in tokens. ``demo_token_ids`` begins with BOS (kind ``bos``) where the tokenizer adds one."""
+    """A tokenised episode.
+
+    demo_token_ids: begins with BOS (kind ``bos``) if the tokenizer adds BOS.
+    token_kinds: the kind of every demo token.
+    gold_tokens, other_query_ids: ``gold`` and ``other_query_text`` of the episode, in tokens.
+    """
 
     episode: OnEpisode
     demo_token_ids: tuple[int, ...]
@@ -64,13 +69,13 @@ class OnSample:
 
     @property
     def base_ids(self) -> tuple[int, ...]:
-        """The query alone, with BOS where the tokenizer adds one."""
+        """The query alone, with BOS if the tokenizer adds BOS."""
         return self.demo_token_ids[: int(self.has_bos)] + self.query_token_ids
 
 
 @dataclass(frozen=True)
 class OffSample:
-    """An unrelated prompt. ``token_ids`` begins with BOS where the tokenizer adds one (``has_bos``)."""
+    """An unrelated prompt, tokenised; ``token_ids`` begins with BOS if the tokenizer adds BOS (``has_bos``)."""
 
     sample_id: str
     prompt_text: str
@@ -79,7 +84,7 @@ class OffSample:
 
     @property
     def student_ids(self) -> tuple[int, ...]:
-        """The prompt as it follows a prefix: BOS, if any, is the prefix's first kept token already."""
+        """The prompt as it follows a prefix: without BOS, which is the prefix's first kept token."""
         return self.token_ids[int(self.has_bos) :]
 
 
@@ -94,7 +99,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Selection:
-    """The spans chosen for one sample; ``kept_tokens`` also holds BOS and sinks, ascending, without repeats."""
+    """The spans chosen for one sample; ``kept_tokens`` also contains BOS and sinks, ascending, without repeats."""
 
     spans: tuple[Span, ...]
     kept_tokens: tuple[int, ...]
@@ -102,7 +107,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where kept tokens go: rotary position of each, position of the query's first token, slots of the prefix."""
+    """Where the kept tokens of one sample go.
+
+    kept_tokens: demo tokens, ascending.
+    key_positions: rotary position of each kept token.
+    query_start: position of the query's first token.
+    slots: slots of the prefix, null slots included.
+    """
 
     kept_tokens: tuple[int, ...]
     key_positions: tuple[int, ...]
@@ -112,13 +123,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the teacher says about one sample's demo.
+    """The teacher's evidence about one sample's demo; None for evidence that no selector asked for.
 
-    ``attention`` (L,) is the attention of the query's last tokens to each demo token, averaged over heads and the
-    layers of the selection scope. ``causal_drop`` maps a candidate's start to KL(teacher || teacher without the span)
-    in nats. ``accumulated`` (L,) is the attention received from all later tokens, divided by how many there are.
-    ``other_attention`` (L,) is ``attention`` when another query is asked. ``gold`` are the demo tokens that hold the
-    answer. What no selector asked for is None.
+    attention: (L,) attention of the query's last tokens to each demo token, mean over heads and the layers of the selection
+        scope.
+    causal_drop: a candidate's start -> KL(teacher || teacher without the span), in nats.
+    accumulated: (L,) attention received from all later tokens, divided by the number of later tokens.
+    other_attention: (L,) as ``attention``, for another query.
+    gold: the demo tokens that hold the answer.
     """
 
     attention: NDArray[np.float64]
@@ -136,5 +148,5 @@ class Candidate:
     end: int
 
     def scored_tokens(self) -> range:
-        """The tokens a score is averaged over: the demo's very first token is an attention sink and is left out."""
+        """Return the tokens a score is averaged over; the demo's first token, an attention sink, is left out."""
         return range(max(self.start, 1), self.end)
