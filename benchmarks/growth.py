@@ -85,7 +85,7 @@ def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span"
     """One run, in ``folder``; prints what ``_measured`` returns."""
     from cedkv.config.resolve import resolve
     from cedkv.runs.pipeline import run_phase2
-    from tests import tiny
+    from tests.support import tiny
 
     os.chdir(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

@@ -43,8 +43,8 @@ def _apart(where: str, runs: int) -> bool:
 
 def soak(folder: Path, where: str, runs: int) -> bool:
     """The runs, in ``folder``; prints figures on the way; True when nothing grows and nothing strays."""
-    from tests import tiny
-    from tests.faults.serving import Server
+    from tests.support import tiny
+    from tests.support.serving import Server
 
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]
@@ -65,7 +65,7 @@ def soak(folder: Path, where: str, runs: int) -> bool:
 def _soak(model: Path, runs: int) -> tuple[dict[str, int], dict[str, int]]:
     """State of the process when it has settled, and at the end."""
     from cedkv.runs.pipeline import run_phase2
-    from tests import tiny
+    from tests.support import tiny
 
     sizes = ("eval.on_samples=2", "eval.off_samples=1", "eval.gate_a_samples=1", "eval.n_random_trials=1", "data.pairs=3")
     shown = sorted({max(1, int(runs * share)) for share in (SETTLED, 0.25, 0.5, 0.75, 1)})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import pages, tiny
+from tests.support import pages, tiny
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 os.environ.setdefault("TQDM_DISABLE", "1")

@@ -18,7 +18,7 @@ from cedkv.core.errors import ModelError
 from cedkv.models import loading
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
-from tests import tiny
+from tests.support import tiny
 
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- models: python -m tests.families.models -->\n", "<!-- /models -->\n"

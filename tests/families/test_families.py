@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from cedkv.analysis.results import sort_records
 from cedkv.checks.certificate import FOLDER
 from cedkv.checks.gates import gate_a
-from tests import tiny
 from tests.families.models import FAMILIES, Family, judged, written
+from tests.support import tiny
 
 WORKING = [family for family in FAMILIES if family.refused is None]
 REFUSED = [family for family in FAMILIES if family.refused is not None]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cedkv.runs.pipeline import run_phase2
-from tests.faults.crashing import config, left_by, the_run
+from tests.support.crashing import config, left_by, the_run
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ from cedkv.cli.app import RunRequest, execute
 from cedkv.config.resolve import to_yaml
 from cedkv.runs import manifest
 from cedkv.runs.lifecycle import sync
-from tests.faults.crashing import OUTPUTS, config, finishes_the_same, forked, the_run
-from tests.test_tracking import n_runs
+from tests.support.crashing import OUTPUTS, config, finishes_the_same, forked, n_runs, the_run
 
 
 class Disk:

@@ -26,8 +26,8 @@ from cedkv.config.resolve import resolve
 from cedkv.core.errors import DataError
 from cedkv.tasks.jsonl import read_off, read_on
 from cedkv.tasks.tokenize import tokenize_off, tokenize_on
-from tests import tiny
-from tests.hostile import (
+from tests.support import tiny
+from tests.support.hostile import (
     ARGUMENTS,
     BLOCKS,
     COMMANDS,

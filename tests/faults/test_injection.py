@@ -16,7 +16,7 @@ from cedkv.core.errors import ConfigError
 from cedkv.core.text import escape_markdown, redact
 from cedkv.runs.lifecycle import sync
 from cedkv.runs.manifest import RunManifest, load
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (

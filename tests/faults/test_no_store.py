@@ -21,10 +21,10 @@ from cedkv.runs import manifest
 from cedkv.runs.lifecycle import sync
 from cedkv.runs.manifest import RunManifest
 from cedkv.runs.tracking import MlflowTracker
-from tests import tiny
-from tests.faults.crashing import run_of_nothing as run
-from tests.faults.serving import Answer, answering
-from tests.test_tracking import n_runs
+from tests.support import tiny
+from tests.support.crashing import n_runs
+from tests.support.crashing import run_of_nothing as run
+from tests.support.serving import Answer, answering
 
 
 @pytest.fixture

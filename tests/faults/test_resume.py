@@ -21,8 +21,8 @@ from cedkv.runs.compare import run_comparison
 from cedkv.runs.journal import Journal
 from cedkv.runs.manifest import find
 from cedkv.runs.pipeline import run_phase2
-from tests import tiny
-from tests.faults.crashing import (
+from tests.support import tiny
+from tests.support.crashing import (
     OUTPUTS,
     config,
     finishes_the_same,

@@ -21,9 +21,9 @@ from cedkv.core.errors import TrackingError
 from cedkv.runs import manifest
 from cedkv.runs.lifecycle import ActiveRun, save_table, sync
 from cedkv.runs.tracking import describe_datasets
-from tests import tiny
-from tests.faults.crashing import forked, impatient, run_of_nothing
-from tests.faults.serving import Server, free_port, refusing
+from tests.support import tiny
+from tests.support.crashing import forked, impatient, run_of_nothing
+from tests.support.serving import Server, free_port, refusing
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.records import answers, off_record, on_record, repro_record
-from tests import making
+from tests.support import making
 
 VOCABULARY = 50
 ANSWER = 7

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cedkv.config.schema import SelectBlock
 from cedkv.selectors import NAMES, select
 from cedkv.selectors.base import candidates
-from tests.making import kinds, task
+from tests.support.making import kinds, task
 
 NO_CANDIDATES = {"full_demo", "oracle_span", "sink_recent"}
 """Points of reference that are defined by where they look, not by candidates; a new selector is held to the rules."""

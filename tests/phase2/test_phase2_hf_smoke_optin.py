@@ -11,8 +11,8 @@ import pytest
 from cedkv.config.resolve import resolve
 from cedkv.models import smollm2
 from cedkv.runs.pipeline import run_phase2
-from tests.outside import Plain, Rules
-from tests.outside_run import compare
+from tests.oracle.outside import Plain, Rules
+from tests.oracle.outside_run import compare
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RUN_HF_TESTS") != "1",

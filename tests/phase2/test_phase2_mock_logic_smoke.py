@@ -9,7 +9,7 @@ import yaml
 
 from cedkv.config.resolve import resolve
 from cedkv.runs.pipeline import run_phase2
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cedkv.kv.positioning import place
-from tests import tiny
+from tests.support import tiny
 
 
 def test_null_pad_fills_to_prefix_len_and_takes_no_position() -> None:

@@ -10,7 +10,7 @@ from cedkv.core.values import Evidence
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.selectors import select
 from cedkv.selectors.base import SelectionTask
-from tests import making
+from tests.support import making
 
 BLOCK = SelectBlock(span_len=2, span_budget=3, min_span_distance=3)
 DEMO = making.kinds("diad" * 16)

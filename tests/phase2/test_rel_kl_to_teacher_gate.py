@@ -8,7 +8,7 @@ import pytest
 from cedkv.checks.gates import Check, all_pass, gate_b
 from cedkv.config.schema import Phase2Config, ThresholdsBlock
 from cedkv.metrics_phase2 import relative_kl, run_metrics
-from tests import making
+from tests.support import making
 
 LIMIT = 0.75
 CONFIG = Phase2Config(thresholds=ThresholdsBlock(rel_kl_to_teacher_max=LIMIT))

@@ -1,0 +1,98 @@
+"""Faults that give a sample what is another's, or not what the rules say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cedkv import eval_phase2
+from cedkv.core.values import Placement
+from cedkv.inference import forward, student, teacher
+from cedkv.kv.cache import KVPrefix
+from tests.mutation.planted import Patch, wrap
+
+
+def swapped_samples(patch: Patch) -> None:
+    def swapped(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+        n = len(rows)
+        prefix = prefix.rows([(i + 1) % n for i in range(n)]) if prefix is not None and n > 1 else prefix
+        return real(lm, rows, prefix, layers)
+
+    wrap(patch, forward, "last_logits", swapped)
+
+
+def states_swapped_for_the_whole_unit(patch: Patch) -> None:
+    """Every query runs under the next sample's state, in whatever passes."""
+
+    def swapped(real: Any, batch: Any, config: Any, prefix: KVPrefix) -> Any:
+        n = len(batch.samples)
+        return real(batch, config, prefix.rows([(i + 1) % n for i in range(n)]))
+
+    wrap(patch, student, "answer", swapped)
+
+
+def off_prompts_under_another_state(patch: Patch) -> None:
+    wrap(patch, eval_phase2, "_off",
+         lambda real, batch, config, off, owners, state: real(batch, config, off, owners[1:] + owners[:1], state))  # fmt: skip
+
+
+def row_0_s_selection_for_all(patch: Patch) -> None:
+    def first(real: Any, batch: Any, config: Any, known: Any, mode: str, purpose: str, trial: int) -> Any:
+        made = real(batch, config, known, mode, purpose, trial)
+        if purpose != "select":
+            return made
+        chosen, slots, selections, placements = made.selections[0], made.placements[0].slots, [], []
+        for sample in batch.samples:
+            kept = tuple(token for token in chosen.kept_tokens if token < len(sample.demo_token_ids))
+            selections.append(replace(chosen, kept_tokens=kept))
+            placements.append(Placement(kept, tuple(range(len(kept))), len(kept), slots))
+        return replace(made, selections=selections, placements=placements)
+
+    wrap(patch, student, "choose", first)
+
+
+def row_0_s_attention_for_all(patch: Patch) -> None:
+    def first(real: Any, batch: Any, config: Any) -> Any:
+        known = real(batch, config)
+        fitting = [torch.zeros(len(its.attention)).double().numpy() for its in known]
+        for own in fitting:
+            n = min(len(own), len(known[0].attention))
+            own[:n] = known[0].attention[:n]
+        return [replace(its, attention=own) for its, own in zip(known, fitting, strict=True)]
+
+    wrap(patch, student, "evidence", first)
+
+
+def attention_off_by_one(patch: Patch) -> None:
+    """In padded rows the demo is looked for one slot too early."""
+
+    def early(real: Any, self: Any, part: Any, seen: Any, demos: Any, queries: Any) -> None:
+        real(self, part, seen, [(max(0, start - 1), end - (start > 0)) for start, end in demos], queries)
+
+    real = teacher._AttentionCollector.add
+    patch.setattr(teacher._AttentionCollector, "add", lambda self, *given: early(real, self, *given))
+
+
+def keep_sink_ignored(patch: Patch) -> None:
+    wrap(patch, student.selectors, "select", lambda real, name, task: real(
+        name, replace(task, select=task.select.model_copy(update={"keep_sink": 0}))))  # fmt: skip
+
+
+def a_kept_token_lost(patch: Patch) -> None:
+    def lost(real: Any, name: str, task: Any) -> Any:
+        made = real(name, task)
+        return replace(made, kept_tokens=made.kept_tokens[:-1])
+
+    wrap(patch, student.selectors, "select", lost)
+
+
+def random_answers_are_select_s(patch: Patch) -> None:
+    first: dict[int, Any] = {}
+    wrap(patch, student, "answer", lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
+
+
+def random_spans_are_select_s(patch: Patch) -> None:
+    wrap(patch, student, "choose", lambda real, batch, config, known, mode, purpose, trial: real(
+        batch, config, known, config.select.mode, "select", 0))  # fmt: skip

@@ -1,0 +1,151 @@
+"""Runs on tiny models, computed again from their files by plain transformers (``outside.py``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cedkv.runs import pipeline
+from cedkv.runs.manifest import RunManifest
+from cedkv.selectors import NAMES
+from tests.oracle.outside import Plain, Rules
+from tests.oracle.outside_run import Comparison, compare
+from tests.support import tiny
+
+RULES = Rules(span_len=4, span_budget=3, min_span_distance=4)
+SIZES = ("eval.on_samples=3", "eval.off_samples=4", "eval.gate_a_samples=1")
+RUN = Path("outputs/run")
+FORMS = [(kv, place, pad) for kv in ("prefill", "gather") for place in ("compact", "absolute")
+         for pad in ("null_pad", "shrink_to_selected")]  # fmt: skip
+
+plain = cache(Plain)
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The whole of a run but MLflow; its files are in ``RUN``."""
+    monkeypatch.setattr("cedkv.runs.tracking.MlflowTracker._attempt", lambda *_: None)
+    monkeypatch.setattr("cedkv.runs.lifecycle.ActiveRun.fault", None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: Path, *overrides: str) -> None:
+        pipeline.run_phase2(tiny.config(folder, *SIZES, *overrides), "2", RunManifest("phase2", "2", origin=RUN.name))
+
+    return run
+
+
+def agrees(found: Comparison) -> bool:
+    assert found.problems == []
+    assert found.compared > 250
+    assert found.worst.keys() == {"score", "logprob", "kl", "metric"}
+    assert found.worst.pop("score") < 1e-5
+    assert max(found.worst.values()) < 1e-4, found.worst
+    return True
+
+
+@pytest.mark.parametrize(("kv_source", "positioning", "padding"), FORMS)
+def test_every_form_of_prefix(
+    model_folder: Path, evaluate: Callable[..., None], kv_source: str, positioning: str, padding: str
+) -> None:
+    evaluate(model_folder, f"prefix.kv_source={kv_source}", f"injection.positioning_mode={positioning}",
+             f"prefix.padding_mode={padding}")  # fmt: skip
+    assert agrees(compare(RUN, plain(model_folder), RULES))
+
+
+@pytest.mark.parametrize(("kv_source", "positioning", "padding"), FORMS)
+def test_every_form_of_prefix_with_bos(
+    bos_folder: Path, evaluate: Callable[..., None], kv_source: str, positioning: str, padding: str
+) -> None:
+    """BOS once in every arm: in front of base and OFF prompts, in the prefix and not in front of a student's query."""
+    evaluate(bos_folder, f"prefix.kv_source={kv_source}", f"injection.positioning_mode={positioning}",
+             f"prefix.padding_mode={padding}")  # fmt: skip
+    assert agrees(compare(RUN, plain(bos_folder), RULES))
+
+
+@pytest.mark.parametrize("layers", ["[1,2]", "[0]", "top30"])
+@pytest.mark.parametrize("kv_source", ["prefill", "gather"])
+def test_prefix_in_some_layers_only(model_folder: Path, evaluate: Callable[..., None], layers: str, kv_source: str) -> None:
+    """Here by hooks that mask the prefix in the other layers; ON and OFF alike."""
+    evaluate(model_folder, f"layer_scope.injection={layers}", f"prefix.kv_source={kv_source}")
+    assert agrees(compare(RUN, plain(model_folder), RULES))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rules"),
+    [
+        (("select.center_policy=center", "select.keep_sink=2"), Rules(4, 3, 4, center=True, keep_sink=2)),
+        (("select.query_window=3", "layer_scope.selection=all"), Rules(4, 3, 4, query_window=3, selection_layers="all")),
+        (
+            ("select.query_window=500", "layer_scope.selection=top60"),
+            Rules(4, 3, 4, query_window=500, selection_layers="top60"),
+        ),
+        (("select.min_span_distance=2", "select.span_budget=5", "runtime.batch_size=2"), Rules(4, 5, 2)),
+        (("select.mode=delimiter_span", "prefix.kv_source=gather"), RULES),
+        (("select.mode=random_span", "select.keep_sink=1"), Rules(4, 3, 4, keep_sink=1)),
+        (("select.mode=causal_drop_span", "select.span_len=6", "select.min_span_distance=9"), Rules(6, 3, 9)),
+    ],
+)
+def test_every_way_to_choose_spans(
+    model_folder: Path, evaluate: Callable[..., None], overrides: tuple[str, ...], rules: Rules
+) -> None:
+    """Also with spans that overlap, whose kept tokens must not repeat, and a window longer than any query."""
+    evaluate(model_folder, *overrides)
+    assert agrees(compare(RUN, plain(model_folder), rules))
+
+
+@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("kv_source", ["prefill", "gather"])
+def test_every_selector(bos_folder: Path, evaluate: Callable[..., None], mode: str, kv_source: str) -> None:
+    """Whatever was chosen, and of whose demo: the prefix is what the files say."""
+    evaluate(bos_folder, f"select.mode={mode}", f"prefix.kv_source={kv_source}", "prefix_len=100")
+    assert agrees(compare(RUN, plain(bos_folder), replace(RULES, free=True)))
+
+
+def _shift_queries(run: dict[str, Any]) -> None:
+    for chosen in run["on"]:
+        chosen["query_start"] += 1
+
+
+def _other_layers(run: dict[str, Any]) -> None:
+    run["injection_layers"] = [0, 1, 2]
+
+
+def _other_source(run: dict[str, Any]) -> None:
+    run["kv_source"] = "prefill"
+
+
+def _other_state(run: dict[str, Any]) -> None:
+    run["off"][0]["state_of"] = run["on"][1]["sample_id"]
+
+
+def _other_token(run: dict[str, Any]) -> None:
+    run["on"][2]["random"][1]["kept_tokens"][-1] -= 1
+
+
+@pytest.mark.parametrize("damage", [_shift_queries, _other_layers, _other_source, _other_state, _other_token])
+def test_a_run_that_did_something_else_is_noticed(
+    model_folder: Path, evaluate: Callable[..., None], damage: Callable[[dict[str, Any]], None]
+) -> None:
+    """A comparison that agrees with everything would prove nothing: the files are changed, and it must disagree."""
+    evaluate(model_folder, "prefix.kv_source=gather")
+    path = RUN / "artifacts" / "phase2_selection.json"
+    run = json.loads(path.read_text())
+    damage(run)
+    path.write_text(json.dumps(run))
+    found = compare(RUN, plain(model_folder), RULES)
+    assert max(found.worst["logprob"], found.worst["kl"]) > 1e-2
+
+
+def test_keys_that_were_not_moved_are_noticed(
+    model_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gather in compact positions without the rotation."""
+    monkeypatch.setattr("cedkv.kv.cache.rerotate_keys", lambda keys, *_: keys)
+    evaluate(model_folder, "prefix.kv_source=gather")
+    assert compare(RUN, plain(model_folder), RULES).worst["logprob"] > 1e-2

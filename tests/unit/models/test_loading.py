@@ -1,0 +1,157 @@
+"""Loading: the model asked for, in the dtype asked for, or an error that says why and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from cedkv.core.errors import ConfigError, ModelError
+from cedkv.models import loading, smollm2
+from cedkv.models.devices import pick_device
+from tests.support import tiny
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder of the test's own, to be damaged."""
+    return tiny.save(tmp_path / "model", "llama")
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def set_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def refused(name: Path | str, *overrides: str, match: str = "") -> str:
+    with pytest.raises(ModelError, match=match) as caught:
+        tiny.load(name, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no-such-org/no-such-model", "no-such-model"])
+def test_hub_that_cannot_be_reached_names_the_cause_and_three_ways_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is taken in the model's place."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = refused(name, match=f"model '{name}' cannot be loaded: .*connect to")
+    assert "No other model is used in its place" in message
+    for way in ("HF_ENDPOINT", "hf auth login", "model_id=/path/to/folder", f"model_id={smollm2.NAME}"):
+        assert way in message
+
+
+def test_gated_model_tells_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own words are kept; they say which page has the licence to accept."""
+
+    def gated(*_: object, **__: object) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://example.org/m. 401")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", gated)
+    assert "hf auth login" in refused(
+        "org/gated", match=r"gated repo\. Make sure to have access to it at https://example.org/m"
+    )
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    assert "/path/to/folder" in refused(name, match=name)
+
+
+def test_missing_weights_are_not_random_numbers(folder: Path) -> None:
+    """transformers fills them in with a mere warning."""
+    set_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(folder, match=r"model\.layers\.1\.mlp\.up_proj\.weight'\] are missing")
+
+
+def test_weights_of_another_shape_are_named(folder: Path) -> None:
+    set_config(folder, intermediate_size=96)
+    refused(folder, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*have another shape")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5", None], ids=["empty", "lfs", "cut"]
+)
+def test_weights_that_are_no_weights(folder: Path, content: bytes | None) -> None:
+    """A download that stopped, or a clone without git-lfs: an error for the user, not a traceback."""
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    refused(folder, match="cannot be loaded: .*header")
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("pickle-was-read",)
+
+
+def test_pickled_weights_are_refused_unread(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .bin file is a pickle, and reading one runs what is in it."""
+    monkeypatch.chdir(tmp_path)
+    (folder / WEIGHTS).unlink()
+    torch.save({"model.norm.weight": torch.ones(64), "x": _Bomb()}, folder / "pytorch_model.bin")
+    refused(folder, match=r"pytorch_model\.bin, and reading that file runs code in it")
+    assert not Path("pickle-was-read").exists()
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_dtype_is_the_one_asked_for(tmp_path: Path, saved: torch.dtype, wanted: str) -> None:
+    """``from_pretrained`` takes the checkpoint's dtype unless told; bfloat16 flips near-tied answers."""
+    tiny.model("llama").to(saved).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    _, lm = tiny.load(tmp_path, f"runtime.torch_dtype={wanted}")
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {getattr(torch, wanted)}
+    assert {turn.inv_freq.dtype for turn in lm.rope_layouts} == {torch.float32}, "positions in bfloat16 are wrong beyond 256"
+    assert lm.meta["torch_dtype"] == wanted
+
+
+def test_what_is_loaded_is_ready_for_scoring(model_folder: Path) -> None:
+    """Dropout off, our attention on, and the facts of the report are those of the model."""
+    _, lm = tiny.load(model_folder)
+    assert not lm.model.training
+    assert lm.model.config._attn_implementation == "cedkv"
+    assert (lm.meta["layers"], lm.meta["query_heads"], lm.meta["kv_heads"], lm.meta["vocabulary"]) == (4, 4, 2, 500)
+    assert lm.meta["parameters"] == sum(parameter.numel() for parameter in lm.model.parameters())
+    json.dumps(lm.meta, allow_nan=False)
+
+
+def test_layer_beyond_the_last_is_refused_before_weights_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ConfigError, match=r"layer_scope\.injection names layer 4, the model's last is 3"):
+        tiny.load(folder, "layer_scope.injection=[0,4]")
+
+
+def test_smollm2_has_no_revisions() -> None:
+    with pytest.raises(ConfigError, match="leave it null"):
+        tiny.load(smollm2.NAME, "model.revision=main")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_an_error_not_the_cpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda:99")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if device == "cuda:99" else 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=rf"runtime\.device = '{device}' is not available .*; use auto or cpu"):
+        pick_device(device)
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert pick_device("auto").type == expected

@@ -1,0 +1,131 @@
+"""The HTML page: one harmless file that holds what the run says."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cedkv.analysis.results import Records, decide
+from cedkv.report.page import render, samples
+from cedkv.report.page.render import comparison_page, embedded
+from tests.support.pages import ARMS, HERE, HOSTILE, Run, compared, hostile, page_of
+
+
+def test_a_relation_that_does_not_hold_and_a_broken_equality_are_said(dealt: Run) -> None:
+    text = compared(dealt)
+    known = re.findall(r"&lt;relation ([\w ]+)&gt;</th><td><span class=\"badge (\w+)\">([\w ]+)</span>", text)
+    assert known == [(here, badge, here) for here, badge in HERE.items()]
+    equal = text[text.index('id="equal"') :]
+    assert re.findall(r"&lt;teacher&gt;</th><td><span class=\"badge (\w+)\"", equal) == ["insufficient", "fail"]
+
+
+def data_of(text: str) -> dict[str, Any]:
+    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert len(found) == 1
+    assert not set("<>&\u2028\u2029") & set(found[0])
+    return json.loads(found[0])
+
+
+@pytest.mark.parametrize("make", [page_of, compared])
+def test_page_is_one_file_that_runs_no_script_but_its_own(dealt: Run, make: Any) -> None:
+    text = make(dealt)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    assert "default-src 'none'" in policy[1]
+    assert "unsafe" not in policy[1].replace("style-src 'unsafe-inline'", "")
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1
+    assert base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode() in policy[1]
+    rest = text.replace(embedded(data_of(text)), "")
+    assert not re.search(r"""(?i)(src|href|action)\s*=\s*["']?(?!#)\w|url\(|@import|//\w+\.\w|\bon\w+\s*=\s*["']""", rest)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", scripts[0])
+    for word in ("alert(1)", "owned", "<b>on</b>", "<figure>:", "other <way>", "<None>", "grid <1>"):
+        assert word not in rest
+
+
+def test_data_comes_back_as_it_was(dealt: Run) -> None:
+    config, records, _ = dealt
+    data = data_of(page_of(dealt))
+    (condition,) = data["conditions"]
+    assert all(text == hostile(int(token)) for token, text in data["tokens"].items())
+    assert set(data["tokens"].values()) == set(HOSTILE), "the tiny run has too few tokens to carry every hostile text"
+    for shown, record, selection in zip(condition["on"], records.on, records.selections, strict=True):
+        source = data["sources"][shown["source"]]
+        assert (shown["id"], source["demo"]) == (record["sample_id"], selection["demo_token_ids"])
+        assert [arm["right"] for arm in shown["arms"].values()] == [record[f"correct_{arm}"] for arm in ARMS]
+        assert [trial["right"] for trial in shown["random"]] == record["correct_random"]
+        assert shown["arms"]["select"]["kl"] == pytest.approx(record["kl_select_teacher"], rel=1e-3)
+        assert source["scores"] == pytest.approx(selection["scores"], rel=1e-3)
+        assert [span[:2] for span in shown["spans"][0]] == [[span["start"], span["end"]] for span in selection["spans"]]
+        assert len(shown["spans"]) == 1 + config.eval.n_random_trials
+    deltas = [sample["delta"] for sample in condition["off"]]
+    assert deltas == sorted(deltas, reverse=True)
+    assert len(deltas) == len(records.off)
+
+
+def test_conditions_share_what_is_the_same(dealt: Run) -> None:
+    data = data_of(compared(dealt))
+    assert len(data["conditions"]) == 3
+    assert len(data["sources"]) == len(dealt[1].on)
+
+
+def test_a_big_run_is_cut_and_says_so(dealt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "This page holds" not in page_of(dealt)
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 5)
+    text = page_of(dealt)
+    (condition,) = data_of(text)["conditions"]
+    assert [sample["id"] for sample in condition["on"]] == [record["sample_id"] for record in dealt[1].on[:5]]
+    moved = sorted((record["phase2_delta_off_select"] for record in dealt[1].off), reverse=True)[:5]
+    assert [sample["delta"] for sample in condition["off"]] == pytest.approx(moved, rel=1e-3)
+    assert "first 5 of 12 ON samples" in text
+    assert "holds the 5 most moved of 8" in text
+
+
+def test_gate_a_alone_and_figures_that_are_missing(dealt: Run) -> None:
+    """Phase 1.5 has neither random trials nor OFF prompts; a number that is not finite is a dash, not a crash."""
+    config, records, _ = dealt
+    on = [
+        {**r, "correct_random": [], "token_random": [], "answer_logprob_random": [], "kl_random_teacher": []}
+        for r in records.on
+    ]
+    results = decide(config, Records(on, [], records.selections, records.plumbing, records.repro), "1.5")
+    results.comparisons[0]["difference"] = float("nan")
+    on[0] |= {"kl_select_teacher": float("nan"), "answer_logprob_base": float("-inf"), "rel_kl_to_teacher": None}
+    selections = [{**r, "random": []} for r in records.selections]
+    less = Records(on, [], selections, records.plumbing, records.repro)
+    text = page_of((config, less, results))
+    (condition,) = data_of(text)["conditions"]
+    assert condition["on"][0]["arms"]["select"]["kl"] is None
+    assert condition["off"] == []
+    assert 'id="off"' not in text
+    assert "Gate B" not in text
+
+
+def test_a_comparison_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one condition"):
+        comparison_page("x", [], [], [], [], [], {}, hostile)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_has_contrast(theme: int) -> None:
+    css = (Path(render.__file__).parent / "static/page.css").read_text()
+    colours = {name: both[theme] for name, *both in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)}
+    pairs = [*itertools.product(("ink", "muted", "accent", "pass", "fail"), ("page", "card", "soft")), ("ink", "hot")]
+    pairs += [(verdict, f"{verdict}-tint") for verdict in ("pass", "fail", "insufficient")]
+    pairs += [("muted", "pass-tint"), ("muted", "fail-tint")]
+    for text, ground in pairs:
+        lighter, darker = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)

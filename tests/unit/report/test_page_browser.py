@@ -1,0 +1,217 @@
+"""The HTML page in a real browser. Its state is in the address, so that one dump of its elements shows what is seen."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html as html_module
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cedkv.analysis.results import Records
+from tests.support.pages import Run, compared, page_of
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser on this machine (looked for {', '.join(names)}): the page was not opened in one")
+    return found
+
+
+def opened(chromium: str, folder: Path, text: str, address: str = "", probe: str = "", width: int = 1280) -> str:
+    """The page's elements once its script has run; ``probe`` is a script of the test's own that runs last.
+
+    Raises:
+        AssertionError: anything on the browser's console.
+    """
+    if probe:
+        digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
+        text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+        text = text.replace("</body>", f"<script>{probe}</script></body>")
+    file = folder / "report.html"
+    file.write_text(text, encoding="utf-8")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=2000",
+        "--enable-logging=stderr", "--v=0", f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}",
+        f"{file.as_uri()}#{address}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
+    assert not console, console
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def text_of(dom: str, element: str) -> str:
+    found = re.search(rf'id="{element}"[^>]*>([^<]*)<', dom)
+    assert found, element
+    return html_module.unescape(found[1])
+
+
+def listed(dom: str) -> list[str]:
+    return re.findall(r'data-id="([^"]*)"', dom)
+
+
+def probed(dom: str) -> Any:
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found, "the probe did not finish"
+    return json.loads(html_module.unescape(found[1]))
+
+
+def test_the_console_is_watched(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="planted"):
+        opened(chromium, tmp_path, page_of(dealt), probe="throw new Error('planted')")
+    with pytest.raises(AssertionError, match="violates the following Content Security"):
+        opened(chromium, tmp_path, page_of(dealt).replace("</body>", "<script>document.title = 1</script></body>"))
+
+
+def test_hostile_tokens_are_shown_and_harmless(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    dom = opened(chromium, tmp_path, page_of(dealt))
+    assert dom.count("<script") == 2
+    assert not re.search(r"<img|<b>", dom)
+    assert "<title>owned" not in dom
+    demos = "".join(re.findall(r"<bdi[^>]*>([^<]*)</bdi>", dom))
+    first = dealt[1].selections[0]
+    shown = dom[dom.index('class="tokens demo"') :]
+    shown = shown[: shown.index("</p>")]
+    assert shown.count("<bdi") == len(first["demo_token_ids"])
+    assert len(re.findall(r'class="t[^"]* kept', shown)) == len(first["kept_tokens"])
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in demos
+    for sign in ("⟨U+202E⟩gnp.exe", "␀", "␛", "␡", "⟨U+2028⟩", "··two⏎", "⟨empty⟩", "⟨U+200B⟩", "⟨U+D800⟩"):
+        assert sign in demos, sign
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\u2028\x00\x1b]", demos)
+    assert re.search(rf'title="token 0 · id {first["demo_token_ids"][0]} · \w+ · attention [\d.e−]+ · an attention sink', shown)
+
+
+def test_the_prefix_of_another_sample_is_shown_on_its_own_demo(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    config, records, results = dealt
+    first, second = records.selections[:2]
+    swapped = [{**first, **{key: second[key] for key in ("spans", "kept_tokens")}, "prefix_of": second["sample_id"]}]
+    changed = Records(records.on, records.off, swapped + records.selections[1:], records.plumbing, records.repro)
+    dom = opened(chromium, tmp_path, page_of((config, changed, results)))
+    assert "The prefix of another sample is injected here" in dom
+    shown = dom[dom.index('class="tokens demo"') :]
+    shown = shown[: shown.index("</p>")]
+    assert [int(found) for found in re.findall(r"· id (\d+) ·", shown)] == second["demo_token_ids"]
+    kept = [int(found) for found in re.findall(r'class="t[^"]* kept[^"]*" title="token (\d+)', shown)]
+    assert kept == second["kept_tokens"]
+
+
+def expected(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What each filter shows, from the records alone."""
+    table = {
+        "all": lambda r: True,
+        "select_right_random_wrong": lambda r: r["correct_select"] and not any(r["correct_random"]),
+        "select_wrong_random_right": lambda r: not r["correct_select"] and any(r["correct_random"]),
+        "select_right_base_wrong": lambda r: r["correct_select"] and not r["correct_base"],
+        "select_wrong_base_right": lambda r: not r["correct_select"] and r["correct_base"],
+        "select_right_teacher_wrong": lambda r: r["correct_select"] and not r["correct_teacher"],
+        "select_wrong_teacher_right": lambda r: not r["correct_select"] and r["correct_teacher"],
+        "select_right": lambda r: r["correct_select"],
+        "select_wrong": lambda r: not r["correct_select"],
+        "base_right": lambda r: r["correct_base"],
+        "teacher_wrong": lambda r: not r["correct_teacher"],
+        "select_farther_than_base": lambda r: r["rel_kl_to_teacher"] > 1,
+    }
+    return {name: [r["sample_id"] for r in records if test(r)] for name, test in table.items()}
+
+
+def test_filters_show_what_the_records_say(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    """Two filters by address, all others by their counts in the menu."""
+    wanted = expected(dealt[1].on)
+    assert sum(0 < len(ids) < 12 for ids in wanted.values()) >= 10, "the run does not tell the filters apart"
+    for name in ("select_right_random_wrong", "select_wrong_teacher_right"):
+        dom = opened(chromium, tmp_path, page_of(dealt), f"filter={name}&sample={wanted[name][-1]}")
+        assert listed(dom) == wanted[name]
+        assert text_of(dom, "count") == f"{len(wanted[name])} of 12 samples"
+        assert text_of(dom, "position") == f"{len(wanted[name])} of {len(wanted[name])}"
+        assert re.findall(r'data-id="([^"]*)" aria-current="true"', dom) == [wanted[name][-1]]
+    counts = dict(re.findall(r'<option value="(\w+)">[^<]*\((\d+)\)</option>', dom))
+    assert counts == {name: str(len(ids)) for name, ids in wanted.items()}
+
+
+def test_search_and_conditions_by_address(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    on, selections = dealt[1].on, dealt[1].selections
+    word = selections[3]["query_text"].split()[1]
+    dom = opened(chromium, tmp_path, page_of(dealt), f"query={word.upper()}")
+    assert listed(dom) == [
+        r["sample_id"] for r, s in zip(on, selections, strict=True) if word in s["demo_text"] + s["query_text"]
+    ]
+    dom = opened(chromium, tmp_path, page_of(dealt), "query=no+such+word&filter=constructor&condition=length&state=x")
+    assert (listed(dom), text_of(dom, "count")) == ([], "0 of 12 samples")
+    assert "No sample matches" in dom
+    dom = opened(chromium, tmp_path, compared(dealt), "condition=1&filter=select_right")
+    assert listed(dom) == expected(on)["select_wrong"], "the second condition is the first turned round"
+    assert re.findall(r'<button[^>]* aria-pressed="(\w+)"', dom) == ["false", "true", "false"]
+    assert re.search(r'<option value="select_differs">[^<]*\(12\)', dom)
+
+
+PROBE = """
+const out = {};
+const current = () => document.querySelector("[aria-current]").dataset.id;
+const press = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+const button = () => document.querySelector("[aria-current]");
+out.visited = [current()];
+button().focus();
+for (const key of ["j", "ArrowRight", "ArrowDown", "k", "ArrowLeft", "x"]) {
+  press(button(), key);
+  out.visited.push(current());
+}
+out.focused = document.activeElement === button();
+press(document.getElementById("query"), "j");
+out.typing = current();
+const filter = document.getElementById("filter");
+filter.value = "base_right";
+filter.dispatchEvent(new Event("change"));
+out.count = document.getElementById("count").textContent;
+out.hash = location.hash;
+document.getElementById("theme").click();
+out.theme = getComputedStyle(document.documentElement).colorScheme;
+document.body.dataset.probe = JSON.stringify(out);
+"""
+
+
+def test_keys_filter_and_theme_by_hand(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    ids = [record["sample_id"] for record in dealt[1].on]
+    out = probed(opened(chromium, tmp_path, page_of(dealt), "theme=light", PROBE))
+    assert out["visited"] == [ids[i] for i in (0, 1, 2, 3, 2, 1, 1)]
+    assert out["focused"]
+    assert out["typing"] == ids[1]
+    assert out["count"] == f"{len(expected(dealt[1].on)['base_right'])} of 12 samples"
+    assert "filter=base_right" in out["hash"]
+    assert out["theme"] == "dark"
+
+
+FRAME = """
+const frame = document.querySelector("iframe");
+frame.addEventListener("load", () => {
+  const inside = frame.contentDocument;
+  const count = inside.getElementById("count").textContent;
+  const page = inside.documentElement;
+  document.body.dataset.probe = JSON.stringify([frame.contentWindow.innerWidth, page.scrollWidth, count]);
+});
+frame.srcdoc = PAGE;
+"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("make", [page_of, compared])
+def test_in_a_frame_of_any_width_the_page_does_not_scroll_sideways(
+    chromium: str, dealt: Run, tmp_path: Path, width: int, make: Any
+) -> None:
+    """Wide tables, and tokens of 300 letters, scroll in their own boxes. A frame is where tracking servers show a page."""
+    frame = f'<body><iframe width="{width}" height="800" style="border: 0"></iframe><script>{FRAME}</script></body>'
+    frame = frame.replace("PAGE", json.dumps(make(dealt)).replace("<", "\\u003c"))
+    seen, wide, count = probed(opened(chromium, tmp_path, frame, width=1400))
+    assert seen == width
+    assert wide <= width
+    assert count == "12 of 12 samples"

@@ -1,0 +1,100 @@
+"""The conditions of a comparison: what lists give, what they are called, and which lists are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from cedkv.conditions import build, factors, labels
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.selectors import NAMES
+from tests.support import tiny
+
+
+def config(*overrides: str) -> Phase2Config:
+    return tiny.config("x", *overrides)
+
+
+def names(comparison: str, *overrides: str, **lists: str) -> list[str]:
+    return list(labels(build(comparison, config(*overrides), lists)).values())
+
+
+def test_without_lists_every_selector_and_the_standard_questions() -> None:
+    """The first condition is the configuration itself; budget, sinks by source, span length and positioning vary around it."""
+    found = build("ablate_selector", Phase2Config(), {})
+    assert found[0].config == Phase2Config()
+    assert {c.config.select.mode for c in found} == set(NAMES)
+    plain = [c.config for c in found if c.config.select.mode == "attention_diversity_span"]
+    eight = [c for c in plain if c.select.span_len == 8]
+    assert sorted({c.select.span_budget for c in eight}) == [1, 2, 4, 8]
+    sinks = {(c.select.keep_sink, c.prefix.kv_source) for c in eight if c.select.span_budget == 4}
+    assert sinks == {(0, "prefill"), (0, "gather"), (4, "prefill"), (4, "gather")}
+    assert {c.select.span_len: c.select.span_budget for c in plain if c.select.span_len != 8} == {4: 8, 16: 2}
+    assert any(c.config.injection.positioning_mode == "absolute" and c.config.select.mode == "full_demo" for c in found)
+
+
+def test_a_tight_prefix_leaves_out_what_does_not_fit() -> None:
+    """The standard set of a configuration that fills its prefix must not end in an error."""
+    for condition in build("ablate_selector", Phase2Config(prefix_len=32), {}):
+        select = condition.config.select
+        assert select.span_budget * select.span_len + select.keep_sink <= 32
+
+
+def test_lists_are_multiplied_and_the_first_values_come_first() -> None:
+    found = build("ablate_selector", config(), {"select_modes": "random_span,delimiter_span", "span_budgets": "2,1"})
+    assert [(c.config.select.mode, c.config.select.span_budget) for c in found] == [
+        ("random_span", 2), ("random_span", 1), ("delimiter_span", 2), ("delimiter_span", 1)
+    ]  # fmt: skip
+    assert [c.key for c in found][1] == "select.mode=random_span, select.span_budget=1"
+    assert factors(found)[found[1].key] == {"select.mode": "random_span", "select.span_budget": 1}
+
+
+def test_positioning_is_a_whole_grid_and_a_list_replaces_one_side_of_it() -> None:
+    assert len(build("compare_positioning", config(), {})) == 16
+    found = names("compare_positioning", padding_modes="null_pad", kv_sources="gather")
+    assert found == ["compact · sink 0", "compact · sink 4", "absolute · sink 0", "absolute · sink 4"]
+
+
+def test_labels_name_what_varies_and_are_unique() -> None:
+    assert names("ablate_selector", select_modes="attention_diversity_span,random_span") == ["attention_diversity", "random"]
+    assert names("ablate_selector", span_budgets="1,2", keep_sinks="0,4") == [
+        "span_budget 1 · sink 0", "span_budget 1 · sink 4", "span_budget 2 · sink 0", "span_budget 2 · sink 4"
+    ]  # fmt: skip
+    standard = names("ablate_selector")
+    assert len(set(standard)) == len(standard)
+    assert standard[0] == "attention_diversity"
+    assert {"attention_diversity · gather · sink 4", "full_demo · absolute"} <= set(standard)
+
+
+def test_values_with_commas_of_their_own() -> None:
+    found = build("ablate_selector", config(), {"selection_scopes": "[0,1],all, top50"})
+    assert [c.config.layer_scope.selection for c in found] == [[0, 1], "all", "top50"]
+
+
+def test_all_is_every_selector() -> None:
+    assert [c.config.select.mode for c in build("ablate_selector", config(), {"select_modes": "all"})] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"select_modes": "attention_diversity_span,random_spam"}, r"mode=random_spam.*did you mean 'random_span'\?"),
+        ({"select_modes": "all,random_span"}, "'all' stands alone"),
+        ({"select_modes": "random_span,random_span"}, "select_modes = .*'random_span' appears twice"),
+        ({"span_budgets": "1,,2"}, "span_budgets = '1,,2': a value is empty"),
+        ({"span_budgets": ""}, "span_budgets = '': a value is empty"),
+        ({"span_budgets": "2,x"}, "condition select.span_budget=x: phase2.select.span_budget: value 'x' refused"),
+        ({"span_budgets": "2,40"}, "condition select.span_budget=40: .*= 160 tokens cannot fit prefix_len = 24"),
+        ({"keep_sinks": "0"}, "at least two different conditions, the lists give 1"),
+        ({"keep_sinks": "0,-0"}, "at least two different conditions, the lists give 1"),
+    ],
+)
+def test_lists_that_are_refused(lists: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build("ablate_selector", config(), lists)
+
+
+def test_a_default_list_that_does_not_fit_names_its_condition() -> None:
+    """Four sinks are in compare_positioning's own lists; the user has not asked for them by name."""
+    with pytest.raises(ConfigError, match=r"condition .*select\.keep_sink=4: .* = 16 tokens cannot fit prefix_len = 12"):
+        build("compare_positioning", config("prefix_len=12"), {})
