@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cedkv.runs.pipeline import run_phase2
+from tests.support import patch_points as points
 from tests.support.crashing import config, left_by, the_run
 
 
@@ -19,8 +20,7 @@ def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cedkv.runs.tracking.MlflowTracker._attempt", lambda *_: None)
-            patch.setattr("cedkv.runs.lifecycle.ActiveRun.fault", None)
+            points.without_mlflow(patch)
             run_phase2(config(llama_folder), "2")
         return left_by(the_run())
     finally:

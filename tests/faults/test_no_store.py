@@ -21,6 +21,7 @@ from cedkv.runs import manifest
 from cedkv.runs.lifecycle import sync
 from cedkv.runs.manifest import RunManifest
 from cedkv.runs.tracking import MlflowTracker
+from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.crashing import n_runs
 from tests.support.crashing import run_of_nothing as run
@@ -147,7 +148,7 @@ def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: 
             time.sleep(6)
         return as_json(EXPERIMENT if "get-by-name" in path else as_run("a") if asked[-1] == "create" else {})
 
-    monkeypatch.setattr("cedkv.runs.tracking._http", {})
+    points.MLFLOW_HTTP_SETTINGS.replace({}, monkeypatch)
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     with answering(answer) as uri:
@@ -209,7 +210,7 @@ def test_outputs_that_cannot_be_written_are_seen_before_a_run_is_made(store: str
 
 
 def test_http_settings_follow_the_patience_and_the_users_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cedkv.runs.tracking._http", {})
+    points.MLFLOW_HTTP_SETTINGS.replace({}, monkeypatch)
     for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")

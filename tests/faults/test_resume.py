@@ -21,6 +21,7 @@ from cedkv.runs.compare import run_comparison
 from cedkv.runs.journal import Journal
 from cedkv.runs.manifest import find
 from cedkv.runs.pipeline import run_phase2
+from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.crashing import (
     OUTPUTS,
@@ -52,7 +53,7 @@ def test_killed_twice_and_in_the_middle_of_a_line(store: str, llama_folder: Path
     """The first kill leaves half a line; the second one hits the resumed run. No finished unit is done again."""
 
     def half_written() -> None:
-        real, lines = Journal._write, [0]
+        real, lines = points.JOURNAL_WRITE.real, [0]
 
         def write(self: Journal, line: bytes) -> None:
             lines[0] += 1
@@ -61,7 +62,7 @@ def test_killed_twice_and_in_the_middle_of_a_line(store: str, llama_folder: Path
                 os.kill(os.getpid(), signal.SIGKILL)
             real(self, line)
 
-        Journal._write = write  # type: ignore[method-assign]
+        points.JOURNAL_WRITE.replace(write)
 
     assert forked(lambda: run_phase2(config(llama_folder), "2"), half_written) == -signal.SIGKILL
     run_id = the_run()
@@ -78,19 +79,17 @@ def test_killed_twice_and_in_the_middle_of_a_line(store: str, llama_folder: Path
 def test_ended_by_a_signal_it_is_killed_with_its_data(
     store: str, llama_folder: Path, undisturbed: dict[str, str], number: signal.Signals, code: int
 ) -> None:
-    from cedkv.cli.app import _end_on_signals
-
     def signalled() -> None:
         signal.signal(number, signal.SIG_DFL)  # in the background of a shell SIGINT is ignored, and that is respected
-        _end_on_signals()
-        real = Journal.append
+        points.END_ON_SIGNALS.real()
+        real = points.JOURNAL_APPEND.real
 
         def append(self: Journal, unit: str, records: Any) -> None:
             real(self, unit, records)
             if unit == "unit/00001":
                 os.kill(os.getpid(), number)
 
-        Journal.append = append  # type: ignore[method-assign]
+        points.JOURNAL_APPEND.replace(append)
 
     assert forked(lambda: run_phase2(config(llama_folder), "2"), signalled) == code
     run_id = the_run()
@@ -184,7 +183,7 @@ def test_two_processes_at_once(broken_off: str, llama_folder: Path, undisturbed:
     """The second one is refused, and the lock of a killed one is gone with it."""
     first = os.fork()
     if first == 0:
-        Journal.append = lambda *_: time.sleep(60)  # type: ignore[method-assign]
+        points.JOURNAL_APPEND.replace(lambda *_: time.sleep(60))
         resume(broken_off, config(llama_folder))()
         os._exit(0)
     deadline = time.monotonic() + 30
@@ -248,10 +247,9 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folde
 def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
     """The signal comes when MLflow has the run and this process does not know it yet: what a resume needs is on disk, and the
     run is not left RUNNING, nor made twice."""
-    from cedkv.cli.app import _end_on_signals
 
     def signalled() -> None:
-        _end_on_signals()
+        points.END_ON_SIGNALS.real()
         real = mlflow.MlflowClient.create_run
 
         def create_run(*given: Any) -> Any:

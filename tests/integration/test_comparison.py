@@ -20,6 +20,7 @@ from cedkv.runs import compare, pipeline
 from cedkv.runs.manifest import OUTPUTS
 from entrypoints import ablate_selector, compare_positioning
 from tests.support import making, tiny
+from tests.support import patch_points as points
 
 MODES = ("attention_diversity_span", "causal_drop_span", "full_demo", "oracle_span", "wrong_demo")
 LISTS = {"select_modes": ",".join(MODES)}
@@ -134,15 +135,15 @@ def test_files_of_the_parent_say_the_same(config: Phase2Config, store: str) -> N
 
 def test_a_crash_leaves_no_run_running(config: Phase2Config, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of publishing: nested runs that are done stay FINISHED, the others and the parent are FAILED."""
-    real, calls = compare.publish, []
+    calls: list[Any] = []
 
-    def breaks(*given: Any) -> None:
-        calls.append(given)
+    def breaks(real: Any, *arguments: Any) -> None:
+        calls.append(arguments)
         if len(calls) == 2:
             raise NumericsError("planted")
-        real(*given)
+        real(*arguments)
 
-    monkeypatch.setattr(compare, "publish", breaks)
+    points.PUBLISH.wrap(monkeypatch, breaks)
     with pytest.raises(NumericsError, match="planted"):
         compare.run_comparison("ablate_selector", config, {"select_modes": "random_span,delimiter_span,sink_recent"})
     parent = only_parent("ablate_selector")
@@ -155,7 +156,7 @@ def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
     config: Phase2Config, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layer 9 of 4; no nested run is left behind."""
-    monkeypatch.setattr(compare, "evaluate", lambda *_: pytest.fail("the grid was started"))
+    points.EVALUATE.replace(lambda *_: pytest.fail("the grid was started"), monkeypatch)
     with pytest.raises(Exception, match=r"layer_scope\.selection"):
         compare.run_comparison("ablate_selector", config, {"selection_scopes": "all,[9]"})
     parent = only_parent("ablate_selector")
@@ -190,7 +191,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         noted.calls.append((name, config, lists))
         return [SimpleNamespace(results=SimpleNamespace(verdicts=verdict)) for verdict in noted.verdicts]
 
-    monkeypatch.setattr(compare, "run_comparison", run_comparison)
+    points.RUN_COMPARISON.replace(run_comparison, monkeypatch)
     return noted
 
 

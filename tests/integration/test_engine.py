@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from cedkv.core.errors import DataError
 from cedkv.core.values import OnSample, Record
 from cedkv.eval_phase2 import evaluations, plan
 from cedkv.selectors import NAMES, uses_partner
+from tests.support import patch_points as points
 from tests.support import tiny
 
 
@@ -56,16 +58,13 @@ def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, larges
 
 def test_repetitions_are_in_other_company(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sample once a repetition, in batches that are none of the run's: the same batches would prove nothing."""
-    from cedkv.inference import student
-
     batches: list[tuple[str, ...]] = []
-    real = student.read
 
-    def read(lm: object, configs: object, samples: list[OnSample], *rest: object, **named: object) -> object:
+    def read(real: Any, lm: object, configs: object, samples: list[OnSample], *rest: object, **named: object) -> object:
         batches.append(tuple(sample.sample_id for sample in samples))
-        return real(lm, configs, samples, *rest, **named)  # type: ignore[arg-type]
+        return real(lm, configs, samples, *rest, **named)
 
-    monkeypatch.setattr(student, "read", read)
+    points.READ_SAMPLES.wrap(monkeypatch, read)
     records, _, _ = records_of(llama_folder, "eval.on_samples=8", "eval.repro_runs=3", "runtime.batch_size=8")
     assert [len(batch) for batch in batches] == [8, 4, 4, 4, 4]
     assert len({frozenset(batch) for batch in batches}) == 5
@@ -178,22 +177,18 @@ def test_a_condition_is_the_same_alone_and_in_a_grid(model_folder: Path) -> None
 
 def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teacher, base and OFF base once a sample, random trials once a setting, however many conditions there are."""
-    from cedkv import eval_phase2
-    from cedkv.inference import student
-
     counted = {"teacher": 0, "base": 0}
-    real_teacher, real_base = student.read_teacher, eval_phase2.next_token_logprobs
 
-    def teacher(lm: object, demos: list[object], *rest: object, **named: object) -> object:
+    def teacher(real: Any, lm: object, demos: list[object], *rest: object, **named: object) -> object:
         counted["teacher"] += len(demos)
-        return real_teacher(lm, demos, *rest, **named)  # type: ignore[arg-type]
+        return real(lm, demos, *rest, **named)
 
-    def base(lm: object, rows: list[object], names: object, prefix: object = None, *rest: object) -> object:
+    def base(real: Any, lm: object, rows: list[object], names: object, prefix: object = None, *rest: object) -> object:
         counted["base"] += len(rows) * (prefix is None)
-        return real_base(lm, rows, names, prefix, *rest)  # type: ignore[arg-type]
+        return real(lm, rows, names, prefix, *rest)
 
-    monkeypatch.setattr(student, "read_teacher", teacher)
-    monkeypatch.setattr(eval_phase2, "next_token_logprobs", base)
+    points.READ_TEACHER.wrap(monkeypatch, teacher)
+    points.BASE_LOGPROBS.wrap(monkeypatch, base)
     steps: list[tuple[str, int]] = []
     modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))

@@ -15,9 +15,8 @@ from cedkv.analysis.results import Records, decide
 from cedkv.checks.gates import all_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import NumericsError
-from cedkv.inference import forward, prefix
-from cedkv.kv import attention, cache
 from tests.support import making, tiny
+from tests.support import patch_points as points
 
 BAD = (math.nan, math.inf, -math.inf)
 DECISIVE = {
@@ -58,19 +57,20 @@ def spoiled_row(what: Callable[..., Any], bad: float) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize(
-    ("module", "name", "said"),
+    ("function", "said"),
     [
-        (forward, "last_logits", "logits of"),
-        (attention, "attention_rows", "attention scores of"),
-        (forward, "read_cache", "keys of"),
-        (prefix, "gather", "of kept tokens of"),
-        (cache, "rerotate_keys", "keys of kept tokens of"),
+        (points.LAST_LOGITS, "logits of"),
+        (points.ATTENTION_ROWS, "attention scores of"),
+        (points.READ_CACHE, "keys of"),
+        (points.GATHER, "of kept tokens of"),
+        (points.ROTATE_KEYS, "keys of kept tokens of"),
     ],
+    ids=lambda value: value.name if isinstance(value, points.PatchPoint) else "",
 )
 def test_what_is_computed_is_looked_at(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, said: str, bad: float
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, function: points.PatchPoint, said: str, bad: float
 ) -> None:
-    monkeypatch.setattr(module, name, spoiled_row(getattr(module, name), bad))
+    function.replace(spoiled_row(function.real, bad), monkeypatch)
     with pytest.raises(NumericsError, match=rf"{said} .*first: \w+-"):
         tiny.records(llama_folder, "prefix.kv_source=gather")
 

@@ -23,8 +23,8 @@ from cedkv.analysis.results import sort_records
 from cedkv.checks.certificate import ROWS_LIMIT
 from cedkv.checks.gates import gate_a
 from cedkv.checks.probe import probe
-from cedkv.kv import attention
-from tests.mutation.planted import Patch, Plant, precision, prefixes, samples, wrap
+from tests.mutation.planted import Patch, Plant, precision, prefixes, samples
+from tests.support import patch_points as points
 from tests.support import tiny
 
 GATHER, SINKS, SOME_LAYERS = "prefix.kv_source=gather", "select.keep_sink=3", "layer_scope.injection=[0,2]"
@@ -111,8 +111,7 @@ def test_attention_read_wrongly_is_for_the_certificate(llama_folder: Path, monke
     _, lm = tiny.load(llama_folder)
     assert probe(lm).figures["attention_rows"] <= ROWS_LIMIT["float32"]
     if how == "one head":
-        wrap(monkeypatch, attention, "attention_rows", lambda real, *given: real(*given)[:, :1])
+        points.ATTENTION_ROWS.wrap(monkeypatch, lambda real, *arguments: real(*arguments)[:, :1])
     else:
-        real = attention.AttentionReader.read
-        monkeypatch.setattr(attention.AttentionReader, "read", lambda self, layer, *rest: real(self, (layer + 1) % 4, *rest))
+        points.READ_ATTENTION.wrap(monkeypatch, lambda real, self, layer, *rest: real(self, (layer + 1) % 4, *rest))
     assert probe(lm).figures["attention_rows"] > ROWS_LIMIT["float32"]

@@ -16,6 +16,7 @@ from cedkv.runs.manifest import RunManifest
 from cedkv.selectors import NAMES
 from tests.oracle.outside import Plain, Rules
 from tests.oracle.outside_run import Comparison, compare
+from tests.support import patch_points as points
 from tests.support import tiny
 
 RULES = Rules(span_len=4, span_budget=3, min_span_distance=4)
@@ -30,8 +31,7 @@ plain = cache(Plain)
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The whole of a run but MLflow; its files are in ``RUN``."""
-    monkeypatch.setattr("cedkv.runs.tracking.MlflowTracker._attempt", lambda *_: None)
-    monkeypatch.setattr("cedkv.runs.lifecycle.ActiveRun.fault", None)
+    points.without_mlflow(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def run(folder: Path, *overrides: str) -> None:
@@ -146,6 +146,6 @@ def test_keys_that_were_not_moved_are_noticed(
     model_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gather in compact positions without the rotation."""
-    monkeypatch.setattr("cedkv.kv.cache.rerotate_keys", lambda keys, *_: keys)
+    points.ROTATE_KEYS.replace(lambda keys, *_: keys, monkeypatch)
     evaluate(model_folder, "prefix.kv_source=gather")
     assert compare(RUN, plain(model_folder), RULES).worst["logprob"] > 1e-2

@@ -1,6 +1,7 @@
 """The whole of phase 2 on a tiny random model: not a mock of any part, only a model too small to say anything."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -9,6 +10,7 @@ import yaml
 
 from cedkv.config.resolve import resolve
 from cedkv.runs.pipeline import run_phase2
+from tests.support import patch_points as points
 from tests.support import tiny
 
 
@@ -100,17 +102,15 @@ def test_gate_a_alone(store: str, model_folder: Path) -> None:
 
 def test_crash_is_a_failed_run_that_keeps_what_it_had(store: str, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second batch breaks: the run is FAILED, and the first batch's samples are on disk and in MLflow."""
-    from cedkv.inference import student
+    calls = []
 
-    real, calls = student.read_teacher, []
-
-    def breaks(*args: object, **kwargs: object) -> object:
+    def breaks(real: Callable[..., object], *args: object, **kwargs: object) -> object:
         calls.append(1)
         if len(calls) == 4:  # after the first batch and its repetition, in two halves
             raise RuntimeError("out of memory")
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(student, "read_teacher", breaks)
+    points.READ_TEACHER.wrap(monkeypatch, breaks)
     with pytest.raises(RuntimeError, match="out of memory"):
         run_phase2(tiny.config(llama_folder), "2")
     (folder,) = Path("outputs").iterdir()

@@ -17,6 +17,7 @@ from cedkv.cli import app
 from cedkv.config.options import COMPARISONS, OPTIONS
 from cedkv.config.resolve import leaf_keys, to_yaml
 from entrypoints import ablate_selector, compare_positioning, phase2_eval
+from tests.support import patch_points as points
 
 HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
 COMMANDS: dict[str, click.Command] = {
@@ -38,17 +39,14 @@ class AcceptedError(BaseException):
 @contextlib.contextmanager
 def nothing_is_run(folder: Path) -> Iterator[None]:
     """In this folder, and where a run would be made the command is stopped."""
-    import cedkv.runs.compare
-    import cedkv.runs.pipeline
 
     def accepted(config: Any, *_: Any, **__: Any) -> None:
         raise AcceptedError(config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cedkv.runs.pipeline, "open_run", accepted)
-        patch.setattr(cedkv.runs.compare, "open_run", accepted)
-        patch.setattr(app, "_end_on_signals", lambda: None)
+        points.OPEN_RUN.replace(accepted, patch)
+        points.END_ON_SIGNALS.replace(lambda: None, patch)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             patch.delenv(name, raising=False)
         yield

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from cedkv.checks import consistency
-from cedkv.inference import student
-from tests.mutation.planted import Patch, Plant, wrap
-from tests.support import tiny
+from tests.mutation.planted import Patch, Plant
+from tests.support import patch_points as points
 
 
 def loaded(patch: Patch, change: Callable[[Any], None]) -> None:
@@ -22,7 +20,7 @@ def loaded(patch: Patch, change: Callable[[Any], None]) -> None:
         change(lm)
         return lm
 
-    wrap(patch, tiny.loading, "load", changed)
+    points.LOAD_MODEL.wrap(patch, changed)
 
 
 def bfloat16_passed_off_as_float32(patch: Patch) -> None:
@@ -46,7 +44,7 @@ def prefix_kept_in(dtype: torch.dtype) -> Plant:
         def narrow(tensors: Any) -> Any:
             return tuple(tensor.to(dtype).to(tensor.dtype) for tensor in tensors)
 
-        wrap(patch, student, "assemble", lambda real, keys, values, placed: real(narrow(keys), narrow(values), placed))
+        points.ASSEMBLE_GATHERED.wrap(patch, lambda real, keys, values, placed: real(narrow(keys), narrow(values), placed))
 
     plant.__name__ = f"prefix_kept_in_{str(dtype)[6:]}"
     return plant
@@ -54,7 +52,7 @@ def prefix_kept_in(dtype: torch.dtype) -> Plant:
 
 def stored_in(dtype: torch.dtype) -> Plant:
     def plant(patch: Patch) -> None:
-        wrap(patch, consistency, "save_prefix", lambda real, prefix, *rest: real(
+        points.SAVE_PREFIX.wrap(patch, lambda real, prefix, *rest: real(
             replace(prefix, keys=tuple(k.to(dtype).to(k.dtype) for k in prefix.keys)), *rest))  # fmt: skip
 
     plant.__name__ = f"stored_in_{str(dtype)[6:]}"
@@ -62,4 +60,4 @@ def stored_in(dtype: torch.dtype) -> Plant:
 
 
 def stored_layers_swapped(patch: Patch) -> None:
-    wrap(patch, consistency, "save_prefix", lambda real, prefix, *rest: real(replace(prefix, keys=prefix.keys[::-1]), *rest))
+    points.SAVE_PREFIX.wrap(patch, lambda real, prefix, *rest: real(replace(prefix, keys=prefix.keys[::-1]), *rest))

@@ -8,51 +8,48 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from cedkv.checks import consistency
-from cedkv.inference import forward, student, teacher
-from cedkv.inference import prefix as prefix_module
-from cedkv.kv import cache, positioning
 from cedkv.kv.attention import HiddenPrefix
 from cedkv.kv.cache import KVPrefix
-from tests.mutation.planted import Patch, wrap
+from tests.mutation.planted import Patch
+from tests.support import patch_points as points
 
 # positions and rotation
 
 
 def position_off_by_one(patch: Patch) -> None:
-    wrap(patch, prefix_module, "prefill",
-         lambda real, lm, rows, at, names: real(lm, rows, [[p + 1 for p in row] for row in at], names))  # fmt: skip
+    points.PREFILL.wrap(
+        patch, lambda real, lm, rows, positions, names: real(lm, rows, [[p + 1 for p in row] for row in positions], names)
+    )
 
 
 def query_not_behind_the_prefix(patch: Patch) -> None:
-    wrap(patch, forward, "_forward_with_prefix", lambda real, model, device, rows, prefix, *rest, **more: real(
+    points.FORWARD_WITH_PREFIX.wrap(patch, lambda real, model, device, rows, prefix, *rest, **more: real(
         model, device, rows, replace(prefix, query_start=prefix.query_start * 0), *rest, **more))  # fmt: skip
 
 
 def query_on_the_last_kept_token(patch: Patch) -> None:
-    patch.setitem(positioning.POSITIONING, "compact", lambda kept, length: (tuple(range(len(kept))), len(kept) - 1))
+    patch.setitem(points.POSITIONING, "compact", lambda kept, length: (tuple(range(len(kept))), len(kept) - 1))
 
 
 def compact_where_absolute_is_asked(patch: Patch) -> None:
-    patch.setitem(positioning.POSITIONING, "absolute", positioning.compact)
+    patch.setitem(points.POSITIONING, "absolute", points.POSITIONING["compact"])
 
 
 def keys_not_rotated(patch: Patch) -> None:
-    patch.setattr(cache, "rerotate_keys", lambda keys, shift, rotation: keys)
+    points.ROTATE_KEYS.replace(lambda keys, shift, rotation: keys, patch)
 
 
 def rotated_the_wrong_way(patch: Patch) -> None:
-    wrap(patch, cache, "rerotate_keys", lambda real, keys, shift, rotation: real(keys, -shift, rotation))
+    points.ROTATE_KEYS.wrap(patch, lambda real, keys, shift, rotation: real(keys, -shift, rotation))
 
 
 def moved_by_row_0_s_shift(patch: Patch) -> None:
-    wrap(patch, cache, "rerotate_keys", lambda real, keys, shift, rotation: real(keys, shift[:1].expand_as(shift), rotation))
+    points.ROTATE_KEYS.wrap(patch, lambda real, keys, shift, rotation: real(keys, shift[:1].expand_as(shift), rotation))
 
 
 def rotation_unlike_the_model_s(patch: Patch) -> None:
-    for module in (cache, consistency):
-        wrap(patch, module, "rerotate_keys", lambda real, keys, shift, rotation: real(
-            keys, shift, replace(rotation, inv_freq=rotation.inv_freq.flip(0))))  # fmt: skip
+    points.ROTATE_KEYS_EVERYWHERE.wrap(patch, lambda real, keys, shift, rotation: real(
+        keys, shift, replace(rotation, inv_freq=rotation.inv_freq.flip(0))))  # fmt: skip
 
 
 def gathered_off_by_one(patch: Patch) -> None:
@@ -60,11 +57,11 @@ def gathered_off_by_one(patch: Patch) -> None:
         before = [replace(p, kept_tokens=tuple(max(0, token - 1) for token in p.kept_tokens)) for p in placements]
         return real(source, rows, before, rope_layouts)
 
-    wrap(patch, prefix_module, "gather", shifted)
+    points.GATHER.wrap(patch, shifted)
 
 
 def gathered_of_another_sample(patch: Patch) -> None:
-    wrap(patch, prefix_module, "gather", lambda real, source, rows, *rest: real(source, [*rows[1:], rows[0]], *rest))
+    points.GATHER.wrap(patch, lambda real, source, rows, *rest: real(source, [*rows[1:], rows[0]], *rest))
 
 
 # masks, layers, keys and values
@@ -75,8 +72,7 @@ def nulls_not_masked(patch: Patch) -> None:
         made = real(*given)
         return replace(made, visible=torch.ones_like(made.visible))
 
-    for module in (student, prefix_module, consistency):
-        wrap(patch, module, "assemble", unmasked)
+    points.ASSEMBLE_EVERYWHERE.wrap(patch, unmasked)
 
 
 def mask_one_short(patch: Patch) -> None:
@@ -88,8 +84,7 @@ def mask_one_short(patch: Patch) -> None:
             prefix = replace(prefix, visible=prefix.visible & ~last)
         return real(lm, rows, prefix, layers)
 
-    for module in (forward, teacher):
-        wrap(patch, module, "last_logits", short)
+    points.LAST_LOGITS_WITH_TEACHER.wrap(patch, short)
 
 
 def padding_visible(patch: Patch) -> None:
@@ -97,7 +92,7 @@ def padding_visible(patch: Patch) -> None:
         ids, mask, positions = real(rows, device)
         return ids, torch.ones_like(mask), positions
 
-    wrap(patch, forward, "left_padded", seen)
+    points.LEFT_PADDED.wrap(patch, seen)
 
 
 def teacher_read_at_a_padded_slot(patch: Patch) -> None:
@@ -111,52 +106,47 @@ def teacher_read_at_a_padded_slot(patch: Patch) -> None:
             for part in real(rows, device)
         )
 
-    wrap(patch, teacher, "left_padded", right)
+    points.LEFT_PADDED_TEACHER.wrap(patch, right)
 
 
 def keys_and_values_swapped(patch: Patch) -> None:
-    for module in (student, prefix_module):
-        wrap(patch, module, "assemble", lambda real, keys, values, placements: real(values, keys, placements))
+    points.ASSEMBLE.wrap(patch, lambda real, keys, values, placements: real(values, keys, placements))
 
 
 def prefix_in_the_wrong_layers(patch: Patch) -> None:
     def reversed_(real: Any, self: KVPrefix) -> DynamicCache:
         return real(replace(self, keys=self.keys[::-1], values=self.values[::-1]))
 
-    real = KVPrefix.fresh_cache
-    patch.setattr(KVPrefix, "fresh_cache", lambda self: reversed_(real, self))
+    points.FRESH_CACHE.wrap(patch, reversed_)
 
 
 def hidden_from_the_wrong_layers(patch: Patch) -> None:
-    wrap(patch, forward, "HiddenPrefix",
-         lambda real, slots, layers: HiddenPrefix(slots, frozenset(range(4)) - layers))  # fmt: skip
+    points.HIDDEN_PREFIX.wrap(patch, lambda real, slots, layers: HiddenPrefix(slots, frozenset(range(4)) - layers))  # fmt: skip
 
 
 # caches that are not fresh
 
 
 def use_changes_the_prefix(patch: Patch) -> None:
-    real = KVPrefix.fresh_cache
-
-    def stale(self: KVPrefix) -> DynamicCache:
+    def stale(real: Any, self: KVPrefix) -> DynamicCache:
         made = real(self)
         self.keys[0][:, :, 0] += 1e-3
         return made
 
-    patch.setattr(KVPrefix, "fresh_cache", stale)
+    points.FRESH_CACHE.wrap(patch, stale)
 
 
 def one_cache_for_all_passes(patch: Patch) -> None:
     """The object of the pass before, which has grown."""
-    real, kept = KVPrefix.fresh_cache, {}
-    patch.setattr(KVPrefix, "fresh_cache", lambda self: kept.setdefault(self.keys[0].shape, real(self)))
+    kept: dict[torch.Size, DynamicCache] = {}
+    points.FRESH_CACHE.wrap(patch, lambda real, self: kept.setdefault(self.keys[0].shape, real(self)))
 
 
 def cache_of_an_earlier_prefix(patch: Patch) -> None:
     """The K/V of the first prefix of the same shape."""
-    real, kept = KVPrefix.fresh_cache, {}
-    patch.setattr(KVPrefix, "fresh_cache", lambda self: real(kept.setdefault(self.keys[0].shape, self)))
+    kept: dict[torch.Size, KVPrefix] = {}
+    points.FRESH_CACHE.wrap(patch, lambda real, self: real(kept.setdefault(self.keys[0].shape, self)))
 
 
 def prefix_without_effect(patch: Patch) -> None:
-    wrap(patch, forward, "last_logits", lambda real, lm, rows, prefix, layers: real(lm, rows, None, None))
+    points.LAST_LOGITS.wrap(patch, lambda real, lm, rows, prefix, layers: real(lm, rows, None, None))

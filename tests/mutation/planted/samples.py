@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from cedkv import eval_phase2
 from cedkv.core.values import Placement
-from cedkv.inference import forward, student, teacher
 from cedkv.kv.cache import KVPrefix
-from tests.mutation.planted import Patch, wrap
+from tests.mutation.planted import Patch
+from tests.support import patch_points as points
 
 
 def swapped_samples(patch: Patch) -> None:
@@ -20,7 +19,7 @@ def swapped_samples(patch: Patch) -> None:
         prefix = prefix.rows([(i + 1) % n for i in range(n)]) if prefix is not None and n > 1 else prefix
         return real(lm, rows, prefix, layers)
 
-    wrap(patch, forward, "last_logits", swapped)
+    points.LAST_LOGITS.wrap(patch, swapped)
 
 
 def states_swapped_for_the_whole_unit(patch: Patch) -> None:
@@ -30,12 +29,14 @@ def states_swapped_for_the_whole_unit(patch: Patch) -> None:
         n = len(batch.samples)
         return real(batch, config, prefix.rows([(i + 1) % n for i in range(n)]))
 
-    wrap(patch, student, "answer", swapped)
+    points.ANSWER.wrap(patch, swapped)
 
 
 def off_prompts_under_another_state(patch: Patch) -> None:
-    wrap(patch, eval_phase2, "_off",
-         lambda real, batch, config, off, owners, state: real(batch, config, off, owners[1:] + owners[:1], state))  # fmt: skip
+    points.OFF_PROMPTS.wrap(
+        patch,
+        lambda real, batch, config, off, owners, state: real(batch, config, off, owners[1:] + owners[:1], state),
+    )
 
 
 def row_0_s_selection_for_all(patch: Patch) -> None:
@@ -50,7 +51,7 @@ def row_0_s_selection_for_all(patch: Patch) -> None:
             placements.append(Placement(kept, tuple(range(len(kept))), len(kept), slots))
         return replace(made, selections=selections, placements=placements)
 
-    wrap(patch, student, "choose", first)
+    points.CHOOSE.wrap(patch, first)
 
 
 def row_0_s_attention_for_all(patch: Patch) -> None:
@@ -62,7 +63,7 @@ def row_0_s_attention_for_all(patch: Patch) -> None:
             own[:n] = known[0].attention[:n]
         return [replace(its, attention=own) for its, own in zip(known, fitting, strict=True)]
 
-    wrap(patch, student, "evidence", first)
+    points.EVIDENCE.wrap(patch, first)
 
 
 def attention_off_by_one(patch: Patch) -> None:
@@ -71,12 +72,11 @@ def attention_off_by_one(patch: Patch) -> None:
     def early(real: Any, self: Any, part: Any, seen: Any, demos: Any, queries: Any) -> None:
         real(self, part, seen, [(max(0, start - 1), end - (start > 0)) for start, end in demos], queries)
 
-    real = teacher._AttentionCollector.add
-    patch.setattr(teacher._AttentionCollector, "add", lambda self, *given: early(real, self, *given))
+    points.ADD_ATTENTION.wrap(patch, early)
 
 
 def keep_sink_ignored(patch: Patch) -> None:
-    wrap(patch, student.selectors, "select", lambda real, name, task: real(
+    points.SELECT.wrap(patch, lambda real, name, task: real(
         name, replace(task, select=task.select.model_copy(update={"keep_sink": 0}))))  # fmt: skip
 
 
@@ -85,14 +85,14 @@ def a_kept_token_lost(patch: Patch) -> None:
         made = real(name, task)
         return replace(made, kept_tokens=made.kept_tokens[:-1])
 
-    wrap(patch, student.selectors, "select", lost)
+    points.SELECT.wrap(patch, lost)
 
 
 def random_answers_are_select_s(patch: Patch) -> None:
     first: dict[int, Any] = {}
-    wrap(patch, student, "answer", lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
+    points.ANSWER.wrap(patch, lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
 
 
 def random_spans_are_select_s(patch: Patch) -> None:
-    wrap(patch, student, "choose", lambda real, batch, config, known, mode, purpose, trial: real(
+    points.CHOOSE.wrap(patch, lambda real, batch, config, known, mode, purpose, trial: real(
         batch, config, known, config.select.mode, "select", 0))  # fmt: skip

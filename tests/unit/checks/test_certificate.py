@@ -13,16 +13,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from cedkv.checks import certificate, probe
+from cedkv.checks import certificate
 from cedkv.checks.certificate import MEANINGS, ROTATION, certify
 from cedkv.cli.app import main
 from cedkv.core.errors import ModelError
-from cedkv.inference import forward
-from cedkv.inference import prefix as prefix_module
-from cedkv.kv import attention
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.fingerprint import fingerprint
 from cedkv.runs.pipeline import run_phase2
+from tests.support import patch_points as points
 from tests.support import tiny
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -49,54 +47,41 @@ def test_a_sound_model_is_certified_far_within_its_limits(model_folder: Path) ->
 
 
 def read_one_key_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = attention.attention_rows
-    monkeypatch.setattr(attention, "attention_rows", lambda *given: real(*given).roll(1, dims=-1))
+    points.ATTENTION_ROWS.wrap(monkeypatch, lambda real, *arguments: real(*arguments).roll(1, dims=-1))
 
 
 def scaled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that is not the model's, in every path of this suite alike."""
-    real = attention.sdpa_attention_forward
 
-    def wrong(*given: Any, **more: Any) -> Any:
-        return real(*given, **{**more, "scaling": 0.9 * more["scaling"]})
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", wrong)
-    dot = attention.scaled_dot_product_attention
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda *g, scale, **m: dot(*g, scale=0.9 * scale, **m))
+    points.SDPA_FORWARD.wrap(monkeypatch, lambda real, *q_k_v, scaling, **rest: real(*q_k_v, scaling=0.9 * scaling, **rest))
+    points.SCALED_DOT_PRODUCT.wrap(monkeypatch, lambda real, *q_k_v, scale, **rest: real(*q_k_v, scale=0.9 * scale, **rest))
 
 
 def a_place_by_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries placed by counting visible slots, as where ``position_ids`` are ignored: gaps close."""
-    real = forward.last_logits
 
-    def closing(lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+    def closing(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
         prefix = None if prefix is None else replace(prefix, query_start=torch.full_like(prefix.query_start, prefix.slots))
         return real(lm, rows, prefix, layers)
 
-    monkeypatch.setattr(forward, "last_logits", closing)
+    points.LAST_LOGITS.wrap(monkeypatch, closing)
 
 
 def prefix_at_wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = prefix_module.prefill
-    monkeypatch.setattr(
-        prefix_module, "prefill", lambda lm, rows, at, names: real(lm, rows, [[2 * p for p in row] for row in at], names)
+    points.PREFILL.wrap(
+        monkeypatch, lambda real, lm, rows, positions, names: real(lm, rows, [[2 * p for p in row] for row in positions], names)
     )
 
 
 def seen_where_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "next_token_logprobs", _ignoring_layers(probe.next_token_logprobs))
-
-
-def _ignoring_layers(real: Any) -> Any:
-    return lambda lm, rows, names, prefix=None, layers=None: real(lm, rows, names, prefix)
+    points.PROBE_LOGPROBS.wrap(
+        monkeypatch, lambda real, lm, rows, names, prefix=None, layers=None: real(lm, rows, names, prefix)
+    )
 
 
 def keys_turned_by_other_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cedkv.checks import consistency
-
-    real = consistency.rerotate_keys
-    monkeypatch.setattr(
-        consistency, "rerotate_keys", lambda keys, shift, turn: real(keys, shift, replace(turn, inv_freq=1.01 * turn.inv_freq))
+    points.ROTATE_KEYS_CHECKED.wrap(
+        monkeypatch, lambda real, keys, shift, turn: real(keys, shift, replace(turn, inv_freq=1.01 * turn.inv_freq))
     )
 
 

@@ -15,6 +15,7 @@ from cedkv.config.options import OPTIONS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError, RunInterrupted, TrackingError
 from entrypoints import phase2_eval
+from tests.support import patch_points as points
 
 PHASE2_NAMES = {
     "--phase2-model-id", "--phase2-device", "--phase2-max-on", "--phase2-max-off", "--phase2-prefix-len",
@@ -48,7 +49,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         noted.calls.append((config, phase))
         return SimpleNamespace(verdicts=noted.verdicts)
 
-    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
+    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
     return noted
 
 
@@ -158,7 +159,7 @@ def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error:
     def run_phase2(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
+    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
     found = invoke(app.main)
     assert found.exit_code == code
     assert found.output.startswith(told)
@@ -175,7 +176,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_phase2(*_: object, **__: object) -> None:
         raise ValueError("401 for https://me:pass@word@host/x with Bearer hf_abcdefgh")
 
-    monkeypatch.setattr("cedkv.runs.pipeline.run_phase2", run_phase2)
+    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
     for arguments in ([], ["--debug"]):
         told = invoke(app.main, *arguments).output
         assert "401 for https://host/x with Bearer ***" in told

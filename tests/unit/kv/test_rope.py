@@ -17,6 +17,7 @@ from cedkv.core.errors import ModelError
 from cedkv.kv import attention
 from cedkv.kv.rope import RopeLayout, rerotate_keys
 from cedkv.models.rope_detection import detect_rope_layouts
+from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.tiny import SMALL
 
@@ -101,7 +102,7 @@ def test_keys_that_follow_no_rotation_are_not_moved(tmp_path: Path, monkeypatch:
     """Learned positions measured: none fits. And a rotary model whose keys fit nothing is refused for gather + compact only."""
     assert detect_rope_layouts(raised(hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)), CPU, 128, 1e-4) is None
     folder = tiny.save(tmp_path, "llama")
-    monkeypatch.setattr("cedkv.models.loading.detect_rope_layouts", lambda *_: None)
+    points.DETECT_ROPE_LAYOUTS.replace(lambda *_: None, monkeypatch)
     with pytest.raises(ModelError, match="did not follow any rotation known here"):
         tiny.load(folder, "prefix.kv_source=gather")
     _, lm = tiny.load(folder)

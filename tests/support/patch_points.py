@@ -1,0 +1,119 @@
+"""Where tests replace a part of the package: whoever moves or renames one of these functions changes this file alone.
+
+A point is a name and the owners (modules, classes) in which the name is looked up when it is called. A function that several
+modules have imported by name has several owners; a point names only those in which a test means to replace it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cedkv import eval_phase2, selectors
+from cedkv.checks import consistency, probe
+from cedkv.cli import app
+from cedkv.inference import forward, student, teacher
+from cedkv.inference import prefix as prefix_module
+from cedkv.kv import attention, cache, positioning
+from cedkv.models import loading
+from cedkv.runs import compare, lifecycle, pipeline, tracking
+from cedkv.runs.journal import Journal
+
+
+@dataclass(frozen=True)
+class PatchPoint:
+    """A name, and every owner in which a test replaces it."""
+
+    name: str
+    owners: tuple[Any, ...]
+
+    @property
+    def real(self) -> Any:
+        """What stands there now, in the first owner."""
+        return getattr(self.owners[0], self.name)
+
+    def replace(self, value: Any, patch: pytest.MonkeyPatch | None = None) -> None:
+        """Put ``value`` there until ``patch`` undoes it; without ``patch`` for good, as in a forked process that ends soon."""
+        for owner in self.owners:
+            if patch is None:
+                setattr(owner, self.name, value)
+            else:
+                patch.setattr(owner, self.name, value)
+
+    def wrap(self, patch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
+        """Replace the function by ``change(real, *arguments)``; a method's first argument is its object."""
+        for owner in self.owners:
+            real = getattr(owner, self.name)
+            patch.setattr(owner, self.name, lambda *args, _real=real, **named: change(_real, *args, **named))
+
+
+def point(name: str, *owners: Any) -> PatchPoint:
+    return PatchPoint(name, owners)
+
+
+# models
+LOAD_MODEL = point("load", loading)
+DETECT_ROPE_LAYOUTS = point("detect_rope_layouts", loading)
+
+# forward passes
+FORWARD_WITH_PREFIX = point("_forward_with_prefix", forward)
+LAST_LOGITS = point("last_logits", forward)
+LAST_LOGITS_WITH_TEACHER = point("last_logits", forward, teacher)
+READ_CACHE = point("read_cache", forward)
+LEFT_PADDED = point("left_padded", forward)
+LEFT_PADDED_TEACHER = point("left_padded", teacher)
+HIDDEN_PREFIX = point("HiddenPrefix", forward)
+PROBE_LOGPROBS = point("next_token_logprobs", probe)
+BASE_LOGPROBS = point("next_token_logprobs", eval_phase2)
+
+# the teacher and its attention
+READ_TEACHER = point("read_teacher", student)
+ADD_ATTENTION = point("add", teacher._AttentionCollector)
+READ_ATTENTION = point("read", attention.AttentionReader)
+ATTENTION_ROWS = point("attention_rows", attention)
+SDPA_FORWARD = point("sdpa_attention_forward", attention)
+SCALED_DOT_PRODUCT = point("scaled_dot_product_attention", attention)
+
+# prefixes: K/V, positions, rotation, files
+PREFILL = point("prefill", prefix_module)
+GATHER = point("gather", prefix_module)
+ASSEMBLE = point("assemble", student, prefix_module)
+ASSEMBLE_GATHERED = point("assemble", student)
+ASSEMBLE_EVERYWHERE = point("assemble", student, prefix_module, consistency)
+FRESH_CACHE = point("fresh_cache", cache.KVPrefix)
+ROTATE_KEYS = point("rerotate_keys", cache)
+ROTATE_KEYS_CHECKED = point("rerotate_keys", consistency)
+ROTATE_KEYS_EVERYWHERE = point("rerotate_keys", cache, consistency)
+SAVE_PREFIX = point("save_prefix", consistency)
+POSITIONING = positioning.POSITIONING
+"""Positioning mode -> the function that places by it; ``monkeypatch.setitem`` replaces one."""
+
+# the arms
+READ_SAMPLES = point("read", student)
+EVIDENCE = point("evidence", student)
+CHOOSE = point("choose", student)
+ANSWER = point("answer", student)
+SELECT = point("select", selectors)
+OFF_PROMPTS = point("_off", eval_phase2)
+
+# runs
+RUN_PHASE2 = point("run_phase2", pipeline)
+RUN_COMPARISON = point("run_comparison", compare)
+EVALUATE = point("evaluate", compare)
+PUBLISH = point("publish", compare)
+OPEN_RUN = point("open_run", pipeline, compare)
+END_ON_SIGNALS = point("_end_on_signals", app)
+MLFLOW_ATTEMPT = point("_attempt", tracking.MlflowTracker)
+MLFLOW_HTTP_SETTINGS = point("_http", tracking)
+TRACKING_FAULT = point("fault", lifecycle.ActiveRun)
+JOURNAL_APPEND = point("append", Journal)
+JOURNAL_WRITE = point("_write", Journal)
+
+
+def without_mlflow(patch: pytest.MonkeyPatch) -> None:
+    """Runs leave their folder and log nothing."""
+    MLFLOW_ATTEMPT.replace(lambda *_: None, patch)
+    TRACKING_FAULT.replace(None, patch)
