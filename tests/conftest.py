@@ -1,21 +1,46 @@
-"""Fixtures shared by all tests: tiny model folders, made once; an MLflow store of the test session's own."""
+"""Fixtures shared by all tests: tiny model folders, made once; an MLflow store of the test session's own.
+
+With pytest-xdist every worker is a session: it has model folders, a store, certificates and temporary folders of its own.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from cedkv.checks.certificate import FOLDER
 from tests.support import pages, tiny
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CEDKV_CERTIFICATES", tempfile.mkdtemp(prefix="cedkv-certificates-"))  # subprocesses too
+
+OPT_IN = {
+    "weights": "runs a real 135M model (93 MB, downloaded once); with RUN_HF_TESTS=1, -m weights, or make test",
+    "server": "starts real MLflow servers (about a minute); with -m server, or make test",
+    "slow": "a long variant; with -m slow, or make test-all",
+}
+"""Marker -> why its tests are skipped by a plain ``pytest``, and what runs them. Any ``-m`` chooses for itself."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr:
+        return
+    opted_in = {"weights"} if os.environ.get("RUN_HF_TESTS") == "1" else set()
+    for item in items:
+        for marker, reason in OPT_IN.items():
+            if marker not in opted_in and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Certificates of this session's own, for its subprocesses too."""
+    os.environ[FOLDER] = str(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session", params=tiny.ARCHITECTURES)

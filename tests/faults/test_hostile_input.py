@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from tests.support.hostile import (
     BLOCKS,
     COMMANDS,
     KEYS,
+    OWN_OPTIONS,
+    TABLED_OPTIONS,
     anything,
     check,
-    counted,
     nothing_is_run,
     outcome,
-    own_options,
     small_trees,
 )
 
@@ -49,8 +49,25 @@ CASES = settings(
     print_blob=False,
     phases=[Phase.generate],  # what a failing example says is short already
 )
-WIDTH, EXAMPLES = 4, 4000 if os.environ.get("RUN_SERVER_TESTS") == "1" else 150
-"""Cases in one example, and examples of a test; ``make faults`` takes more of them."""
+FEW, MANY, DISTINCT = 300, 4000, 0.4
+"""Generated cases of a test: always, and where there is time (``slow``); the share of them that must be different."""
+EXAMPLES = pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+
+
+def generated(examples: int, case: Callable[[st.DataObject], Any]) -> None:
+    """Try so many examples; ``case`` tries one and returns it, and most must be different.
+
+    One case per example: of several in one, hypothesis repeats most.
+    """
+    cases = set()
+
+    @settings(CASES, max_examples=examples)
+    @given(st.data())
+    def each(data: st.DataObject) -> None:
+        cases.add(case(data))
+
+    each()
+    assert len(cases) >= DISTINCT * examples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,34 +76,43 @@ def _nothing_is_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", sorted(own_options))
+@pytest.mark.parametrize("name", sorted(OWN_OPTIONS))
 def test_every_option_with_every_text(name: str) -> None:
-    """Every ``-P`` of every entry point; what a single run has too is tried there. What is refused is named by its key."""
-    known = {**OPTIONS, **COMPARISONS.get(name, {})}
-    for option in own_options[name] if name == "phase2_eval" else COMPARISONS[name]:
+    """Every ``-P`` of every entry point; what a single run has too is tried there. What is rejected is named by its key."""
+    keys = {**OPTIONS, **COMPARISONS.get(name, {})}
+    for option in TABLED_OPTIONS[name]:
         for value in ARGUMENTS:
-            key = known[option][0].rsplit(".", 1)[-1] if option in OPTIONS else None
-            check("-P", (name, option, value), name, f"--{option}={value}", names=key)
+            check(name, f"--{option}={value}", names=keys[option][0].rsplit(".", 1)[-1] if option in OPTIONS else None)
 
 
 def test_every_key_with_every_text() -> None:
     for key in KEYS:
         for value in ARGUMENTS:
-            check("--set", (key, value), "cedkv", "--set", f"{key}={value}")
+            check("cedkv", "--set", f"{key}={value}")
 
 
-@settings(CASES, max_examples=EXAMPLES)
-@given(st.data())
-def test_options_and_overrides(data: st.DataObject) -> None:
+def test_there_are_ten_thousand_cases() -> None:
+    """In the two tables above, each different from the others; what is generated comes on top."""
+    for values in (ARGUMENTS, KEYS, *TABLED_OPTIONS.values()):
+        assert len(set(values)) == len(values)
+    assert len(ARGUMENTS) * (len(KEYS) + sum(map(len, TABLED_OPTIONS.values()))) >= 10_000
+
+
+@EXAMPLES
+def test_options_and_overrides(examples: int) -> None:
     """Several at once, and names that are none."""
-    for _ in range(WIDTH):
-        name = data.draw(st.sampled_from(sorted(own_options)))
+
+    def case(data: st.DataObject) -> Any:
+        name = data.draw(st.sampled_from(sorted(OWN_OPTIONS)))
         keys = st.sampled_from(KEYS) | st.sampled_from(BLOCKS) | anything
         text = ",".join(f"{data.draw(keys)}={data.draw(anything)}" for _ in range(data.draw(st.integers(1, 3))))
-        option = data.draw(st.sampled_from(own_options[name]) | st.text(string.ascii_letters + "-_", min_size=1, max_size=9))
+        option = data.draw(st.sampled_from(OWN_OPTIONS[name]) | st.text(string.ascii_letters + "-_", min_size=1, max_size=9))
         value = data.draw(anything)
         arguments = [part.replace("\x00", "") for part in (f"--set={text}", f"--{option}={value}")]
-        check("-P and --set", (name, *arguments), name, *arguments)
+        check(name, *arguments)
+        return name, *arguments
+
+    generated(examples, case)
 
 
 def yaml_text(data: st.DataObject) -> str:
@@ -107,17 +133,20 @@ def yaml_text(data: st.DataObject) -> str:
     return {"none": text, "cut": text[:at], "double": text + text[at:]}[change]
 
 
-@settings(CASES, max_examples=EXAMPLES)
-@given(st.data())
-def test_configuration_files(data: st.DataObject) -> None:
+@EXAMPLES
+def test_configuration_files(examples: int) -> None:
     """Wrong values and keys, cut and doubled text, other encodings, line ends, and bytes that are no text."""
-    for _ in range(WIDTH):
+
+    def case(data: st.DataObject) -> bytes:
         text = yaml_text(data) if data.draw(st.integers(0, 4)) else data.draw(anything)
         text = text.replace("\n", data.draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])))
         encoding = data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "utf-32-be"]))
         content = text.encode(encoding, "replace") if data.draw(st.integers(0, 9)) else data.draw(st.binary(max_size=40))
         Path("own.yaml").write_bytes(content)
-        check("file", content, "phase2_eval", "--config", "own.yaml", names="")
+        check("phase2_eval", "--config", "own.yaml", names="")
+        return content
+
+    generated(examples, case)
 
 
 ON = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
@@ -143,16 +172,15 @@ def json_line(data: st.DataObject, line: dict[str, Any]) -> str:
     return {"none": text, "cut": text[:at], "double": text + text[at:]}[change]
 
 
-@settings(CASES, max_examples=EXAMPLES)
-@given(st.data())
-def test_samples(tokenizer: Any, data: st.DataObject) -> None:
-    """A line is read and tokenised, or refused by file and number."""
-    for _ in range(WIDTH):
+@EXAMPLES
+def test_samples(tokenizer: Any, examples: int) -> None:
+    """A line is read and tokenised, or rejected by file and number."""
+
+    def case(data: st.DataObject) -> tuple[str, bytes]:
         kind = data.draw(st.sampled_from(["on", "off"]))
         text = json_line(data, ON if kind == "on" else OFF) + data.draw(st.sampled_from(["\n", "\r\n", "", "\n\n"]))
         content = text.encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "surrogatepass")
         Path("own.jsonl").write_bytes(content)
-        counted.setdefault("samples", set()).add((kind, content))
         try:
             if kind == "on":
                 for episode in read_on("own.jsonl", 1):
@@ -166,6 +194,9 @@ def test_samples(tokenizer: Any, data: st.DataObject) -> None:
                 r"own\.jsonl:\d+: |own\.jsonl: 0 lines|data\.o\w+_path = 'own\.jsonl' cannot be read: |sample ", said
             ), said
             assert len(said) < 3000, said
+        return kind, content
+
+    generated(examples, case)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +229,7 @@ def test_what_is_no_file(option: str) -> None:
              "empty", "secret", "folder/../folder", "secret/x"] + (["big.yaml"] if option == "config" else [])  # fmt: skip
     for name in names:
         assert outcome("phase2_eval", f"--{option}", name)[0] == 2, name
-        check("no file", (option, name), "phase2_eval", f"--{option}", name, names=name[:40])
+        check("phase2_eval", f"--{option}", name, names=name[:40])
 
 
 def test_yaml_that_would_grow_is_refused() -> None:
@@ -209,7 +240,18 @@ def test_yaml_that_would_grow_is_refused() -> None:
         Path("own.yaml").write_text(text)
         code, said = outcome("phase2_eval", "--config", "own.yaml")
         assert (code, len(said) < 5000) == (2, True), said[:500]
-        check("growing", text, "phase2_eval", "--config", "own.yaml", names="own.yaml" if "key1" not in text else "key1")
+        check("phase2_eval", "--config", "own.yaml", names="own.yaml" if "key1" not in text else "key1")
+
+
+@pytest.mark.xfail(strict=True, reason="resolve lets three errors of the YAML reader and of pydantic through; see the cases")
+@pytest.mark.parametrize(
+    "text",
+    ["phase2: {seed: !!timestamp x}", "phase2: {seed: !!bool x}", 'phase2: {"\\ud800": 1}'],
+    ids=["no date", "no boolean", "a surrogate as key"],
+)
+def test_values_unlike_their_tags_and_keys_that_are_no_text_are_rejected(text: str) -> None:
+    Path("own.yaml").write_text(text)
+    check("phase2_eval", "--config", "own.yaml", names="")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +261,7 @@ def test_run_ids_are_no_paths(run_id: str) -> None:
     for command in COMMANDS:
         code, said = outcome(command, f"--resume={run_id}")
         assert (code, "Error: " in said) == (2, True), said
-        check("run id", (command, run_id), command, f"--resume={run_id}")
+        check(command, f"--resume={run_id}")
 
 
 @pytest.mark.parametrize(
@@ -251,12 +293,3 @@ def test_numbers_in_yaml_are_what_they_look_like() -> None:
     with pytest.raises(Exception, match="finite"):
         resolve(None, ["thresholds.on_gain_min=.nan"])
     assert math.isclose(resolve(None, ["thresholds.on_gain_min=-.5"]).thresholds.on_gain_min, -0.5)
-
-
-def test_there_were_ten_thousand_cases() -> None:
-    """Counted without repetitions; last, so that all others have run (alone it has nothing to count)."""
-    numbers = {kind: len(cases) for kind, cases in counted.items()}
-    if set(numbers) >= {"-P", "--set", "-P and --set", "file", "samples"}:
-        assert sum(numbers.values()) >= 10_000, numbers
-    else:
-        pytest.skip("runs with the whole file: python -m pytest tests/faults/test_hostile_input.py")

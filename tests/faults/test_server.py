@@ -53,18 +53,17 @@ def postgres(folder: Path) -> Iterator[str]:
         tool("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
 
 
-ASKED_FOR = pytest.mark.skipif(
-    os.environ.get("RUN_SERVER_TESTS") != "1", reason="starts real servers, about a minute: RUN_SERVER_TESTS=1, or make faults"
-)
-
-
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("sqlite", marks=ASKED_FOR),
+        pytest.param("sqlite", marks=pytest.mark.server),
         pytest.param(
             "postgresql",
-            marks=[ASKED_FOR, pytest.mark.skipif(NO_POSTGRES, reason="needs PostgreSQL (apt) and psycopg2-binary (pip)")],
+            marks=[
+                pytest.mark.server,
+                pytest.mark.slow,
+                pytest.mark.skipif(NO_POSTGRES, reason="needs PostgreSQL (apt) and psycopg2-binary (pip); runs where they are"),
+            ],
         ),
     ],
 )

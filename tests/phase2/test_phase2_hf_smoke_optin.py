@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import mlflow
@@ -14,10 +13,7 @@ from cedkv.runs.pipeline import run_phase2
 from tests.oracle.outside import Plain, Rules
 from tests.oracle.outside_run import compare
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RUN_HF_TESTS") != "1",
-    reason="fetches and runs a 135M model (93 MB, once); RUN_HF_TESTS=1 runs it, as `make test` and CI do",
-)
+pytestmark = pytest.mark.weights  # plain pytest skips it; RUN_HF_TESTS=1 opts in (tests/conftest.py)
 
 SETTINGS = (
     "model.id=smollm2-135m", "runtime.device=cpu", "eval.on_samples=6", "eval.off_samples=6", "eval.n_random_trials=2",

@@ -1,4 +1,4 @@
-"""The apparatus of tests/faults/test_hostile_input.py: commands that stop where a run would be made, and texts to try."""
+"""What tests/faults/test_hostile_input.py is made with: commands that stop where a run would be made, and texts to try."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ COMMANDS: dict[str, click.Command] = {
     "cedkv": app.main, "phase2_eval": phase2_eval.main, "ablate_selector": ablate_selector.main,
     "compare_positioning": compare_positioning.main,
 }  # fmt: skip
-
-counted: dict[str, set[Any]] = {}
-"""Kind of case -> the different cases that were run."""
 
 
 class AcceptedError(BaseException):
@@ -66,9 +63,8 @@ def outcome(command: str, *arguments: str) -> tuple[int, str]:
     raise AssertionError(f"{command} {arguments} came to no end")
 
 
-def check(kind: str, case: Any, command: str, *arguments: str, names: str | None = None) -> None:
-    """The case is accepted or refused as it should be; ``names`` must occur in what is said."""
-    counted.setdefault(kind, set()).add(case)
+def check(command: str, *arguments: str, names: str | None = None) -> None:
+    """The command accepts its arguments, or rejects them as it should; ``names`` must occur in what is said."""
     code, said = outcome(command, *arguments)
     about = f"{command} {arguments!r}: {said!r}"
     assert code in (0, 2), about
@@ -116,16 +112,16 @@ small_trees = st.recursive(
 )
 KEYS = sorted(leaf_keys())
 BLOCKS = sorted({key.partition(".")[0] for key in KEYS if "." in key})
-own_options = {
+OWN_OPTIONS = {
     name: [
         *OPTIONS,
         *COMPARISONS.get(name, ()),
-        "config",
-        "set",
-        "resume",
-        "debug",
+        *("config", "set", "resume", "debug"),
         *(["phase"] if name == "phase2_eval" else []),
     ]
     for name in COMMANDS
     if name != "cedkv"
 }
+"""Entry point -> the names of all its ``-P``."""
+TABLED_OPTIONS = {name: OWN_OPTIONS[name] if name == "phase2_eval" else list(COMPARISONS[name]) for name in OWN_OPTIONS}
+"""Entry point -> the ``-P`` that are tried with every text; what a single run has too is tried there."""

