@@ -14,10 +14,16 @@ from tests.families.models import FAMILIES, Family, judged, written
 from tests.support import tiny
 
 WORKING = [family for family in FAMILIES if family.refused is None]
+EVERYDAY = ("Llama, rope YaRN", "Llama, one key head", "Mistral, with windows", "Mixtral", "Gemma 3 (text)", "Phi-3, longrope",
+            "GPT-NeoX (Pythia)", "GLM", "SmolLM3", "nanochat", "gpt-oss", "GPT-2")  # fmt: skip
+"""One of each kind of positions, attention and layers; the others are ``slow``."""
 REFUSED = [family for family in FAMILIES if family.refused is not None]
 
 
-@pytest.mark.parametrize("family", WORKING, ids=[family.name for family in WORKING])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, id=f.name, marks=() if f.name in EVERYDAY else pytest.mark.slow) for f in WORKING],
+)
 def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificate holds; then a small evaluation, keys moved where they can be, passes the whole of Gate A."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "certificates"))
@@ -50,3 +56,4 @@ def test_refused_before_weights_are_loaded(family: Family, tmp_path: Path, monke
 def test_the_table_has_these_families_and_no_others() -> None:
     rows = [line.split(" | ")[0].removeprefix("| ") for line in written().splitlines()[2:]]
     assert rows == [family.name for family in FAMILIES]
+    assert set(EVERYDAY) < {family.name for family in WORKING}

@@ -7,13 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from cedkv.checks.certificate import ensure
+from cedkv.models.fingerprint import fingerprint
 from cedkv.runs.pipeline import run_phase2
 from tests.support import patch_points as points
+from tests.support import tiny
 from tests.support.crashing import config, left_by, the_run
 
 
 @pytest.fixture(scope="session")
-def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def certified(llama_folder: Path) -> Path:
+    """A model that is certified already, so that a run writes nothing but its own files: crashes are planted by counting."""
+    _, lm = tiny.load(llama_folder)
+    ensure(lm, fingerprint(lm), None)
+    return llama_folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(certified: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of an undisturbed run, as text."""
     folder = tmp_path_factory.mktemp("undisturbed")
     before = Path.cwd()
@@ -21,7 +32,7 @@ def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     try:
         with pytest.MonkeyPatch.context() as patch:
             points.without_mlflow(patch)
-            run_phase2(config(llama_folder), "2")
+            run_phase2(config(certified), "2")
         return left_by(the_run())
     finally:
         os.chdir(before)

@@ -145,7 +145,7 @@ def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: 
     def answer(path: str) -> Answer:
         asked.append(path.rsplit("/", 1)[-1])
         if asked[-1] == "create":
-            time.sleep(6)
+            time.sleep(3)
         return as_json(EXPERIMENT if "get-by-name" in path else as_run("a") if asked[-1] == "create" else {})
 
     points.MLFLOW_HTTP_SETTINGS.replace({}, monkeypatch)
@@ -153,7 +153,7 @@ def test_a_server_that_is_slow_to_make_a_run_makes_one(store: str, monkeypatch: 
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     with answering(answer) as uri:
         mlflow.set_tracking_uri(uri)
-        tracker, entry = MlflowTracker(20), RunManifest("phase2", "2", "n")
+        tracker, entry = MlflowTracker(10), RunManifest("phase2", "2", "n")
         tracker.start(entry)
     assert asked.count("create") == 1
     assert (tracker.fault, entry.run_id) == (None, "a")
@@ -179,7 +179,7 @@ def test_a_server_that_answers_with_a_path_for_a_run_names_no_folder(
         (200, {"Content-Length": "1000"}, b'{"experiment": '),
         (302, {"Location": "/elsewhere"}, b""),
         (503, {"Retry-After": "86400"}, b"later"),
-        (429, {"Retry-After": "86400"}, b"later"),
+        pytest.param((429, {"Retry-After": "86400"}, b"later"), marks=pytest.mark.slow),
         (204, {}, b""),
     ],
     ids=["login page", "cut off", "redirects in a circle", "503 until tomorrow", "429 until tomorrow", "nothing"],

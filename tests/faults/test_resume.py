@@ -36,8 +36,14 @@ from tests.support.crashing import (
     the_run,
 )
 
+KILL_POINTS = (4, 18, 27, 33)
+ALL_KILL_POINTS = range(4, 40)
+"""From the first moment in which a run can be resumed to the last in which it is not finished."""
 
-@pytest.mark.parametrize("count", [4, 8, 15, 18, 27, 33])
+
+@pytest.mark.parametrize(
+    "count", [*KILL_POINTS, *(pytest.param(n, marks=pytest.mark.slow) for n in ALL_KILL_POINTS if n not in KILL_POINTS)]
+)
 def test_killed_at_any_step_and_resumed_it_is_the_same(
     store: str, llama_folder: Path, undisturbed: dict[str, str], count: int
 ) -> None:
@@ -122,7 +128,7 @@ def test_full_disk(store: str, llama_folder: Path, undisturbed: dict[str, str], 
 
 @pytest.fixture
 def broken_off(store: str, llama_folder: Path, undisturbed: dict[str, str]) -> str:
-    """A run that was killed after its second unit. (Its model is certified already: that would write, too.)"""
+    """A run that was killed after its second unit."""
     assert forked(lambda: run_phase2(config(llama_folder), "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
     return the_run()
 
@@ -168,12 +174,12 @@ def test_what_is_not_the_same_run_is_refused_by_name(
     assert forked(resume(broken_off, config(llama_folder, "runtime.fail_on_gate=true,runtime.mlflow_timeout=30"))) == 0
 
 
-def test_changed_samples_are_refused_by_name(store: str, llama_folder: Path, tmp_path: Path) -> None:
+def test_changed_samples_are_refused_by_name(store: str, certified: Path, tmp_path: Path) -> None:
     """The path is the same, the file is not."""
     line = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
     own = tmp_path / "own.jsonl"
     own.write_text(f"{json.dumps(line)}\n" * 11)
-    its = config(llama_folder, f"data.on_path={own}", "select.span_budget=1")
+    its = config(certified, f"data.on_path={own}", "select.span_budget=1")
     assert forked(lambda: run_phase2(its, "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
     own.write_text(f"{json.dumps({**line, 'query_text': 'Word: lug' + chr(10) + 'Symbol:'})}\n" * 11)
     unchanged(the_run(), resume(the_run(), its), ConfigError, r"samples\.on\.digest: '[0-9a-f]{64}' then")
@@ -205,10 +211,10 @@ def _held(run_id: str) -> bool:
         return True
 
 
-def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folder: Path) -> None:
+def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, certified: Path) -> None:
     """Killed while units run, and while children are finished: no stray run, no other figure."""
     lists = {"select_modes": "attention_diversity_span,random_span"}
-    its = config(llama_folder)
+    base = config(certified)
 
     def comparisons() -> list[manifest.RunManifest]:
         found = [manifest.load(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
@@ -223,15 +229,15 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, llama_folde
                 texts[f"{key}/{name}"] = text.replace(entry.run_id, "RUN")
         return texts
 
-    assert forked(lambda: run_comparison("ablate_selector", its, lists)) == 0
+    assert forked(lambda: run_comparison("ablate_selector", base, lists)) == 0
     (whole,) = comparisons()
     expected = left(whole)
     for count in (33, 62):
         shutil.rmtree(OUTPUTS)
-        work = lambda: run_comparison("ablate_selector", its, lists)  # noqa: E731
+        work = lambda: run_comparison("ablate_selector", base, lists)  # noqa: E731
         assert forked(work, killed_at("fsync", count, after=True)) == -signal.SIGKILL
         (entry,) = comparisons()
-        again = lambda: run_comparison("ablate_selector", its, entry.lists, find(entry.run_id), resumed=True)  # noqa: E731, B023
+        again = lambda: run_comparison("ablate_selector", base, entry.lists, find(entry.run_id), resumed=True)  # noqa: E731, B023
         assert forked(again) == 0
         (entry,) = comparisons()
         assert left(entry) == expected

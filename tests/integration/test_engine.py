@@ -79,10 +79,14 @@ def test_progress_is_announced_as_it_is_reported(llama_folder: Path, phase: str)
     assert sum(n for _, n in steps) == total
 
 
+FIGURES_ONLY = ("eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=1")
+"""A run as small as its samples can still be batched, without what Gate A measures besides."""
+
+
 @pytest.mark.parametrize("mode", NAMES)
 def test_batches_of_one_give_the_same_figures(model_folder: Path, mode: str) -> None:
     """Guards against one row's choice, mask or position used for a whole batch."""
-    settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather")
+    settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather", *FIGURES_ONLY)
     together, _, _ = records_of(model_folder, *settings)
     smallest = 2 if uses_partner(mode) else 1
     alone, _, _ = records_of(model_folder, f"runtime.batch_size={smallest}", *settings)
@@ -165,9 +169,9 @@ GRID = {
 
 def test_a_condition_is_the_same_alone_and_in_a_grid(model_folder: Path) -> None:
     """What conditions share must not leak from one into another: scopes, windows, caches, random trials."""
-    together = tiny.grid_records(model_folder, GRID)
+    together = tiny.grid_records(model_folder, GRID, *FIGURES_ONLY)
     for key, overrides in GRID.items():
-        alone = by_id(tiny.records(model_folder, *overrides), "on")
+        alone = by_id(tiny.records(model_folder, *FIGURES_ONLY, *overrides), "on")
         for sample_id, record in by_id(together[key], "on").items():
             for name, value in record.items():
                 if isinstance(value, float):

@@ -63,25 +63,6 @@ def test_windows_and_chunks(hf_config: PreTrainedConfig, reach: int | None) -> N
     assert [each.tokens for each in found] == ([] if reach is None else [reach])
 
 
-def test_every_architecture_is_read_or_refused_by_name() -> None:
-    """No configuration of transformers' own, of whatever model, ends in anything but capabilities or a refusal."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-
-    read, refused = [], []
-    for kind in CONFIG_MAPPING_NAMES:
-        try:
-            hf_config = CONFIG_MAPPING[kind]()
-        except Exception:
-            continue
-        try:
-            read.append(read_capabilities(hf_config).model_type)
-        except ModelError:
-            refused.append(kind)
-    assert {"llama", "qwen3", "gemma3_text", "gpt2"} <= set(read)
-    assert {"bert", "clip", "vit", "whisper", "wav2vec2", "mamba", "gptj", "roformer", "deepseek_v3"} <= set(refused)
-    assert not [kind for kind in read if "vision" in kind or "audio" in kind]
-
-
 def test_longrope_ends_where_its_angles_change() -> None:
     longrope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
     found = read_capabilities(
