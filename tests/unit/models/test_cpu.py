@@ -59,7 +59,7 @@ def test_nothing_else_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def mallopt_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What ``keep_freed`` asks of the C library, which is a stand-in; no setting of the user's."""
+    """What ``keep_freed_memory`` asks of the C library, which is a stand-in; no setting of the user's."""
     calls: list[tuple[int, int]] = []
     library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: library)
@@ -70,7 +70,7 @@ def mallopt_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_the_allocator_is_told_to_keep_freed_memory(mallopt_calls: list[tuple[int, int]]) -> None:
     """Both thresholds: memory is not given back at the end of the heap, and blocks of a K/V cache's size lie in the heap."""
-    cpu.keep_freed()
+    cpu.keep_freed_memory()
     assert set(mallopt_calls) == {(cpu.M_TRIM_THRESHOLD, 1 << 30), (cpu.M_MMAP_THRESHOLD, 32 << 20)}
     assert (cpu.M_TRIM_THRESHOLD, cpu.M_MMAP_THRESHOLD) == (-1, -3), "as malloc.h has them"
 
@@ -79,7 +79,7 @@ def test_the_users_own_setting_of_the_allocator_stays(
     mallopt_calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    cpu.keep_freed()
+    cpu.keep_freed_memory()
     assert mallopt_calls == []
 
 
@@ -87,10 +87,10 @@ def test_other_systems_and_c_libraries_have_no_such_setting(
     mallopt_calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu.sys, "platform", "darwin")
-    cpu.keep_freed()
+    cpu.keep_freed_memory()
     monkeypatch.setattr(cpu.sys, "platform", "linux")
     monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: SimpleNamespace())
-    cpu.keep_freed()
+    cpu.keep_freed_memory()
     assert mallopt_calls == []
 
 
@@ -101,7 +101,7 @@ def test_glibc_takes_both_values() -> None:
     """``mallopt`` answers 1 when it has taken a value, 0 when the value is out of range; in a process of its own."""
     program = (
         "import ctypes; mallopt = ctypes.CDLL(None).mallopt; "
-        f"print(mallopt({cpu.M_MMAP_THRESHOLD}, {cpu.APART}), mallopt({cpu.M_TRIM_THRESHOLD}, {cpu.KEPT}))"
+        f"print(mallopt({cpu.M_MMAP_THRESHOLD}, {cpu.MMAP_BYTES}), mallopt({cpu.M_TRIM_THRESHOLD}, {cpu.TRIM_BYTES}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["1", "1"]
