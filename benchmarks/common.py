@@ -19,7 +19,7 @@ from cedkv.conditions import Condition
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import plan_samples, run
+from cedkv.eval_phase2 import plan_samples, run_units
 from cedkv.models import loading
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import Samples, load_samples
@@ -99,7 +99,7 @@ def engine(lm: LanguageModel, config: Phase2Config, samples: Samples) -> list[Re
     """All records of one condition."""
     conditions = [Condition("run", config)]
     units = plan_samples(conditions, samples, "2")
-    return [record for _, found in run(lm, conditions, samples, units, "2", lambda *_: None) for record in found["run"]]
+    return [record for _, found in run_units(lm, conditions, samples, units, "2", lambda *_: None) for record in found["run"]]
 
 
 def clean_environment(folder: Path) -> dict[str, str]:

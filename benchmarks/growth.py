@@ -84,8 +84,8 @@ def _measured(*what: object) -> dict[str, float]:
 def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span") -> None:
     """One run, in ``folder``; prints what ``_measured`` returns."""
     from cedkv.config.resolve import resolve
-    from cedkv.runs.pipeline import run_phase2
     from tests.support import tiny
+    from tests.support.runs import run_phase2
 
     os.chdir(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from cedkv import selectors
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Placement, Record
 from cedkv.kv.positioning import place
 from cedkv.models.capabilities import scope_layers
-from cedkv.selectors.base import SelectionTask
+from cedkv.selectors.base import SelectionTask, select_tokens, selector_class
 from cedkv.tasks.load import Samples
 
 NEAR = 1e-3
@@ -86,7 +85,7 @@ class Reference:
 
     def _place(self, config: Phase2Config, sample: OnSample, known: Evidence, mode: str, purpose: str, trial: int) -> Placement:
         rng = rng_for(config.seed, purpose, trial, sample.sample_id)
-        selection = selectors.select(mode, SelectionTask(config.select, sample.token_kinds, known, rng))
+        selection = select_tokens(selector_class(mode)(), SelectionTask(config.select, sample.token_kinds, known, rng))
         length, positioning = len(sample.demo_token_ids), config.injection.positioning_mode
         return place(selection.kept_tokens, length, positioning, "shrink_to_selected", config.prefix_len)
 

@@ -64,8 +64,8 @@ def soak(folder: Path, where: str, runs: int) -> bool:
 
 def _soak(model: Path, runs: int) -> tuple[dict[str, int], dict[str, int]]:
     """State of the process when it has settled, and at the end."""
-    from cedkv.runs.pipeline import run_phase2
     from tests.support import tiny
+    from tests.support.runs import run_phase2
 
     sizes = ("eval.on_samples=2", "eval.off_samples=1", "eval.gate_a_samples=1", "eval.n_random_trials=1", "data.pairs=3")
     shown = sorted({max(1, int(runs * share)) for share in (SETTLED, 0.25, 0.5, 0.75, 1)})

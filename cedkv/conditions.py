@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from cedkv import selectors
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import COMPARISONS
 from cedkv.config.resolve import resolve_over
 from cedkv.config.schema import Phase2Config
@@ -33,7 +33,7 @@ class Condition:
     config: Phase2Config
 
 
-def build(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
+def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
     """The conditions of a comparison. The first values of the lists make the first one, which all others are compared with.
 
     Args:
@@ -100,7 +100,7 @@ def _values(option: str, text: str) -> list[str]:
     if "" in found:
         raise ConfigError(f"{option} = {preview(text)}: a value is empty; separate values by single commas")
     if option == "select_modes" and found == ["all"]:
-        return list(selectors.NAMES)
+        return SELECTORS.names()
     if option == "select_modes" and "all" in found:
         raise ConfigError(f"{option} = {preview(text)}: 'all' stands alone; it is every selector already")
     twice = sorted({value for value in found if found.count(value) > 1})
@@ -113,6 +113,8 @@ def _values(option: str, text: str) -> list[str]:
 
 def _resolved(config: Phase2Config, setting: Mapping[str, str]) -> Phase2Config:
     """The configuration of a condition; what is wrong with it is said together with its name."""
+    if MODE in setting and setting[MODE] != config.select.mode:
+        setting = {"select.params": "{}", **setting}  # another selector has other parameters
     try:
         return resolve_over(config, setting)
     except ConfigError as error:
@@ -127,7 +129,7 @@ def _standard(config: Phase2Config) -> list[dict[str, str]]:
     """Every selector, and what it takes to answer the standard questions (budget, sinks, span length) about one."""
     own, select = config.select.mode, config.select
     settings: list[dict[str, str]] = [{"select.mode": own}]
-    settings += [{"select.mode": mode} for mode in selectors.NAMES if mode != own]
+    settings += [{"select.mode": mode} for mode in SELECTORS.builtin if mode != own]
     budgets = sorted({1, max(1, select.span_budget // 2), select.span_budget * 2} - {select.span_budget})
     settings += [{"select.span_budget": str(n)} for n in budgets if n * select.span_len + select.keep_sink <= config.prefix_len]
     if select.span_len % 2 == 0:

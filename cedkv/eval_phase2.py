@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from cedkv import selectors
-from cedkv.checks.consistency import measure, snapshot
-from cedkv.checks.reference import CheckInputs, once_more
+from cedkv.checks.base import CheckInputs, run_checks
+from cedkv.checks.consistency import snapshot
 from cedkv.conditions import Condition
+from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.seeding import rng_for
@@ -27,9 +26,9 @@ from cedkv.inference.forward import kl, next_token_logprobs
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
+from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import Samples
 
-Phase = Literal["1.5", "2"]
 Step = Callable[[str, int], None]
 """Called before an arm is computed, with the arm's name and the number of evaluations (sample x arm) it makes."""
 
@@ -80,7 +79,7 @@ def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """How many (sample, arm) evaluations a unit reports to its step function."""
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
-    teacher = n * (1 + ("other_attention" in student.wanted([c.config for c in conditions])))
+    teacher = n * (1 + ("other_attention" in student.needed_evidence([c.config for c in conditions])))
     shared = teacher + n + n_off
     if phase == "2":
         keys = {student.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
@@ -90,7 +89,7 @@ def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> in
     return shared + len(conditions) * (n + n_off + plumbed) + repeated
 
 
-def run(
+def run_units(
     lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, units: Sequence[Unit], phase: Phase, step: Step
 ) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
     """Execute units in order; each gives the records of every condition, by its key."""
@@ -101,110 +100,142 @@ def run(
 def _execute(
     lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, unit: Unit, phase: Phase, step: Step
 ) -> dict[str, list[Record]]:
-    sizes = conditions[0].config.eval
+    configs, sizes = [condition.config for condition in conditions], conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
-    plumbed = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
-    batch = student.read(lm, [c.config for c in conditions], on, _partners(conditions, unit.on, len(samples.on)), step, plumbed)
+    measured = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
+    partners = _partners(conditions, unit.on, len(samples.on))
+    batch = student.read_batch(lm, configs, on, partners, step, measured)
     step("base", len(on))
     base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
-    off = [samples.off[j] for j in unit.off]
-    owners = [unit.on.index(j % len(samples.on)) for j in unit.off]
-    if off:
-        step("OFF base", len(off))
-    alone = next_token_logprobs(lm, [u.token_ids for u in off], [u.sample_id for u in off]) if off else None
-    found = {}
+    off = OffPrompts(
+        [samples.off[j] for j in unit.off],
+        [unit.on.index(j % len(samples.on)) for j in unit.off],
+    )
+    off_base = None
+    if off.prompts:
+        step("OFF base", len(off.prompts))
+        off_base = next_token_logprobs(lm, [u.token_ids for u in off.prompts], off.names)
+    records: dict[str, list[Record]] = {}
     step("select", len(on))
-    for condition, (known, state) in zip(conditions, student.students(batch, [c.config for c in conditions]), strict=True):
-        config = condition.config
+    for condition, (evidence, state) in zip(conditions, student.students(batch, configs), strict=True):
         if condition is not conditions[0]:
             step("select", len(on))
-        untouched = _snapshots(batch, state, plumbed)
-        select = student.answer(batch, config, state.prefix)
-        records: list[Record] = []
-        under = None
-        if alone is not None:
-            step("OFF select", len(off))
-            under = _off(batch, config, off, owners, state)
-            records += _off_records(batch, off, owners, alone, under)
-        trials = range(config.eval.n_random_trials if phase == "2" else 0)
-        drawn = [student.random_answer(batch, config, known, trial, step) for trial in trials]
-        if plumbed:
-            step("gate A", len(plumbed))
-            moved = [] if under is None else _off_of_each(unit, len(samples.on), off, under, plumbed)
-            given = _plumbing_input(batch, plumbed, base, select, known, state, moved, untouched)
-            records += plumbing_records(given.names, {**measure(lm, config, given), **once_more(lm, config, given)})
-        by_arm = {"base": base, "teacher": batch.reading.logprobs, "select": select}
-        randoms = [logprobs for _, logprobs in drawn]
-        measured = answers(by_arm, randoms, [s.answer_token_id for s in on], lm.tokenizer, config.reporting.topk_tokens)
-        for row, sample in enumerate(on):
-            chosen, placed = state.choice.selections[row], state.choice.placements[row]
-            records.append(on_record(sample, measured[row], known[row], chosen, config.select.span_len))
-            random_states = [(choice.selections[row], choice.placements[row]) for choice, _ in drawn]
-            records[-1]["random_same"] = [selection.kept_tokens == chosen.kept_tokens for selection, _ in random_states]
-            owner = on[state.owners[row]]
-            records.append(selection_record(sample, owner, known[row], chosen, placed, random_states))
-        found[condition.key] = records
+        arms = ConditionArms(condition.config, evidence, state, _snapshots(batch, state, measured))
+        records[condition.key] = _condition(batch, arms, base, off, off_base, measured, phase, step)
     for repeat in range(1, sizes.repro_runs):
-        for key, records in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
-            found[key] += records
-    return found
+        for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
+            records[key] += repeated
+    return records
+
+
+@dataclass(frozen=True)
+class OffPrompts:
+    """The OFF prompts of a unit; ``owners`` are the rows of the ON samples whose prefixes they run under."""
+
+    prompts: list[OffSample]
+    owners: list[int]
+
+    @property
+    def names(self) -> list[str]:
+        return [prompt.sample_id for prompt in self.prompts]
+
+    def first_of(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (index into ``rows``, index of the first OFF prompt under that row's prefix), where there is one."""
+        return [(k, self.owners.index(row)) for k, row in enumerate(rows) if row in self.owners]
+
+
+@dataclass(frozen=True)
+class ConditionArms:
+    """One condition on a batch before its answers: evidence, prefixes, and copies of what later passes read from."""
+
+    config: Phase2Config
+    evidence: list[Evidence]
+    state: student.Student
+    untouched: list[KVPrefix]
+
+
+def _condition(
+    batch: student.Batch,
+    arms: ConditionArms,
+    base: torch.Tensor,
+    off: OffPrompts,
+    off_base: torch.Tensor | None,
+    measured: list[int],
+    phase: Phase,
+    step: Step,
+) -> list[Record]:
+    """Run one condition's arms and checks; return its records: OFF, plumbing, then an ON and a selection record per sample."""
+    config, state = arms.config, arms.state
+    select = student.answer(batch, config, state.prefix)
+    records: list[Record] = []
+    off_select = None
+    if off_base is not None:
+        step("OFF select", len(off.prompts))
+        off_select = _off_select(batch, config, off, state)
+        records += _off_records(batch, off, off_base, off_select)
+    trials = range(config.eval.n_random_trials if phase == "2" else 0)
+    randoms = [student.random_answer(batch, config, arms.evidence, trial, step) for trial in trials]
+    if measured:
+        step("gate A", len(measured))
+        inputs = _check_inputs(batch, arms, base, select, off, off_select, measured)
+        records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
+    by_arm = {"base": base, "teacher": batch.teacher.logprobs, "select": select}
+    answer_tokens = [sample.answer_token_id for sample in batch.samples]
+    random_logprobs = [logprobs for _, logprobs in randoms]
+    answered = answers(by_arm, random_logprobs, answer_tokens, batch.lm.tokenizer, config.reporting.topk_tokens)
+    for row, sample in enumerate(batch.samples):
+        selection, placement = state.choice.selections[row], state.choice.placements[row]
+        drawn = [(choice.selections[row], choice.placements[row]) for choice, _ in randoms]
+        owner, evidence = batch.samples[state.owners[row]], arms.evidence[row]
+        on = on_record(sample, answered[row], evidence, selection, [s for s, _ in drawn], config.select.span_len)
+        records += [dict(on), dict(selection_record(sample, owner, evidence, selection, placement, drawn))]
+    return records
 
 
 def _repeat(
     batch: student.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Step
 ) -> dict[str, list[Record]]:
-    """Teacher, selection and select arm once more, in two batches dealt anew: results must not depend on the company.
+    """Re-run teacher, selection and select arm in two reshuffled batches; results must not depend on batch composition.
 
-    Causal drops are taken from the run itself: they are many passes a sample, and batches of their own.
+    Causal drops are taken from the run itself: they are many passes per sample, and batches of their own.
     """
     groups = _groups(conditions, len(unit.on)) if _paired(conditions) else [(row,) for row in range(len(unit.on))]
     order = rng_for(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
-    found: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    configs = [condition.config for condition in conditions]
     for rows in _chunks([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
-        ids = [unit.on[row] for row in rows]
 
         def announce(arm: str, n: int) -> None:
             step(f"repeat {repeat}: {arm}", n)
 
         samples = [batch.samples[row] for row in rows]
-        configs = [condition.config for condition in conditions]
-        again = student.read(batch.lm, configs, samples, _partners(conditions, ids, n_on), announce, drops=batch.drops)
+        partners = _partners(conditions, [unit.on[row] for row in rows], n_on)
+        reshuffled = student.read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
         announce("select", len(samples) * len(conditions))
-        for condition, (_, state) in zip(conditions, student.students(again, configs), strict=True):
-            select = student.answer(again, condition.config, state.prefix)
-            found[condition.key] += [repro_record(repeat, s, select[row]) for row, s in enumerate(samples)]
-    return found
+        for condition, (_, state) in zip(conditions, student.students(reshuffled, configs), strict=True):
+            select = student.answer(reshuffled, condition.config, state.prefix)
+            records[condition.key] += [dict(repro_record(repeat, s, select[row])) for row, s in enumerate(samples)]
+    return records
 
 
-def _off(
-    batch: student.Batch, config: Phase2Config, off: Sequence[OffSample], owners: Sequence[int], state: student.Student
-) -> torch.Tensor:
-    """(OFF prompts, vocabulary) log-probabilities under the select arm's states."""
+def _off_select(batch: student.Batch, config: Phase2Config, off: OffPrompts, state: student.Student) -> torch.Tensor:
+    """Return (OFF prompts, vocabulary) log-probabilities under the select arm's prefixes."""
     injection = batch.lm.injection_layers(config.layer_scope.injection)
-    ids, names = [u.student_ids for u in off], [u.sample_id for u in off]
-    return next_token_logprobs(batch.lm, ids, names, state.prefix, injection, owners)
+    ids = [prompt.student_ids for prompt in off.prompts]
+    return next_token_logprobs(batch.lm, ids, off.names, state.prefix, injection, off.owners)
 
 
-def _off_records(
-    batch: student.Batch, off: Sequence[OffSample], owners: Sequence[int], alone: torch.Tensor, under: torch.Tensor
-) -> list[Record]:
-    deltas, before, after = kl(under, alone).tolist(), alone.argmax(dim=1).tolist(), under.argmax(dim=1).tolist()
-    return [off_record(sample, batch.names[owners[i]], before[i], after[i], deltas[i]) for i, sample in enumerate(off)]
-
-
-def _off_of_each(
-    unit: Unit, n_on: int, off: Sequence[OffSample], under: torch.Tensor, rows: Sequence[int]
-) -> list[tuple[int, OffSample, torch.Tensor]]:
-    """For the first ``OFF_ALONE`` rows the first OFF prompt that runs under the state, if there is one, and its answer."""
-    found = []
-    for at, row in enumerate(rows[:OFF_ALONE]):
-        mine = [i for i, j in enumerate(unit.off) if j % n_on == unit.on[row]]
-        found += [(at, off[i], under[i]) for i in mine[:1]]
-    return found
+def _off_records(batch: student.Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
+    deltas = kl(off_select, off_base).tolist()
+    alone, under = off_base.argmax(dim=1).tolist(), off_select.argmax(dim=1).tolist()
+    return [
+        dict(off_record(prompt, batch.names[off.owners[i]], alone[i], under[i], deltas[i]))
+        for i, prompt in enumerate(off.prompts)
+    ]
 
 
 def _paired(conditions: Sequence[Condition]) -> bool:
-    return any(selectors.uses_partner(c.config.select.mode) for c in conditions)
+    return any(selector_class(c.config.select.mode).uses_partner for c in conditions)
 
 
 def _partners(conditions: Sequence[Condition], on: Sequence[int], n_on: int) -> list[int] | None:
@@ -240,38 +271,40 @@ def _chunks(groups: Sequence[tuple[int, ...]], size: int) -> list[tuple[int, ...
 
 
 def _snapshots(batch: student.Batch, state: student.Student, rows: list[int]) -> list[KVPrefix]:
-    """Copies of what later passes read from, the demos' caches and the prefixes, before anything has read from them."""
+    """Return copies of the demo caches and prefixes of some rows, made before anything has read from them."""
     if not rows:
         return []
-    demos = batch.cached("untouched demos", lambda: snapshot(batch.reading.demo_prefixes(rows)))
+    demos = batch.cached("untouched demos", lambda: snapshot(batch.teacher.demo_prefixes(rows)))
     return [demos, snapshot(state.prefix.rows(rows))]
 
 
-def _plumbing_input(
+def _check_inputs(
     batch: student.Batch,
-    rows: list[int],
+    arms: ConditionArms,
     base: torch.Tensor,
     select: torch.Tensor,
-    known: Sequence[Evidence],
-    state: student.Student,
-    off: Sequence[tuple[int, OffSample, torch.Tensor]],
-    untouched: list[KVPrefix],
+    off: OffPrompts,
+    off_select: torch.Tensor | None,
+    rows: list[int],
 ) -> CheckInputs:
+    """Return what the measured checks compare with, for some rows of the batch."""
+    state, teacher = arms.state, batch.teacher
     owners = [state.owners[row] for row in rows]
+    off_alone = [] if off_select is None else [(k, off.prompts[i], off_select[i]) for k, i in off.first_of(rows[:OFF_ALONE])]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],
         owners=[batch.samples[owner] for owner in owners],
         base=base[rows],
-        teacher=batch.reading.logprobs[rows],
+        teacher=teacher.logprobs[rows],
         select=select[rows],
-        demo=batch.reading.demo_prefixes(rows),
+        demo=teacher.demo_prefixes(rows),
         selections=[state.choice.selections[row] for row in rows],
-        evidence=[known[owner] for owner in owners],
+        evidence=[arms.evidence[owner] for owner in owners],
         placements=[state.choice.placements[row] for row in rows],
         prefix=state.prefix.rows(rows),
-        off=off,
-        layers=frozenset(batch.reading.layers),
-        window=max(read.shape[1] for read in batch.reading.rows),
-        untouched=untouched,
+        off=off_alone,
+        layers=frozenset(teacher.layers),
+        window=max(attention.shape[1] for attention in teacher.rows),
+        untouched=arms.untouched,
         cached=batch.cached,
     )

@@ -1,12 +1,13 @@
-"""What a unit of work leaves behind: plain records, one a sample, from which every figure is computed.
+"""What a unit of work leaves behind: plain records, from which every figure is computed.
 
-Names are those of the tables and of ``metrics.jsonl``; KL in nats, log-probabilities natural.
+Names are those of the tables and of ``metrics.jsonl``. KL in nats, log-probabilities natural; "per trial" lists have one
+value per random trial. A record is JSON: one line of the journal holds those of a unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -17,36 +18,181 @@ from cedkv.models.tokenizer import token_text
 from cedkv.selectors.base import attention_score
 
 
+class TopToken(TypedDict):
+    """One of the most probable tokens of an arm."""
+
+    token_id: int
+    text: str
+    """The token's text inside a text, leading space included."""
+    logprob: float
+
+
+class OnRecord(TypedDict):
+    """One ON sample under every arm."""
+
+    type: Literal["sample"]
+    kind: Literal["on"]
+    sample_id: str
+    answer_token_id: int
+    token_base: int
+    """Greedy token of an arm: argmax over the full vocabulary."""
+    token_teacher: int
+    token_select: int
+    token_random: list[int]
+    """Per trial."""
+    correct_base: bool
+    """The greedy token is the answer's."""
+    correct_teacher: bool
+    correct_select: bool
+    correct_random: list[bool]
+    """Per trial; empty where no random arm was run."""
+    answer_logprob_base: float
+    answer_logprob_teacher: float
+    answer_logprob_select: float
+    answer_logprob_random: list[float]
+    """Per trial."""
+    kl_base_teacher: float
+    """KL(base || teacher)."""
+    kl_select_teacher: float
+    kl_random_teacher: list[float]
+    """Per trial."""
+    kl_random_base: list[float]
+    """Per trial."""
+    random_same: list[bool]
+    """Per trial: it keeps the same tokens as select."""
+    phase2_delta_on_select: float
+    """KL(select || base)."""
+    phase2_answer_logprob_gain: float
+    """log p_select(answer) - log p_base(answer)."""
+    rel_kl_to_teacher: float
+    """KL(select || teacher) / (KL(base || teacher) + 1e-6)."""
+    topk: NotRequired[dict[str, list[TopToken]]]
+    """Arm -> its most probable tokens, ``reporting.topk_tokens`` of them."""
+    phase2_selection_score_attention: float
+    """Mean attention score of the selected spans."""
+    selector_score: float
+    """Mean of the selector's own scores of the selected spans."""
+    phase2_selection_score_causal_drop: NotRequired[float | None]
+    """Mean causal drop of the selected spans that are candidates; where causal drops were computed."""
+    candidate_causal_drop: NotRequired[list[float]]
+    """Of every candidate, by start."""
+    candidate_attention: NotRequired[list[float]]
+    """Of every candidate, by start."""
+
+
+class OffRecord(TypedDict):
+    """One OFF prompt, alone and under the prefix of an ON sample."""
+
+    type: Literal["sample"]
+    kind: Literal["off"]
+    sample_id: str
+    state_of: str
+    """The ON sample whose prefix it runs under."""
+    token_base: int
+    """Greedy token of the prompt alone."""
+    token_select: int
+    """Greedy token under the prefix."""
+    same_token: bool
+    phase2_delta_off_select: float
+    """KL(select || base)."""
+    prompt_text: str
+    """As the model reads it: inside the chat template where there is one."""
+    token_ids: list[int]
+
+
+class SpanRecord(TypedDict):
+    """A chosen span ``[start, end)`` of demo tokens and its score."""
+
+    start: int
+    end: int
+    score: float
+
+
+class PrefixRecord(TypedDict):
+    """What a prefix is made of, and where its tokens are placed."""
+
+    spans: list[SpanRecord]
+    kept_tokens: list[int]
+    """Demo indices, ascending: BOS, sinks and spans."""
+    key_positions: list[int]
+    """Rotary position of each kept token."""
+    query_start: int
+    """Position of the query's first token."""
+    prefix_slots: int
+    """Slots, null ones included."""
+
+
+class RandomPrefixRecord(PrefixRecord):
+    """The prefix of a random trial."""
+
+    trial: int
+
+
+class SelectionRecord(PrefixRecord):
+    """All that an outside program needs to build a sample's prefixes again with plain transformers."""
+
+    type: Literal["selection"]
+    sample_id: str
+    demo_text: str
+    query_text: str
+    answer_text: str
+    demo_token_ids: list[int]
+    query_token_ids: list[int]
+    answer_token_id: int
+    token_kinds: list[str]
+    """Of each demo token: bos, input, delimiter or answer."""
+    scores: list[float]
+    """Attention score of each demo token."""
+    prefix_of: str
+    """The sample whose demo the kept tokens are of: this one, but for a selector that uses partners."""
+    random: list[RandomPrefixRecord]
+
+
+class ReproRecord(TypedDict):
+    """The select arm of one sample in a repetition."""
+
+    type: Literal["repro"]
+    repeat: int
+    sample_id: str
+    token_select: int
+    correct_select: bool
+    answer_logprob_select: float
+
+
+PlumbingRecord = Record
+"""One sample of Gate A: ``type``, ``sample_id``, and a value for every observation that was made on it (``checks``)."""
+
+
 def answers(
-    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], wanted: Sequence[int], tokenizer: Any, topk: int
+    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], answer_tokens: Sequence[int], tokenizer: Any, topk: int
 ) -> list[Record]:
-    """What B samples answer under every arm: one part of their records each.
+    """Return what B samples answer under every arm: one part of their records each.
 
     Args:
         arms: base, teacher, select -> (B, vocabulary) log-probabilities.
         randoms: the same for each random trial.
-        wanted: the B answers' tokens.
+        answer_tokens: the B answers' token ids.
         topk: tokens of each arm's distribution to keep.
     """
     base, teacher, select = arms["base"], arms["teacher"], arms["select"]
-    at = torch.tensor(wanted, device=base.device)
+    answers_at = torch.tensor(answer_tokens, device=base.device)
     columns: dict[str, list[Any]] = {}
     for name, logprobs in arms.items():
         greedy = logprobs.argmax(dim=1)
         columns[f"token_{name}"] = greedy.tolist()
-        columns[f"correct_{name}"] = (greedy == at).tolist()
-        columns[f"answer_logprob_{name}"] = _at(logprobs, at).tolist()
-    tokens = [logprobs.argmax(dim=1) for logprobs in randoms]
+        columns[f"correct_{name}"] = (greedy == answers_at).tolist()
+        columns[f"answer_logprob_{name}"] = _token_logprobs(logprobs, answers_at).tolist()
+    tokens, n = [logprobs.argmax(dim=1) for logprobs in randoms], len(answer_tokens)
     columns |= {
-        "token_random": _by_sample([found.tolist() for found in tokens], len(wanted)),
-        "correct_random": _by_sample([(found == at).tolist() for found in tokens], len(wanted)),
-        "answer_logprob_random": _by_sample([_at(logprobs, at).tolist() for logprobs in randoms], len(wanted)),
+        "token_random": _by_sample([trial.tolist() for trial in tokens], n),
+        "correct_random": _by_sample([(trial == answers_at).tolist() for trial in tokens], n),
+        "answer_logprob_random": _by_sample([_token_logprobs(trial, answers_at).tolist() for trial in randoms], n),
         "kl_base_teacher": kl(base, teacher).tolist(),
         "kl_select_teacher": kl(select, teacher).tolist(),
-        "kl_random_teacher": _by_sample([kl(logprobs, teacher).tolist() for logprobs in randoms], len(wanted)),
-        "kl_random_base": _by_sample([kl(logprobs, base).tolist() for logprobs in randoms], len(wanted)),
+        "kl_random_teacher": _by_sample([kl(trial, teacher).tolist() for trial in randoms], n),
+        "kl_random_base": _by_sample([kl(trial, base).tolist() for trial in randoms], n),
         "phase2_delta_on_select": kl(select, base).tolist(),
-        "phase2_answer_logprob_gain": (_at(select, at) - _at(base, at)).tolist(),
+        "phase2_answer_logprob_gain": (_token_logprobs(select, answers_at) - _token_logprobs(base, answers_at)).tolist(),
     }
     columns["rel_kl_to_teacher"] = [
         student / (alone + 1e-6)
@@ -55,19 +201,26 @@ def answers(
     tops = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
     return [
         {**{name: values[row] for name, values in columns.items()}, "topk": {name: top[row] for name, top in tops.items()}}
-        for row in range(len(wanted))
+        for row in range(n)
     ]
 
 
-def on_record(sample: OnSample, measured: Record, evidence: Evidence, selection: Selection, span_len: int) -> Record:
-    """One ON sample under every arm; ``measured`` is its part of ``answers``."""
+def on_record(
+    sample: OnSample,
+    answered: Record,
+    evidence: Evidence,
+    selection: Selection,
+    randoms: Sequence[Selection],
+    span_len: int,
+) -> OnRecord:
+    """Return the record of one ON sample; ``answered`` is its part of ``answers``, ``randoms`` one selection per trial."""
     attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
     record: Record = {
         "type": "sample",
         "kind": "on",
         "sample_id": sample.sample_id,
         "answer_token_id": sample.answer_token_id,
-        **measured,
+        **answered,
         "phase2_selection_score_attention": float(np.mean(attention)),
         "selector_score": float(np.mean([span.score for span in selection.spans])),
     }
@@ -79,19 +232,20 @@ def on_record(sample: OnSample, measured: Record, evidence: Evidence, selection:
         record["candidate_attention"] = [
             attention_score(Candidate(start, start + span_len), evidence) for start in sorted(drops)
         ]
-    return record
+    record["random_same"] = [random.kept_tokens == selection.kept_tokens for random in randoms]
+    return record  # type: ignore[return-value]  # put together from columns
 
 
-def off_record(sample: OffSample, state_of: str, alone: int, under: int, delta: float) -> Record:
-    """One OFF prompt: its greedy token alone (base) and under a state (select), and KL(select || base) in nats."""
+def off_record(sample: OffSample, state_of: str, token_alone: int, token_under: int, delta: float) -> OffRecord:
+    """Return the record of one OFF prompt: greedy tokens alone and under a prefix, and KL(select || base) in nats."""
     return {
         "type": "sample",
         "kind": "off",
         "sample_id": sample.sample_id,
         "state_of": state_of,
-        "token_base": alone,
-        "token_select": under,
-        "same_token": alone == under,
+        "token_base": token_alone,
+        "token_select": token_under,
+        "same_token": token_alone == token_under,
         "phase2_delta_off_select": delta,
         "prompt_text": sample.prompt_text,
         "token_ids": list(sample.token_ids),
@@ -105,11 +259,8 @@ def selection_record(
     selection: Selection,
     placement: Placement,
     randoms: Sequence[tuple[Selection, Placement]],
-) -> Record:
-    """All an outside program needs to build this sample's prefixes again with plain transformers.
-
-    ``prefix_of`` names the sample whose demo the kept tokens are of: this one, but for ``wrong_demo``.
-    """
+) -> SelectionRecord:
+    """Return what was selected for one ON sample; ``owner`` is the sample whose demo the prefix is of."""
     return {
         "type": "selection",
         "sample_id": sample.sample_id,
@@ -122,25 +273,25 @@ def selection_record(
         "token_kinds": list(sample.token_kinds),
         "scores": evidence.attention.tolist(),
         "prefix_of": owner.sample_id,
-        **_state(selection, placement),
-        "random": [{"trial": trial, **_state(*state)} for trial, state in enumerate(randoms)],
+        **_prefix(selection, placement),
+        "random": [{"trial": trial, **_prefix(*prefix)} for trial, prefix in enumerate(randoms)],
     }
 
 
-def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[Record]:
-    """Gate A's observations, one record a sample, with the checks it was observed in."""
+def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[PlumbingRecord]:
+    """Return Gate A's observations, one record per sample, with the values that were observed on it."""
     return [
         {
             "type": "plumbing",
             "sample_id": name,
-            **{check: values[row] for check, values in observed.items() if values[row] is not None},
+            **{observation: values[row] for observation, values in observed.items() if values[row] is not None},
         }
         for row, name in enumerate(names)
     ]
 
 
-def repro_record(repeat: int, sample: OnSample, logprobs: torch.Tensor) -> Record:
-    """The select arm of one sample in a repetition."""
+def repro_record(repeat: int, sample: OnSample, logprobs: torch.Tensor) -> ReproRecord:
+    """Return the select arm of one sample in a repetition; ``logprobs`` is (vocabulary,)."""
     token = int(logprobs.argmax())
     return {
         "type": "repro",
@@ -152,7 +303,7 @@ def repro_record(repeat: int, sample: OnSample, logprobs: torch.Tensor) -> Recor
     }
 
 
-def _state(selection: Selection, placement: Placement) -> Record:
+def _prefix(selection: Selection, placement: Placement) -> PrefixRecord:
     return {
         "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in selection.spans],
         "kept_tokens": list(placement.kept_tokens),
@@ -162,8 +313,8 @@ def _state(selection: Selection, placement: Placement) -> Record:
     }
 
 
-def _at(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(B,) log-probability of one token a row."""
+def _token_logprobs(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the (B,) log-probability of one token per row."""
     return logprobs.gather(1, tokens[:, None])[:, 0]
 
 
@@ -171,8 +322,8 @@ def _by_sample(by_trial: Sequence[Sequence[Any]], n: int) -> list[list[Any]]:
     return [[values[row] for values in by_trial] for row in range(n)]
 
 
-def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[dict[str, Any]]]:
-    """The n most probable tokens of each row."""
+def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[TopToken]]:
+    """Return the n most probable tokens of each row."""
     values, ids = logprobs.topk(min(n, logprobs.shape[1]), dim=1)
     return [
         [

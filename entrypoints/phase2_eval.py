@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import click
 
-from cedkv.cli.app import RunRequest, execute, not_default
+from cedkv.cli.app import execute, request_of
 from cedkv.cli.click_ext import GroupedCommand, configured, program, short_options
 
 
@@ -14,16 +14,9 @@ from cedkv.cli.click_ext import GroupedCommand, configured, program, short_optio
 @click.option("--phase", type=click.Choice(["1.5", "2"]), help="What to run|2 (default): everything. 1.5: Gate A alone.")
 @configured
 @short_options
-def main(
-    phase: Literal["1.5", "2"] | None,
-    path: str | None,
-    overrides: tuple[str, ...],
-    resume: str | None,
-    debug: bool,
-    **options: str | None,
-) -> None:
+def main(**parameters: Any) -> None:
     """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
-    execute("phase2", RunRequest(not_default(path, resume), overrides, options, phase, {}, resume, debug))
+    execute(request_of("phase2", parameters), parameters["debug"])
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from cedkv.analysis.paired import holm, n_needed, paired_difference, sign_flip
 from cedkv.analysis.quantities import KL_TO_TEACHER, OFF_DELTA, QUANTITIES, Quantity
 from cedkv.analysis.results import ConditionResult
-from cedkv.checks.gates import LEAST_FLOOR
+from cedkv.checks.effects import LEAST_FLOOR
 from cedkv.core.values import Record
 
 ALPHA = 0.05
@@ -158,8 +158,22 @@ def _with_verdict(row: dict[str, Any], p_holm: float | None, floor: float) -> di
     return {**columns, "p_holm": p_holm, "verdict": higher if resolved else "not resolved", "n_needed": samples}
 
 
-def best_condition(results: Sequence[ConditionResult]) -> tuple[ConditionResult | None, str]:
-    """Return the best condition, if there is one, and the rule in words (500 characters at most).
+@dataclass(frozen=True)
+class Best:
+    """The best condition of a grid, if there is one.
+
+    rule: in words, 500 characters at most.
+    lead: how far it is ahead: ``resolved`` from all other candidates, ``unresolved`` from some, the ``only`` candidate left, or
+        ``none`` where there is no best condition.
+    """
+
+    condition: ConditionResult | None
+    rule: str
+    lead: Literal["resolved", "unresolved", "only", "none"]
+
+
+def best_condition(results: Sequence[ConditionResult]) -> Best:
+    """Return the best condition with the rule that found it.
 
     Rule: among the conditions that are no reference point and pass Gate A (and Gate B, where any of them does), the
     smallest mean KL(select || teacher). The rule says which other candidates the best one is not resolved from, by the
@@ -172,13 +186,13 @@ def best_condition(results: Sequence[ConditionResult]) -> tuple[ConditionResult 
     means = {c.key: float(np.mean(series(c, KL_TO_TEACHER))) for c in pool if c.records.on}
     pool = [c for c in pool if math.isfinite(means.get(c.key, math.nan))]
     if not pool:
-        return None, "no winner: no condition that is a candidate (not a reference point) passes Gate A"
+        return Best(None, "no winner: no condition that is a candidate (not a reference point) passes Gate A", "none")
     best = min(pool, key=lambda c: means[c.key])
     gates = "gates A and B" if pass_both else "Gate A (none of them Gate B)"
     among = f"of {len(pool)} candidates that pass" if len(pool) > 1 else "the only candidate that passes"
     rule = f"smallest mean KL(select||teacher), {means[best.key]:.4g} nats, {among} {gates}"
     if len(pool) == 1:
-        return best, f"{rule}; there is no other candidate to compare it with"
+        return Best(best, f"{rule}; there is no other candidate to compare it with", "only")
     best_kls = series(best, KL_TO_TEACHER)
     seed = best.config.seed
     rows = [
@@ -189,9 +203,9 @@ def best_condition(results: Sequence[ConditionResult]) -> tuple[ConditionResult 
     decided = _with_verdicts(rows, largest_floor(pool), seed)
     unresolved = [row["right"] for row in decided if row["verdict"] == "not resolved"]
     if not unresolved:
-        return best, f"{rule}; resolved from all others"
+        return Best(best, f"{rule}; resolved from all others", "resolved")
     rule += "; not resolved from: "
-    return best, rule + listed(unresolved, MAX_RULE_LENGTH - len(rule))
+    return Best(best, rule + listed(unresolved, MAX_RULE_LENGTH - len(rule)), "unresolved")
 
 
 def listed(names: Sequence[str], room: int) -> str:

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from cedkv.analysis.comparison import best_condition, comparison_row, series, setting, unique_up_to_padding
+from cedkv.analysis.comparison import (
+    Best,
+    best_condition,
+    comparison_row,
+    grid_comparisons,
+    identical_conditions,
+    series,
+    setting,
+    unique_up_to_padding,
+)
 from cedkv.analysis.families import (
     BUDGET,
     MODE,
@@ -42,6 +51,42 @@ HOW_SURE = (
     "interval excludes 0. The answers are not corrected for their number. The table of comparisons is, so that a difference "
     "that counts here may not be resolved there."
 )
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A finished comparison: its conditions, and all that is said about them, computed once.
+
+    comparisons: rows of the table of paired comparisons. identical: results that must agree. best: with its rule and lead.
+    """
+
+    name: str
+    conditions: list[ConditionResult]
+    best: Best
+    comparisons: list[dict[str, Any]]
+    questions: list[dict[str, str]]
+    relations: list[dict[str, Any]]
+    identical: list[dict[str, Any]]
+
+
+def compare_conditions(name: str, results: Sequence[ConditionResult]) -> ComparisonResult:
+    """Compare finished conditions; the first one is what all others are compared with.
+
+    Raises:
+        ValueError: there is no condition.
+    """
+    if not results:
+        raise ValueError("a comparison needs at least one condition")
+    best = best_condition(results)
+    return ComparisonResult(
+        name=name,
+        conditions=list(results),
+        best=best,
+        comparisons=grid_comparisons(results, results[0].config.seed),
+        questions=questions(results, best),
+        relations=relations(results),
+        identical=identical_conditions(results),
+    )
 
 
 @dataclass(frozen=True)
@@ -141,11 +186,10 @@ def _relation(
     return {"relation": claim, "here": here, "figures": f"{quantity.short_label} {observed.text}, n = {n}"}
 
 
-def questions(results: Sequence[ConditionResult]) -> list[dict[str, str]]:
+def questions(results: Sequence[ConditionResult], best: Best) -> list[dict[str, str]]:
     """Return the standing questions that this grid can answer: {question, answer}."""
     conditions = unique_up_to_padding(results)
-    best, rule = best_condition(results)
-    best_answer = f"{best.label}: {rule}." if best else f"{sentence(rule)}."
+    best_answer = f"{best.condition.label}: {best.rule}." if best.condition else f"{sentence(best.rule)}."
     standing: dict[str, tuple[Callable[[Sequence[ConditionResult]], list[Family]], Callable[[Family], str]]] = {
         "How much do more spans help?": (budgets, _budget_answer),
         "Do kept sinks matter, and does it depend on where the K/V come from?": (sinks, _sink_answer),

@@ -1,56 +1,116 @@
-"""From records to results: metrics, gates, statistics, and every file of ``outputs/{run_id}/``."""
+"""From records to results: a condition's records read once, its metrics, gates and statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from cedkv.analysis.paired import arm_comparisons
-from cedkv.checks.gates import Check, all_pass, gate_a, gate_b, numerical_floor
+from cedkv.checks.base import CheckResult
+from cedkv.checks.gates import all_pass, gate_a, gate_b, numerical_floor
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
+from cedkv.selectors.base import selector_class
+
+
+class RecordSink(Protocol):
+    """What is filled while a condition's records are read, one sample at a time."""
+
+    def add_on(self, on: Record, selection: Record) -> None:
+        """Take an ON sample (``OnRecord``) and what was selected for it (``SelectionRecord``)."""
+
+    def add_off(self, off: Record) -> None:
+        """Take an OFF prompt (``OffRecord``)."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """All records of a run, by type. ``selections`` may stay on disk, and the ON records of many samples come without
-    ``topk``, which only the page's first samples need."""
+    """The records of a condition that figures are computed from, by type, in their order (``cedkv.records``).
 
-    on: Sequence[Record]
-    off: Sequence[Record]
-    selections: Sequence[Record]
-    plumbing: Sequence[Record]
-    repro: Sequence[Record]
+    on: without ``topk``, which only the page's samples need. kept_tokens: how many each ON sample's prefix holds.
+    """
+
+    on: Sequence[Record] = ()
+    off: Sequence[Record] = ()
+    plumbing: Sequence[Record] = ()
+    repro: Sequence[Record] = ()
+    kept_tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run says. ``verdicts`` has gateA, and in phase 2 also gateB and phase2: True is pass."""
+    """What a condition's records say. ``verdicts`` has gateA, and in phase 2 also gateB and phase2: True is pass."""
 
     phase: str
     metrics: dict[str, float | None]
-    checks: list[Check]
+    checks: list[CheckResult]
     verdicts: dict[str, bool]
     floor: float | None
     comparisons: list[dict[str, Any]]
 
 
-def sort_records(records: Sequence[Record]) -> Records:
-    """Split a run's records by type, keeping their order."""
-    sample = [record for record in records if record["type"] == "sample"]
-    return Records(
-        on=[record for record in sample if record["kind"] == "on"],
-        off=[record for record in sample if record["kind"] == "off"],
-        selections=[record for record in records if record["type"] == "selection"],
-        plumbing=[record for record in records if record["type"] == "plumbing"],
-        repro=[record for record in records if record["type"] == "repro"],
-    )
+@dataclass(frozen=True)
+class ConditionResult:
+    """One condition of a run, finished.
+
+    key: stable and unique in the grid, the changed settings: ``select.mode=random_span``; ``run`` for a single evaluation.
+    factors: the settings in which the grid's conditions differ, dotted name -> value of this condition.
+    """
+
+    key: str
+    label: str
+    run_id: str
+    config: Phase2Config
+    records: Records
+    results: Results
+    factors: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def role(self) -> str:
+        """``candidate``, ``reference`` or ``oracle``, by its selector."""
+        return selector_class(self.config.select.mode).role
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the condition knows the answer."""
+        return self.role == "oracle"
+
+    @property
+    def reference(self) -> bool:
+        """Whether the condition is a point of reference (an oracle is one too), not a candidate for ``best``."""
+        return self.role != "candidate"
+
+
+def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Records:
+    """Read a condition's records once; keep those that figures are computed from, and give every sample to the sinks.
+
+    Args:
+        records: of ``Journal.records``; the selection of an ON sample follows its record.
+    """
+    on: list[Record] = []
+    kept: list[int] = []
+    others: dict[str, list[Record]] = {"off": [], "plumbing": [], "repro": []}
+    for record in records:
+        kind = record["kind"] if record["type"] == "sample" else record["type"]
+        if kind == "on":
+            on.append(record)
+        elif kind == "selection":
+            for sink in sinks:
+                sink.add_on(on[-1], record)
+            on[-1].pop("topk", None)
+            kept.append(len(record["kept_tokens"]))
+        else:
+            others[kind].append(record)
+            if kind == "off":
+                for sink in sinks:
+                    sink.add_off(record)
+    return Records(on, others["off"], others["plumbing"], others["repro"], kept)
 
 
 def decide(config: Phase2Config, records: Records, phase: str) -> Results:
-    """Metrics, gates and statistics of a run; phase 1.5 decides Gate A alone."""
+    """Compute metrics, gates and statistics of a condition; phase 1.5 decides Gate A alone."""
     checks = gate_a(config, records.on, records.plumbing, records.repro)
     metrics = run_metrics(records.on, records.off)
     verdicts = {"gateA": all_pass(checks)}
@@ -68,26 +128,5 @@ def decide(config: Phase2Config, records: Records, phase: str) -> Results:
 
 
 def verdict_word(value: bool) -> str:
-    """``pass`` or ``fail``."""
+    """Return ``pass`` or ``fail``."""
     return "pass" if value else "fail"
-
-
-@dataclass(frozen=True)
-class ConditionResult:
-    """One condition of a grid, finished.
-
-    key: stable and unique in the grid, the changed settings: ``select.mode=random_span``.
-    factors: the settings in which the grid's conditions differ, dotted name -> value of this condition.
-    oracle: the condition knows the answer (it is a reference point, never a winner).
-    reference: the condition is a reference point, not a candidate for ``best``.
-    """
-
-    key: str
-    label: str
-    run_id: str
-    config: Phase2Config
-    factors: dict[str, object]
-    oracle: bool
-    reference: bool
-    records: Records
-    results: Results

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +21,23 @@ import click
 import torch
 
 import cedkv
-from cedkv.checks.probe import Probed, probe
+from cedkv.checks.base import CheckResult, MeasuredCheck, all_checks, measured_checks
+from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, run_probe
+from cedkv.config.extensions import KV_SOURCES
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.files import write_text
+from cedkv.kv.positioning import moves_keys
 from cedkv.models.capabilities import unsupported_reason
 from cedkv.models.loading import LanguageModel
 from cedkv.models.smollm2 import cache_root
 
 FOLDER = "CEDKV_CERTIFICATES"
 """Environment variable: another folder for certificates."""
-ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-MEANINGS = {
-    "weights_without_place": "every weight of the checkpoint has its place in the configuration",
-    "left_alone": "base, teacher and a prefix in front of a query = the model left alone",
-    "keep_all_absolute": "every demo token kept in its place = teacher",
-    "teacher_incremental": "demo cached, then query = one uncached pass",
-    "slots_have_no_place": "kept tokens in fewer slots = the whole demo, the rest hidden",
-    "null_effect": "an all-null prefix = base",
-    "padding_equivalence": "null_pad = shrink_to_selected",
-    "batch_consistency": "a batch of N = N batches of 1",
-    "hidden_prefix": "a prefix hidden from every layer = masked out",
-    "attention_rows": "attention as it is read = the eager implementation's",
-    "roundtrip": "a prefix saved and loaded = as it was",
-    "source_cache_unchanged": "demo cache and prefix are the same after use",
-    "rotation_equivariance": "keys run at p + d = keys at p, rotated by d, in every layer",
-}
-CERTIFIED_CODE = ("core", "config", "kv", "tasks", "selectors", "models", "inference", "checks")
-"""Packages that the probe computes with; a test holds that it imports no others."""
+CERTIFIED_CODE = ("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "models", "inference", "checks")
+"""What the probe computes with, packages and modules; a test holds that it imports nothing else of the suite."""
 ROTATION = "rotation_equivariance"
 """The check that only gather at compact positions needs."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: it passes when ``observed <= limit``, and never when a figure is missing or not finite."""
-
-    name: str
-    observed: float | None
-    limit: float
-    unit: str
-    meaning: str
-
-    @property
-    def passes(self) -> bool:
-        return self.observed is not None and math.isfinite(self.observed) and self.observed <= self.limit
 
 
 @dataclass(frozen=True)
@@ -80,7 +52,7 @@ class Certificate:
 
     identity: dict[str, Any]
     model: dict[str, Any]
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
     floor: float | None
     fault: float | None
     effect: float | None
@@ -90,8 +62,8 @@ class Certificate:
 
     def failed(self, configs: Sequence[Phase2Config]) -> list[str]:
         """What stands against these configurations; all of it for none. The rotation counts only where keys have to move."""
-        moves = not configs or any(_pair(config) == "gather, compact" for config in configs)
-        found = [each.name for each in self.findings if not each.passes and (moves or each.name != ROTATION)]
+        moves = not configs or any(_moves_cached_keys(config) for config in configs)
+        found = [each.name for each in self.findings if each.verdict != "pass" and (moves or each.name != ROTATION)]
         return [self.broke] if self.broke is not None else found
 
     @property
@@ -115,7 +87,11 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON, with the verdicts written out."""
-        findings = [{**asdict(f), "observed": _number(f.observed), "passes": f.passes} for f in self.findings]
+        findings = [
+            {"name": f.name, "observed": _number(f.observed), "limit": f.limit, "unit": f.unit, "meaning": f.meaning, "n": f.n,
+             "passes": f.verdict == "pass"}
+            for f in self.findings
+        ]  # fmt: skip
         return {**asdict(self), "certified": self.certified, "findings": findings}
 
     def heading(self) -> str:
@@ -132,7 +108,13 @@ class Certificate:
         """The findings for a reader."""
         head = ("check", "observed", "limit", "verdict", "")
         rows = [
-            (f.name, _short(f.observed), f"<= {_short(f.limit)} {f.unit}".rstrip(), "pass" if f.passes else "FAIL", f.meaning)
+            (
+                f.name,
+                _short(f.observed),
+                f"<= {_short(f.limit)} {f.unit}".rstrip(),
+                "pass" if f.verdict == "pass" else "FAIL",
+                f.meaning,
+            )
             for f in self.findings
         ]
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(5)]
@@ -143,7 +125,7 @@ class Certificate:
             f"numerical floor {_short(self.floor)} nats, the smallest planted fault {_short(self.fault)} nats, "
             f"the demo's effect {_short(self.effect)} nats"
         )
-        limit = next((f.limit for f in self.findings if f.name == "left_alone"), 0.0)
+        limit = next((f.limit for f in self.findings if f.name == "left_alone"), None) or 0.0
         if self.fault is not None and self.fault < limit:
             lines.append(
                 f"a position that is off by one, or a token missing, may hide below {_short(limit)} nats: rounding in "
@@ -164,7 +146,7 @@ def certify(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None)
     probed: Probed | None = None
     broke = None
     try:
-        probed = probe(lm)
+        probed = run_probe(lm)
     except (torch.OutOfMemoryError, MemoryError, OSError):
         raise
     except Exception as error:
@@ -222,28 +204,31 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _judge(lm: LanguageModel, probed: Probed) -> list[Finding]:
-    """Limits are those of the dtype. In float32 they are also a tenth of a planted fault, where this model is so indifferent
-    to its context that a fault makes less than ten times the limit: else a check could not fail."""
+def _judge(lm: LanguageModel, probed: Probed) -> list[CheckResult]:
+    """Judge all figures. Limits are those of the dtype. In float32 they are also a tenth of a planted fault, where this model
+    is so indifferent to its context that a fault makes less than ten times the limit: else a check could not fail."""
     dtype = lm.meta["torch_dtype"]
     nats = KL_LIMIT[dtype]
     if dtype == "float32":
         nats = min(nats, max(probed.fault / 10, 10 * probed.floor, 1e-10))
-    other = {
-        "weights_without_place": (0.0, "tensors"),
-        "attention_rows": (ROWS_LIMIT[dtype], ""),
-        "roundtrip": (1e-3, "ratio"),
-        "source_cache_unchanged": (0.0, ""),
-        ROTATION: (KL_LIMIT[dtype], "relative"),
-    }
-    figures = {"weights_without_place": float(len(lm.meta["weights_without_place"])), **probed.figures}
-    findings = []
-    for name, meaning in MEANINGS.items():
-        if name == ROTATION and lm.rope_layouts is None:  # refused by name, see `can`
+    defaults = Phase2Config.model_validate({"runtime": {"torch_dtype": dtype}})
+    results = []
+    for check in certificate_checks():
+        if isinstance(check, ProbeCheck):
+            name, limit = check.name, check.limit(dtype, nats)
+        else:
+            name, limit = check.observation, nats if check.unit == "nats" else check.limit(defaults)
+        if name == ROTATION and lm.rope_layouts is None:  # rejected by name, see `can`
             continue
-        limit, unit = other.get(name, (nats, "nats"))
-        findings.append(Finding(name, figures.get(name), limit, unit, meaning))
-    return findings
+        result = check.result(probed.figures.get(name), limit, len(DEMOS))
+        results.append(replace(result, gate=None, name=name))
+    return results
+
+
+def certificate_checks() -> list[ProbeCheck | MeasuredCheck]:
+    """Return the checks that a certificate is made of: its own, then those of Gate A that it measures too."""
+    own = [check for check in all_checks() if isinstance(check, ProbeCheck)]
+    return [*own, *(check for check in measured_checks() if check.certified)]
 
 
 def _can(lm: LanguageModel) -> dict[str, str | None]:
@@ -257,15 +242,17 @@ def _can(lm: LanguageModel) -> dict[str, str | None]:
     return found
 
 
-def _pair(config: Phase2Config) -> str:
-    return f"{config.prefix.kv_source}, {config.injection.positioning_mode}"
+def _moves_cached_keys(config: Phase2Config) -> bool:
+    """Return whether keys out of a demo's cache get other positions, for which the rotation must be known."""
+    return KV_SOURCES.get(config.prefix.kv_source).reads_demo_cache and moves_keys(config.injection.positioning_mode)
 
 
 def _code() -> str:
     """sha256 over the suite's own modules but for those that only present results: what they compute is what is certified."""
     digest = hashlib.sha256()
     root = Path(cedkv.__file__).parent
-    for path in sorted(path for package in CERTIFIED_CODE for path in (root / package).rglob("*.py")):
+    paths = [root / name for name in CERTIFIED_CODE]
+    for path in sorted(file for p in paths for file in ([p] if p.suffix else p.rglob("*.py"))):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -293,7 +280,10 @@ def _kept(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None) -
         if content.pop("identity") != json.loads(json.dumps(its, default=str)):
             return None
         del content["certified"]
-        findings = tuple(Finding(**{k: v for k, v in each.items() if k != "passes"}) for each in content.pop("findings"))
+        findings = tuple(
+            CheckResult(None, f["name"], f["observed"], "<=", f["limit"], f["n"], f["unit"], f["meaning"])
+            for f in content.pop("findings")
+        )
         return Certificate(identity=its, findings=findings, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,19 +1,21 @@
-"""Gate A's measurements: does the cache pipeline hold on this very model?
+"""Gate A, first half: does the cache pipeline agree with itself on this very model?
 
-Each figure compares two ways to the same distribution (or the same tensor), on the run's own samples, through the same
-functions the arms use. Limits and verdicts are in ``gates.py``; here are only observations, one value a sample.
+Each check compares two ways to the same distribution (or the same tensor), on the run's own samples, through the functions
+that the arms use.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cedkv.checks.reference import CheckInputs, base_alone, in_one_pass, teacher_alone
+from cedkv.checks.base import CheckInputs, MeasuredCheck
+from cedkv.checks.reference import alone_base, alone_teacher, is_one_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
 from cedkv.inference.forward import kl, left_padded, log_softmax, next_token_logprobs, prefill
@@ -32,184 +34,266 @@ ROTATION_TOKENS = 32
 
 
 def snapshot(prefix: KVPrefix) -> KVPrefix:
-    """A copy of a prefix's tensors, to compare with after use."""
-    return replace(
-        prefix, keys=tuple(k.clone() for k in prefix.keys), values=tuple(v.clone() for v in prefix.values)
-    )  # fmt: skip
+    """Return a copy of a prefix's tensors, to compare with after use."""
+    return replace(prefix, keys=tuple(k.clone() for k in prefix.keys), values=tuple(v.clone() for v in prefix.values))
 
 
-def measure(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> dict[str, list[float]]:
-    """All observations of a batch: check name -> one value a sample. KL in nats, the rest relative or absolute."""
-    injection = str(config.layer_scope.injection)
-    found = {
-        "teacher_incremental": given.cached("teacher_incremental", lambda: teacher_incremental(lm, given)),
-        "null_effect": given.cached(("null_effect", config.prefix_len, injection), lambda: null_effect(lm, config, given)),
-        "keep_all_absolute": given.cached("keep_all_absolute", lambda: keep_all(lm, given)),
-        "padding_equivalence": padding_equivalence(lm, config, given),
-        "batch_consistency": batch_consistency(lm, config, given),
-    }
-    found["roundtrip"], found["roundtrip_exact"] = roundtrip(lm, config, given)
-    if lm.rope_layouts is not None:
-        found["rotation_equivariance"] = given.cached("rotation", lambda: rotation_equivariance(lm, given))
-    found["source_cache_unchanged"] = source_cache_unchanged(lm, config, given)
-    return found
+class TeacherIncremental(MeasuredCheck):
+    """Demo cached, then query = one uncached pass.
+
+    KL(incremental || teacher). The cache is the model's own growing one, none of this suite's.
+    """
+
+    name, threshold = "teacher_incremental", "teacher_incremental_kl_max"
+    counts_to_floor = certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        return inputs.cached(self.name, lambda: self._measure(lm, inputs))
+
+    @torch.inference_mode()
+    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
+        demos = [sample.demo_token_ids for sample in inputs.samples]
+        kls = torch.empty(len(demos), dtype=inputs.teacher.dtype, device=inputs.teacher.device)
+
+        def compute(rows: list[int]) -> torch.Tensor:
+            ids, mask, positions = left_padded([demos[i] for i in rows], lm.device)
+            demo = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+            query_ids, query_mask, query_positions = left_padded([inputs.queries[i] for i in rows], lm.device)
+            query = lm.model(
+                input_ids=query_ids,
+                attention_mask=torch.cat([mask, query_mask], dim=1),
+                position_ids=query_positions + mask.sum(dim=1, keepdim=True),
+                past_key_values=demo.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            return kl(log_softmax(query.logits[:, -1]), inputs.teacher[rows])
+
+        for rows, values in lm.batching.passes([len(demo) for demo in demos], compute):
+            kls[rows] = values
+        return kls.tolist()
 
 
-@torch.inference_mode()
-def teacher_incremental(lm: LanguageModel, given: CheckInputs) -> list[float]:
-    """KL(demo cached, then query || one uncached pass): the model's own growing cache, no cache of ours."""
-    demos = [sample.demo_token_ids for sample in given.samples]
-    out = torch.empty(len(demos), dtype=given.teacher.dtype, device=given.teacher.device)
+class NullEffect(MeasuredCheck):
+    """An all-null prefix = base.
 
-    def compute(part: list[int]) -> torch.Tensor:
-        ids, mask, positions = left_padded([demos[i] for i in part], lm.device)
-        first = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        more_ids, more_mask, more = left_padded([given.queries[i] for i in part], lm.device)
-        second = lm.model(
-            input_ids=more_ids,
-            attention_mask=torch.cat([mask, more_mask], dim=1),
-            position_ids=more + mask.sum(dim=1, keepdim=True),
-            past_key_values=first.past_key_values,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return kl(log_softmax(second.logits[:, -1]), given.teacher[part])
+    KL(``prefix_len`` null slots, then the query || base).
+    """
 
-    for part, found in lm.batching.passes([len(demo) for demo in demos], compute):
-        out[part] = found
-    return out.tolist()
+    name, threshold = "null_effect", "null_effect_kl_max"
+    certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        key = (self.name, config.prefix_len, str(config.layer_scope.injection))
+        return inputs.cached(key, lambda: self._measure(lm, config, inputs))
+
+    def _measure(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        nothing = tuple(k[:, :, :0] for k in inputs.prefix.keys), tuple(v[:, :, :0] for v in inputs.prefix.values)
+        prefix = assemble(*nothing, [Placement((), (), 0, config.prefix_len) for _ in inputs.samples])
+        rows = [sample.base_ids for sample in inputs.samples]
+        injection = lm.injection_layers(config.layer_scope.injection)
+        return kl(next_token_logprobs(lm, rows, inputs.names, prefix, injection), inputs.base).tolist()
 
 
-def null_effect(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> list[float]:
-    """KL(an all-null prefix of prefix_len slots, then the query || base)."""
-    empty = [Placement((), (), 0, config.prefix_len) for _ in given.samples]
-    nothing = assemble(tuple(k[:, :, :0] for k in given.prefix.keys), tuple(v[:, :, :0] for v in given.prefix.values), empty)
-    rows = [sample.base_ids for sample in given.samples]
-    return kl(
-        next_token_logprobs(lm, rows, given.names, nothing, lm.injection_layers(config.layer_scope.injection)), given.base
-    ).tolist()
+def _roundtrip(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> tuple[list[float], list[float]]:
+    """Save and load the prefixes.
 
-
-def roundtrip(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> tuple[list[float], list[float]]:
-    """KL(prefix saved and loaded || prefix as it was) over KL(prefix as it was || base); and how many of its tensors came back
-    with another dtype, shape or bit."""
+    Returns:
+        Per sample: KL(loaded || as it was) over KL(as it was || base); and how many of its tensors came back with another
+        dtype, shape or bit.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
-        made_by = prefix_fingerprint(lm)
-        save_prefix(given.prefix, given.placements, made_by, path)
-        loaded = load_prefix(path, given.placements, made_by, lm.device).to_devices_of(given.prefix)
-    again = next_token_logprobs(lm, given.queries, given.names, loaded, lm.injection_layers(config.layer_scope.injection))
-    changed = [0.0] * len(given.samples)
-    tensors = [(*prefix.keys, *prefix.values, prefix.visible, prefix.query_start) for prefix in (loaded, given.prefix)]
-    for now, before in zip(*tensors, strict=True):
+        provenance = prefix_fingerprint(lm)
+        save_prefix(inputs.prefix, inputs.placements, provenance, path)
+        loaded = load_prefix(path, inputs.placements, provenance, lm.device).to_devices_of(inputs.prefix)
+    injection = lm.injection_layers(config.layer_scope.injection)
+    logprobs = next_token_logprobs(lm, inputs.queries, inputs.names, loaded, injection)
+    changed = [0.0] * len(inputs.samples)
+    tensors = [(*p.keys, *p.values, p.visible, p.query_start) for p in (loaded, inputs.prefix)]
+    for after, before in zip(*tensors, strict=True):
         for row in range(len(changed)):
-            changed[row] += now.dtype != before.dtype or not torch.equal(now[row], before[row])
-    return (kl(again, given.select) / (kl(given.select, given.base) + 1e-6)).tolist(), changed
+            changed[row] += after.dtype != before.dtype or not torch.equal(after[row], before[row])
+    return (kl(logprobs, inputs.select) / (kl(inputs.select, inputs.base) + 1e-6)).tolist(), changed
 
 
-def keep_all(lm: LanguageModel, given: CheckInputs) -> list[float]:
-    """KL(every demo token kept at its place, in all layers || teacher): the larger of prefill and gather.
+class RoundtripRelKl(MeasuredCheck):
+    """Prefix saved, loaded, injected = as it was.
 
-    Where keys can be moved, those that are gathered move with the query, all by as much: which changes nothing either.
+    KL(loaded || as it was) over KL(as it was || base) + 1e-6.
     """
-    lengths = [len(sample.demo_token_ids) for sample in given.samples]
-    placements = [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
-    room = lm.capabilities.max_positions - max(len(sample.teacher_ids) for sample in given.samples)
-    by = 0 if lm.rope_layouts is None else min(ROTATION_SHIFT, room)
-    moved = [
-        replace(p, key_positions=tuple(at + by for at in p.key_positions), query_start=p.query_start + by) for p in placements
-    ]
-    worst = torch.zeros(len(given.samples), dtype=given.teacher.dtype, device=given.teacher.device)
-    for kv_source, placed in (("prefill", placements), ("gather", moved)):
-        prefix = encode(lm, kv_source, given.samples, placed, given.demo, range(len(given.samples)))
-        worst = worst.maximum(kl(next_token_logprobs(lm, given.queries, given.names, prefix), given.teacher))
-    return worst.tolist()
+
+    name, unit, observation = "roundtrip_rel_kl", "ratio", "roundtrip"
+    certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        return inputs.cached_here("roundtrip", lambda: _roundtrip(lm, config, inputs))[0]
+
+    def limit(self, config: Phase2Config) -> float:
+        return config.thresholds.roundtrip_rel_kl_max
 
 
-def padding_equivalence(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> list[float]:
-    """KL(the other padding mode || this one)."""
-    other = "shrink_to_selected" if config.prefix.padding_mode == "null_pad" else "null_pad"
-    slots = [max(config.prefix_len, n) if other == "null_pad" else n for n in (len(p.kept_tokens) for p in given.placements)]
-    placements = [replace(p, slots=n) for p, n in zip(given.placements, slots, strict=True)]
-    longest = max(len(p.kept_tokens) for p in placements)
-    prefix = assemble(
-        tuple(k[:, :, :longest] for k in given.prefix.keys), tuple(v[:, :, :longest] for v in given.prefix.values), placements
-    )
-    return kl(
-        next_token_logprobs(lm, given.queries, given.names, prefix, lm.injection_layers(config.layer_scope.injection)),
-        given.select,
-    ).tolist()
+class RoundtripExact(MeasuredCheck):
+    """Prefix saved and loaded = as it was, bit by bit."""
+
+    name, unit = "roundtrip_exact", "tensors"
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        return inputs.cached_here("roundtrip", lambda: _roundtrip(lm, config, inputs))[1]
+
+    def limit(self, config: Phase2Config) -> float:
+        return 0.0
 
 
-def batch_consistency(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> list[float]:
-    """KL(each sample in a batch of its own || the batch used): the largest of base, teacher and select.
+class KeepAllAbsolute(MeasuredCheck):
+    """Every token kept in its place, or moved with the query = teacher.
 
-    Where a student is one uncached pass, ``left_alone`` has the select arm's.
+    The larger KL(. || teacher) of prefill and gather, in all layers. Where keys can be rotated, gathered keys and query
+    move by the same number of positions, which changes nothing either.
     """
-    injection = lm.injection_layers(config.layer_scope.injection)
-    out = []
-    for row, (sample, owner, placement) in enumerate(zip(given.samples, given.owners, given.placements, strict=True)):
-        pairs = [(base_alone(lm, given, sample), given.base), (teacher_alone(lm, given, sample).logprobs, given.teacher)]
-        if not in_one_pass(lm, config):
-            demo = teacher_alone(lm, given, owner).demo
-            prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
-            select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
-            pairs.append((select, given.select))
-        out.append(float(np.max([float(kl(one, many[row : row + 1])) for one, many in pairs])))
-    return out
+
+    name, threshold = "keep_all_absolute", "keep_all_kl_max"
+    certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        return inputs.cached(self.name, lambda: self._measure(lm, inputs))
+
+    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
+        lengths = [len(sample.demo_token_ids) for sample in inputs.samples]
+        placements = [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
+        room = lm.capabilities.max_positions - max(len(sample.teacher_ids) for sample in inputs.samples)
+        shift = 0 if lm.rope_layouts is None else min(ROTATION_SHIFT, room)
+        moved = [
+            replace(p, key_positions=tuple(q + shift for q in p.key_positions), query_start=p.query_start + shift)
+            for p in placements
+        ]
+        worst = torch.zeros(len(inputs.samples), dtype=inputs.teacher.dtype, device=inputs.teacher.device)
+        for source, placed in (("prefill", placements), ("gather", moved)):
+            prefix = encode(lm, source, inputs.samples, placed, inputs.demo, range(len(inputs.samples)))
+            worst = worst.maximum(kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix), inputs.teacher))
+        return worst.tolist()
 
 
-def rotation_equivariance(lm: LanguageModel, given: CheckInputs) -> list[float]:
-    """Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens run at p and at p+d.
+class PaddingEquivalence(MeasuredCheck):
+    """null_pad = shrink_to_selected.
 
-    Each token runs alone, and so sees nothing but itself wherever it is: every layer gets the same input both times, and what
-    differs is what rotating differs by. (In company, deeper layers also differ by what rounding made of the scores before
-    them, which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the
-    pair's length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where
-    the model's angles are rounded as well; and where an attention sink takes its share of a token alone.)
+    KL(the prefix in the other padding mode || select).
     """
-    counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in given.samples]
-    rows = [[token] for sample, n in zip(given.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
-    owners = np.repeat(np.arange(len(counts)), counts)
-    names = [given.names[owner] for owner in owners]
-    at = [p for n in counts for p in range(n)]
-    by = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
-    keys, _ = prefill(lm, rows, [[p] for p in at], names)
-    moved, _ = prefill(lm, rows, [[p + by] for p in at], names)
-    shift = torch.full((len(rows), 1), by, device=lm.device)
-    worst = [0.0] * len(counts)
-    for key, expected, rotation in zip(keys, moved, lm.rope_layouts or (), strict=True):
-        difference = (rerotate_keys(key, shift, rotation) - expected).float().abs()
-        for sample in range(len(counts)):
-            its = torch.from_numpy(owners == sample).to(key.device)
-            off = difference[its].max() / expected[its].float().abs().max()
-            worst[sample] = float(np.maximum(worst[sample], float(off)))  # NaN stays NaN
-    return worst
+
+    name, threshold = "padding_equivalence", "padding_kl_max"
+    counts_to_floor = certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        kept = [len(p.kept_tokens) for p in inputs.placements]
+        shrink = any(p.slots > n for p, n in zip(inputs.placements, kept, strict=True))
+        slots = kept if shrink else [max(config.prefix_len, n) for n in kept]
+        placements = [replace(p, slots=n) for p, n in zip(inputs.placements, slots, strict=True)]
+        keys, values = inputs.prefix.keys, inputs.prefix.values
+        longest = max(kept)
+        prefix = assemble(tuple(k[:, :, :longest] for k in keys), tuple(v[:, :, :longest] for v in values), placements)
+        injection = lm.injection_layers(config.layer_scope.injection)
+        return kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix, injection), inputs.select).tolist()
 
 
-def source_cache_unchanged(lm: LanguageModel, config: Phase2Config, given: CheckInputs) -> list[float]:
-    """Largest absolute difference between demo caches and prefixes now, and their copies from before their first use.
+class BatchConsistency(MeasuredCheck):
+    """A batch of N = N batches of 1.
 
-    Rows are picked out of a prefix by copying, which could hide a pass that writes into what it was given; so one more
-    pass runs straight over the prefixes, in the order of their queries' lengths, which needs no picking.
+    The largest KL(alone || in the batch used) of base, teacher and select. Where a student is one uncached pass,
+    ``left_alone`` measures the select arm.
     """
-    order = sorted(range(len(given.samples)), key=lambda row: len(given.queries[row]))
-    straight = given.prefix.rows(order)
-    copy = snapshot(straight)
-    injection = lm.injection_layers(config.layer_scope.injection)
-    next_token_logprobs(lm, [given.queries[row] for row in order], [given.names[row] for row in order], straight, injection)
-    worst = np.zeros(len(order))
-    worst[order] = _differences(straight, copy)
-    for now, before in zip((given.demo, given.prefix), given.untouched, strict=True):
-        worst = np.maximum(worst, _differences(now, before))  # NaN stays NaN
-    return worst.tolist()
+
+    name, threshold = "batch_consistency", "batch_kl_max"
+    counts_to_floor = certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        injection = lm.injection_layers(config.layer_scope.injection)
+        worst = []
+        for row, (sample, owner, placement) in enumerate(zip(inputs.samples, inputs.owners, inputs.placements, strict=True)):
+            pairs = [(alone_base(lm, inputs, sample), inputs.base)]
+            pairs.append((alone_teacher(lm, inputs, sample).logprobs, inputs.teacher))
+            if not is_one_pass(lm, config):
+                demo = alone_teacher(lm, inputs, owner).demo
+                prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
+                select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
+                pairs.append((select, inputs.select))
+            worst.append(float(np.max([float(kl(alone, batched[row : row + 1])) for alone, batched in pairs])))
+        return worst
 
 
-def _differences(now: KVPrefix, before: KVPrefix) -> list[float]:
-    """Largest absolute difference of K and V, a value a row; NaN where the shapes differ."""
-    if now.keys[0].shape != before.keys[0].shape:
+class RotationEquivariance(MeasuredCheck):
+    """Keys run at p + d = keys at p, rotated by d, in every layer.
+
+    Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens.
+
+    Each token runs alone, and so sees nothing but itself at either position: every layer gets the same input both times,
+    and only the rotation differs. (In a batch row, deeper layers also differ by what rounding made of earlier scores,
+    which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the pair's
+    length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where the
+    model's angles are rounded as well; and where an attention sink takes its share of a token alone.)
+    """
+
+    name, unit, threshold = "rotation_equivariance", "relative", "rotation_rel_error_max"
+    certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float] | None:
+        return None if lm.rope_layouts is None else inputs.cached(self.name, lambda: self._measure(lm, inputs))
+
+    def expected(self, config: Phase2Config) -> bool:
+        return False
+
+    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
+        counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in inputs.samples]
+        rows = [[token] for sample, n in zip(inputs.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
+        owners = np.repeat(np.arange(len(counts)), counts)
+        names = [inputs.names[owner] for owner in owners]
+        positions = [p for n in counts for p in range(n)]
+        distance = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
+        keys, _ = prefill(lm, rows, [[p] for p in positions], names)
+        moved, _ = prefill(lm, rows, [[p + distance] for p in positions], names)
+        shift = torch.full((len(rows), 1), distance, device=lm.device)
+        worst = [0.0] * len(counts)
+        for key, expected, layout in zip(keys, moved, lm.rope_layouts or (), strict=True):
+            difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
+            for sample in range(len(counts)):
+                own = torch.from_numpy(owners == sample).to(key.device)
+                error = difference[own].max() / expected[own].float().abs().max()
+                worst[sample] = float(np.maximum(worst[sample], float(error)))  # NaN stays NaN
+        return worst
+
+
+class SourceCacheUnchanged(MeasuredCheck):
+    """Demo cache and prefix are the same after use.
+
+    Largest absolute difference from the copies made before their first use. Rows are picked out of a prefix by copying,
+    which could hide a pass that writes into its input; so one more pass runs straight over the prefixes, in the order of
+    their queries' lengths, which needs no picking.
+    """
+
+    name, unit = "source_cache_unchanged", "absolute"
+    certified = True
+
+    def limit(self, config: Phase2Config) -> float:
+        return config.thresholds.source_cache_diff_max
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
+        order = sorted(range(len(inputs.samples)), key=lambda row: len(inputs.queries[row]))
+        straight = inputs.prefix.rows(order)
+        copy = snapshot(straight)
+        injection = lm.injection_layers(config.layer_scope.injection)
+        queries, names = [inputs.queries[row] for row in order], [inputs.names[row] for row in order]
+        next_token_logprobs(lm, queries, names, straight, injection)
+        worst = np.zeros(len(order))
+        worst[order] = _differences(straight, copy)
+        for after, before in zip((inputs.demo, inputs.prefix), inputs.untouched, strict=True):
+            worst = np.maximum(worst, _differences(after, before))  # NaN stays NaN
+        return worst.tolist()
+
+
+def _differences(after: KVPrefix, before: KVPrefix) -> Sequence[float]:
+    """Return the largest absolute difference of K and V per row; NaN where the shapes differ."""
+    if after.keys[0].shape != before.keys[0].shape:
         return [float("nan")] * len(before.visible)
-    worst = torch.zeros(len(before.visible), device=now.visible.device)
-    for after, first in zip(now.keys + now.values, before.keys + before.values, strict=True):
-        worst = worst.maximum((after - first).abs().float().flatten(1).max(dim=1).values.to(worst.device))
+    worst = torch.zeros(len(before.visible), device=after.visible.device)
+    for changed, original in zip(after.keys + after.values, before.keys + before.values, strict=True):
+        worst = worst.maximum((changed - original).abs().float().flatten(1).max(dim=1).values.to(worst.device))
     return worst.tolist()

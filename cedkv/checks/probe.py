@@ -1,13 +1,14 @@
 """The certificate's measurements: this pipeline against the model left alone, on a probe made of the model's own vocabulary.
 
-*Left alone* is transformers' own eager attention, one unpadded row a call, with no mask, no positions and no cache given: what
-anyone gets who loads the model and calls it. Gate A's measurements run on the same probe.
+*Left alone* is transformers' own eager attention, one unpadded row per call, with no mask, no positions and no cache given:
+what anyone gets who loads the model and calls it. Gate A's certified checks are measured on the same probe.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from cedkv.checks.consistency import measure, snapshot
-from cedkv.checks.reference import CheckInputs
+from cedkv.checks.base import Check, CheckInputs, CheckResult, RunRecords, all_checks, measured_checks, run_checks
+from cedkv.checks.consistency import snapshot
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.seeding import rng_for
@@ -36,17 +37,148 @@ from cedkv.models.loading import LanguageModel
 DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
 """Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
 WEIGHING = "cedkv-weighing"
-"""Name of the eager implementation that tells the weights it gives to values."""
-LEAST_REACH = 16
+"""Name of the eager implementation that returns the weights it gives to values."""
+LEAST_CONTEXT = 16
 """Tokens without which a model cannot be probed."""
+ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference of attention rows that rounding may make, by dtype."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The probe's samples under every arm; log-probabilities are (B, vocabulary).
+
+    kept: demo tokens kept in each sample's prefix.
+    inputs: what measured checks compare with.
+    teacher: the teacher's output, with attention of every layer.
+    """
+
+    lm: LanguageModel
+    samples: list[OnSample]
+    kept: list[tuple[int, ...]]
+    inputs: CheckInputs
+    teacher: TeacherOutput
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """All layers of the model."""
+        return frozenset(range(self.lm.capabilities.n_layers))
+
+
+class ProbeCheck(Check):
+    """A check of the certificate alone: one figure on the probe, which must not exceed its limit."""
+
+    gate = None
+    unit = "nats"
+
+    @abstractmethod
+    def measure(self, probe: Probe) -> float:
+        """Return the worst figure over the probe's samples."""
+
+    def limit(self, dtype: str, nats: float) -> float:
+        """Return the limit for a dtype, given the limit of mathematically identical KLs in nats."""
+        return nats
+
+    def judge(self, run: RunRecords) -> CheckResult | None:
+        return None
+
+
+class WeightsWithoutPlace(ProbeCheck):
+    """Every weight of the checkpoint has its place in the configuration."""
+
+    name, unit = "weights_without_place", "tensors"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return 0.0
+
+    def measure(self, probe: Probe) -> float:
+        return float(len(probe.lm.meta["weights_without_place"]))
+
+
+class ModelLeftAlone(ProbeCheck):
+    """Base, teacher and a prefix in front of a query = the model left alone.
+
+    Largest KL(here || left alone).
+    """
+
+    name = "left_alone"
+
+    def measure(self, probe: Probe) -> float:
+        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
+        demos = [sample.demo_token_ids for sample in samples]
+        short = [tuple(demo[t] for t in k) + q for demo, k, q in zip(demos, probe.kept, inputs.queries, strict=True)]
+        with left_alone(lm.model):
+            pairs = [
+                (inputs.base, _call(lm, [s.base_ids for s in samples])),
+                (inputs.teacher, _call(lm, [s.teacher_ids for s in samples])),
+                (inputs.select, _call(lm, short)),
+            ]
+        return max(float(kl(here, alone).max()) for here, alone in pairs)
+
+
+class SlotsHaveNoPlace(ProbeCheck):
+    """Kept tokens in fewer slots = the whole demo, the rest hidden.
+
+    KL(kept tokens at their positions, in as many slots || the whole demo's slots with the rest masked out). Which slot of
+    the cache a token is in must not matter, only the position it was given.
+    """
+
+    name = "slots_have_no_place"
+
+    def measure(self, probe: Probe) -> float:
+        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
+        lengths = [len(s.demo_token_ids) for s in samples]
+        placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(probe.kept, lengths, strict=True)]
+        few = encode(lm, "gather", samples, placements, inputs.demo, range(len(samples)))
+        visible = torch.zeros_like(inputs.demo.visible)
+        for row, tokens in enumerate(probe.kept):
+            visible[row, list(tokens)] = True
+        whole = replace(inputs.demo, visible=visible)
+        pair = (next_token_logprobs(lm, inputs.queries, inputs.names, prefix) for prefix in (few, whole))
+        return float(kl(*pair).max())
+
+
+class HiddenPrefixUnseen(ProbeCheck):
+    """A prefix hidden from every layer = masked out."""
+
+    name = "hidden_prefix"
+
+    def measure(self, probe: Probe) -> float:
+        lm, inputs = probe.lm, probe.inputs
+        masked = replace(inputs.prefix, visible=torch.zeros_like(inputs.prefix.visible))
+        unseen = next_token_logprobs(lm, inputs.queries, inputs.names, inputs.prefix, frozenset())
+        return float(kl(unseen, next_token_logprobs(lm, inputs.queries, inputs.names, masked)).max())
+
+
+class AttentionRows(ProbeCheck):
+    """Attention as it is read = the eager implementation's.
+
+    Largest absolute difference, over layers, of the query's last two rows, mean over heads.
+    """
+
+    name, unit = "attention_rows", "absolute"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return ROWS_LIMIT[dtype]
+
+    def measure(self, probe: Probe) -> float:
+        worst = 0.0
+        with left_alone(probe.lm.model, WEIGHING):
+            for row, sample in enumerate(probe.samples):
+                ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
+                maps = probe.lm.model(ids, output_attentions=True).attentions
+                for i, layer in enumerate(sorted(probe.layers)):
+                    expected = maps[layer][0].float().mean(dim=0)[-2:, : len(sample.demo_token_ids)]
+                    worst = max(worst, float((probe.teacher.rows[row][i] - expected).abs().max()))
+        return worst
 
 
 @dataclass(frozen=True)
 class Probed:
     """What was measured, the worst over the probe's samples.
 
-    figures: check -> figure; KL in nats, ``attention_rows`` absolute, ``rotation_equivariance`` relative.
-    floor: largest KL between two ways of calling the model left alone that are equal on paper, in nats.
+    figures: name of a check (of a certified one of Gate A: its observation) -> figure in the check's unit.
+    floor: largest KL between two mathematically identical ways of calling the model left alone, in nats.
     fault: smallest KL that a planted fault makes here (a query one position too far, a kept token missing), in nats.
     effect: mean KL(teacher || base) in nats.
     """
@@ -58,24 +190,25 @@ class Probed:
 
 
 def probe_samples(lm: LanguageModel) -> list[OnSample]:
-    """Samples of tokens drawn from the vocabulary, BOS in front where the tokenizer adds one.
+    """Return samples of tokens drawn from the vocabulary, BOS in front where the tokenizer adds one.
 
     Raises:
-        ModelError: the model's reach or vocabulary is too short.
+        ModelError: the model's context or vocabulary is too short.
     """
-    reach = min([lm.capabilities.max_positions, *(limit.tokens for limit in lm.capabilities.context_limits)])
+    context = min([lm.capabilities.max_positions, *(limit.tokens for limit in lm.capabilities.context_limits)])
     size = min(len(lm.tokenizer), lm.model.config.get_text_config().vocab_size)
     special = set(lm.tokenizer.all_special_ids)
     ordinary = [token for token in range(size) if token not in special]
-    if reach < LEAST_REACH or len(ordinary) < LEAST_REACH:
+    if context < LEAST_CONTEXT or len(ordinary) < LEAST_CONTEXT:
         raise ModelError(
-            f"the model sees {reach} tokens and has {len(ordinary)} ordinary ones: {LEAST_REACH} of each are needed to probe it"
+            f"the model sees {context} tokens and has {len(ordinary)} ordinary ones: {LEAST_CONTEXT} of each are needed to "
+            "probe it"
         )
-    share = min(1.0, reach / (max(DEMOS) + max(QUERIES) + 2))
+    scale = min(1.0, context / (max(DEMOS) + max(QUERIES) + 2))
     start = [token for token in lm.tokenizer("").input_ids if token == lm.tokenizer.bos_token_id][:1]
     samples = []
     for i, (demo_length, query_length) in enumerate(zip(DEMOS, QUERIES, strict=True)):
-        length, asked = max(4, math.floor(demo_length * share)), max(2, math.floor(query_length * share))
+        length, asked = max(4, math.floor(demo_length * scale)), max(2, math.floor(query_length * scale))
         drawn = rng_for(0, "certificate", 0, str(i)).choice(ordinary, length + asked).tolist()
         demo, query = tuple(start + drawn[len(start) : length]), tuple(drawn[length:])
         kinds = tuple("bos" if t < len(start) else "input" for t in range(length))
@@ -97,7 +230,7 @@ AttentionMaskInterface.register(WEIGHING, eager_mask)
 
 @contextmanager
 def left_alone(model: Any, implementation: str = "eager") -> Iterator[None]:
-    """The model as transformers gives it: eager attention, torch's own matrix products."""
+    """Inside the context the model is as transformers gives it: eager attention, torch's own matrix products."""
     with cpu.torch_linear(model):
         model.set_attn_implementation(implementation)
         try:
@@ -107,111 +240,76 @@ def left_alone(model: Any, implementation: str = "eager") -> Iterator[None]:
 
 
 @torch.inference_mode()
-def probe(lm: LanguageModel) -> Probed:
-    """Measure everything on one probe; seconds at 135M."""
+def run_probe(lm: LanguageModel) -> Probed:
+    """Measure every check of the certificate on one probe; seconds at 135M parameters.
+
+    Raises:
+        ModelError: the model's context or vocabulary is too short to probe it.
+    """
     samples = probe_samples(lm)
-    names = [sample.sample_id for sample in samples]
+    names, rows = [sample.sample_id for sample in samples], range(len(samples))
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
     layers = frozenset(range(lm.capabilities.n_layers))
-    reading = read_teacher(lm, demos, queries, names, AttentionReader(layers, 2), keep=range(len(samples)))
+    teacher = read_teacher(lm, demos, queries, names, AttentionReader(layers, 2), keep=rows)
     base = next_token_logprobs(lm, [s.base_ids for s in samples], names)
     slots = max(map(len, demos)) // 2 + 3
-    config = Phase2Config().model_copy(update={"prefix_len": slots})
     kept = [(0, *range(1 + i, len(demo), 2)) for i, demo in enumerate(demos)]
     placements = [place(k, len(d), "compact", "null_pad", slots) for k, d in zip(kept, demos, strict=True)]
     prefix = encode(lm, "prefill", samples, placements, None, ())
-    untouched = [snapshot(reading.demo_prefixes(range(len(samples)))), snapshot(prefix)]
-    select = next_token_logprobs(lm, queries, names, prefix)
-    given = CheckInputs(
-        samples,
-        samples,
-        base,
-        reading.logprobs,
-        select,
-        reading.demo_prefixes(range(len(samples))),
-        placements,
-        prefix,
-        untouched,
-        _once(),
+    inputs = CheckInputs(
+        samples=samples,
+        owners=samples,
+        base=base,
+        teacher=teacher.logprobs,
+        select=next_token_logprobs(lm, queries, names, prefix),
+        demo=teacher.demo_prefixes(rows),
+        placements=placements,
+        prefix=prefix,
+        untouched=[snapshot(teacher.demo_prefixes(rows)), snapshot(prefix)],
+        cached=_cache(),
     )
-    figures = {name: max(values) for name, values in measure(lm, config, given).items()}
-    short = [tuple(demo[t] for t in k) + query for demo, k, query in zip(demos, kept, queries, strict=True)]
+    config = Phase2Config().model_copy(update={"prefix_len": slots})
+    certified = [check for check in measured_checks() if check.certified]
+    observed = run_checks(lm, config, inputs, certified)
+    figures = {name: max(value for value in values if value is not None) for name, values in observed.items()}
+    case = Probe(lm, samples, kept, inputs, teacher)
+    figures |= {check.name: check.measure(case) for check in all_checks() if isinstance(check, ProbeCheck)}
     with left_alone(lm.model):
-        alone = {
-            "base": (base, _plainly(lm, [s.base_ids for s in samples])),
-            "teacher": (reading.logprobs, _plainly(lm, [s.teacher_ids for s in samples])),
-            "select": (select, _plainly(lm, short)),
-        }
         floor = _batched_alone(lm, [s.teacher_ids for s in samples])
-    with left_alone(lm.model, WEIGHING):
-        figures["attention_rows"] = _rows(lm, samples, reading, layers)
-    figures["left_alone"] = max(float(kl(ours, its).max()) for ours, its in alone.values())
-    figures["slots_have_no_place"] = _gaps(lm, samples, kept, reading)
-    figures["hidden_prefix"] = _hidden(lm, queries, names, prefix)
-    return Probed(figures, floor, _fault(lm, queries, names, prefix, select), float(kl(reading.logprobs, base).mean()))
+    return Probed(figures, floor, _smallest_fault(case), float(kl(teacher.logprobs, base).mean()))
 
 
-def _once() -> Callable[[Any, Callable[[], Any]], Any]:
-    known: dict[Any, Any] = {}
+def _cache() -> Callable[[Any, Callable[[], Any]], Any]:
+    values: dict[Any, Any] = {}
 
-    def once(key: Any, compute: Callable[[], Any]) -> Any:
-        if key not in known:
-            known[key] = compute()
-        return known[key]
+    def cached(key: Any, compute: Callable[[], Any]) -> Any:
+        if key not in values:
+            values[key] = compute()
+        return values[key]
 
-    return once
+    return cached
 
 
-def _plainly(lm: LanguageModel, rows: Sequence[Ids]) -> torch.Tensor:
-    """Log-probabilities after each row, (B, vocabulary), of a call with ids and nothing else."""
+def _call(lm: LanguageModel, rows: Sequence[Ids]) -> torch.Tensor:
+    """Return log-probabilities after each row, (B, vocabulary), of a call with ids and nothing else."""
     return torch.cat([log_softmax(lm.model(torch.tensor([list(row)], device=lm.device)).logits[:, -1]) for row in rows])
 
 
 def _batched_alone(lm: LanguageModel, rows: Sequence[Ids]) -> float:
-    """KL between rows of one length called together and one by one: what this model's rounding does."""
+    """Return the KL between rows of one length called together and one by one: what this model's rounding does."""
     width = min(map(len, rows))
-    same = [list(row[:width]) for row in rows]
-    together = log_softmax(lm.model(torch.tensor(same, device=lm.device)).logits[:, -1])
-    return float(kl(together, _plainly(lm, same)).max())
+    cut = [list(row[:width]) for row in rows]
+    together = log_softmax(lm.model(torch.tensor(cut, device=lm.device)).logits[:, -1])
+    return float(kl(together, _call(lm, cut)).max())
 
 
-def _rows(lm: LanguageModel, samples: Sequence[OnSample], reading: TeacherOutput, layers: frozenset[int]) -> float:
-    """Largest absolute difference, over layers, of the attention read and what eager gives to values, mean over heads."""
-    worst = 0.0
-    for row, sample in enumerate(samples):
-        maps = lm.model(torch.tensor([list(sample.teacher_ids)], device=lm.device), output_attentions=True).attentions
-        for at, layer in enumerate(sorted(layers)):
-            expected = maps[layer][0].float().mean(dim=0)[-2:, : len(sample.demo_token_ids)]
-            worst = max(worst, float((reading.rows[row][at] - expected).abs().max()))
-    return worst
-
-
-def _gaps(lm: LanguageModel, samples: Sequence[OnSample], kept: Sequence[Ids], reading: TeacherOutput) -> float:
-    """KL(kept tokens in their places, in as many slots || the whole demo's slots with the rest hidden).
-
-    Where a slot stands in the cache must not matter, only the position it was given.
-    """
-    names, queries = [s.sample_id for s in samples], [s.query_token_ids for s in samples]
-    lengths = [len(s.demo_token_ids) for s in samples]
-    placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(kept, lengths, strict=True)]
-    demo = reading.demo_prefixes(range(len(samples)))
-    few = encode(lm, "gather", samples, placements, demo, range(len(samples)))
-    visible = torch.zeros_like(demo.visible)
-    for row, tokens in enumerate(kept):
-        visible[row, list(tokens)] = True
-    whole = replace(demo, visible=visible)
-    return float(kl(next_token_logprobs(lm, queries, names, few), next_token_logprobs(lm, queries, names, whole)).max())
-
-
-def _hidden(lm: LanguageModel, queries: Sequence[Ids], names: Sequence[str], prefix: KVPrefix) -> float:
-    """KL(a prefix that no layer sees || the same slots, masked out)."""
-    masked = replace(prefix, visible=torch.zeros_like(prefix.visible))
-    unseen = next_token_logprobs(lm, queries, names, prefix, frozenset())
-    return float(kl(unseen, next_token_logprobs(lm, queries, names, masked)).max())
-
-
-def _fault(lm: LanguageModel, queries: Sequence[Ids], names: Sequence[str], prefix: KVPrefix, select: torch.Tensor) -> float:
-    """The smallest KL a planted fault makes, each the largest over the samples."""
+def _smallest_fault(probe: Probe) -> float:
+    """Return the smallest KL that a planted fault makes, each the largest over the samples."""
+    inputs, prefix = probe.inputs, probe.inputs.prefix
     last = prefix.visible.cumsum(dim=1) == prefix.visible.sum(dim=1, keepdim=True)
-    planted = (replace(prefix, query_start=prefix.query_start + 1), replace(prefix, visible=prefix.visible & ~last))
-    return min(float(kl(next_token_logprobs(lm, queries, names, wrong), select).max()) for wrong in planted)
+    planted: tuple[KVPrefix, ...] = (
+        replace(prefix, query_start=prefix.query_start + 1),
+        replace(prefix, visible=prefix.visible & ~last),
+    )
+    faulty = (next_token_logprobs(probe.lm, inputs.queries, inputs.names, wrong) for wrong in planted)
+    return min(float(kl(logprobs, inputs.select).max()) for logprobs in faulty)

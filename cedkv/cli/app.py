@@ -7,82 +7,61 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from cedkv import __version__
 from cedkv.cli.click_ext import GroupedCommand, MainCommand, configured, phase2_flags, short_options
-from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG
+from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.text import escape_control, preview, redact, sanitize
+from cedkv.runs.request import RunRequest
 
 TRUE = ("true", "1", "yes", "on")
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """What was given on a command line: a run's configuration, or the run to go on with (and then what it must agree with)."""
-
-    path: str | None
-    overrides: Sequence[str]
-    options: Mapping[str, str | None]
-    phase: Literal["1.5", "2"] | None = None
-    lists: Mapping[str, str | None] = field(default_factory=dict)
-    resume: str | None = None
-    debug: bool = False
-
-
-def execute(command: str, given: RunRequest) -> None:
-    """Resolve the configuration, run ``phase2`` or a comparison, and exit.
+def execute(request: RunRequest, debug: bool = False) -> None:
+    """Resolve a request, run it, and exit.
 
     0 done; 1 a gate failed and ``fail_on_gate`` is set (in a comparison: any condition's Gate A, or the first one's Gate
-    B); 2 an error with a remedy; 3 the run broke off; 4 results safe, not logged; 128 + n ended by signal n.
+    B); 2 an error with a remedy; 3 the run was interrupted; 4 results safe, not logged; 128 + n ended by signal n.
     """
     _end_on_signals()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: the bars of all libraries, in a log a flood
-    with _told(given.debug):
-        from cedkv.config.resolve import resolve
+    with _readable_errors(debug):
+        from cedkv.runs.resolved import resolve_request
 
-        entry, path, phase, lists = None, given.path, given.phase, given.lists
-        if given.resume is not None:
-            from cedkv.runs.manifest import find
+        resolved = resolve_request(request)
+        with _importing():
+            from cedkv.runs.pipeline import run
 
-            entry = find(given.resume)
-            command = entry.command if command == "any" else command
-            _same(entry.run_id, "command", entry.command, command)
-            _same(entry.run_id, "phase", entry.phase, phase or entry.phase)
-            path, phase = path or str(entry.folder / "config.yaml"), "1.5" if entry.phase == "1.5" else "2"
-            lists = lists if any(lists.values()) else entry.lists
-        config = resolve(path, given.overrides, given.options).for_phase(phase or "2")
-        if entry is None:
-            if command in COMPARISONS:
-                from cedkv.conditions import build
-
-                build(command, config, lists)  # what is wrong with a list is said before a run is made for it
-            from cedkv.runs.manifest import new
-
-            entry = new(command, phase or "2", config, lists)
-        resumed = given.resume is not None
-        if command in COMPARISONS:
-            with _importing():
-                from cedkv.runs.compare import run_comparison
-
-            verdicts = [r.results.verdicts for r in run_comparison(command, config, lists, entry, resumed=resumed)]
-            passed = all(verdict["gateA"] for verdict in verdicts) and verdicts[0]["phase2"]
-        else:
-            with _importing():
-                from cedkv.runs.pipeline import run_phase2
-
-            passed = all(run_phase2(config, phase or "2", entry, resumed=resumed).verdicts.values())
-        if config.runtime.fail_on_gate and not passed:
+        verdicts = [result.results.verdicts for result in run(resolved)]
+        passed = all(verdicts[0].values()) and all(verdict["gateA"] for verdict in verdicts)
+        if resolved.config.runtime.fail_on_gate and not passed:
             click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
             sys.exit(1)
+
+
+def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
+    """Return the request that a command's click parameters make up.
+
+    A resumed run has a configuration already, so the one that MLproject gives by itself is left out then.
+    """
+    path, resume = parameters["path"], parameters["resume"]
+    return RunRequest(
+        command,
+        None if resume is not None and path == DEFAULT_CONFIG else path,
+        parameters["overrides"],
+        {name: parameters[name] for name in OPTIONS if name in parameters},
+        parameters.get("phase"),
+        {name: parameters[name] for name in COMPARISONS.get(command, {})},
+        resume,
+    )
 
 
 @contextmanager
@@ -95,13 +74,6 @@ def _importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _same(run_id: str, what: str, then: str, now: str) -> None:
-    if then != now:
-        raise ConfigError(
-            f"run {run_id} is of {what} {then}, not {now}: python -m cedkv --resume {run_id} goes on with any run"
-        )
 
 
 def _end_on_signals() -> None:
@@ -120,7 +92,7 @@ def _end_on_signals() -> None:
 
 
 @contextmanager
-def _told(debug: bool) -> Iterator[None]:
+def _readable_errors(debug: bool) -> Iterator[None]:
     """Errors as one readable message and an exit code; a traceback only with ``--debug``."""
     try:
         yield
@@ -135,17 +107,11 @@ def _told(debug: bool) -> Iterator[None]:
         sys.exit(3)
 
 
-def not_default(path: str | None, resume: str | None) -> str | None:
-    """The path, but for the one that MLproject gives by itself to a resumed run, which has a configuration already."""
-    return None if resume is not None and path == DEFAULT_CONFIG else path
-
-
 def comparison_command(name: str) -> click.Command:
     """The entry point of a comparison: lists of settings, and every option of a single run."""
 
-    def command(path: str | None, overrides: tuple[str, ...], resume: str | None, debug: bool, **given: str | None) -> None:
-        lists = {option: given.pop(option) for option in COMPARISONS[name]}
-        execute(name, RunRequest(not_default(path, resume), overrides, given, None, lists, resume, debug))
+    def command(**parameters: Any) -> None:
+        execute(request_of(name, parameters), parameters["debug"])
 
     body: Callable[..., None] = configured(short_options(command))
     for option, (key, text) in reversed(COMPARISONS[name].items()):
@@ -181,13 +147,8 @@ def _strict_only(value: str) -> None:
 def main(
     ctx: click.Context,
     /,
-    phase: Literal["1.5", "2"] | None,
-    path: str | None,
-    overrides: tuple[str, ...],
-    resume: str | None,
-    debug: bool,
     strict: str,
-    **options: Any,
+    **parameters: Any,
 ) -> None:
     """Can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
@@ -213,9 +174,9 @@ def main(
     """
     if ctx.invoked_subcommand is not None:
         return
-    with _told(debug):
+    with _readable_errors(parameters["debug"]):
         _strict_only(strict)
-    execute("phase2" if resume is None else "any", RunRequest(path, overrides, options, phase, {}, resume, debug))
+    execute(request_of("phase2" if parameters["resume"] is None else "any", parameters), parameters["debug"])
 
 
 @main.command("sync", cls=GroupedCommand)
@@ -228,10 +189,26 @@ def sync_command(folder: str, timeout: int, debug: bool) -> None:
     It may be called again: what is there already stays as it is. A run that was killed without a word (kill -9, power) is
     ended as KILLED. Exit code 4: MLflow still does not have everything.
     """
-    with _told(debug):
+    with _readable_errors(debug):
         from cedkv.runs.lifecycle import sync
 
         sync(Path(os.path.abspath(folder)), timeout, click.echo)  # of "." too: the folder's name is the run's
+
+
+@main.command("report", cls=GroupedCommand)
+@click.argument("folder", metavar="RUN_DIR")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def report_command(folder: str, debug: bool) -> None:
+    """Render a finished run again from its folder (outputs/RUN_ID): page, tables, figures and files. No model is loaded.
+
+    The same version of cedkv writes the same bytes. Of a comparison, its nested runs are rendered too. MLflow is not asked;
+    sync logs what was written.
+    """
+    with _readable_errors(debug):
+        with _importing():
+            from cedkv.runs.publish import render_again
+
+        render_again(Path(os.path.abspath(folder)), click.echo)
 
 
 @main.command("certify", cls=GroupedCommand)
@@ -254,7 +231,7 @@ def certify_command(
       2    refused before its weights were loaded (or it cannot be had), with the reason
       3    a check failed
     """
-    with _told(debug):
+    with _readable_errors(debug):
         from cedkv.core.files import write_json
 
         try:

@@ -1,8 +1,13 @@
 """Short names of configuration keys: the only place where one is tied to the other.
 
 The MLflow entry points (``-P select_mode=...``) and the command line (``--phase2-select-mode``) are made from this table.
-It imports nothing, so that ``--help`` answers at once.
+It imports nothing heavy, so that ``--help`` answers at once.
 """
+
+from typing import Literal
+
+Phase = Literal["1.5", "2"]
+"""1.5 is Gate A alone, 2 is everything."""
 
 DEFAULT_CONFIG = "configs/phase2.yaml"
 """What MLproject gives as ``config`` where the user gives none."""

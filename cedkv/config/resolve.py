@@ -16,7 +16,7 @@ from cedkv.config.options import OPTIONS
 from cedkv.config.schema import Phase2Config, Text
 from cedkv.core.errors import ConfigError
 from cedkv.core.files import open_user_text
-from cedkv.core.text import preview, redact
+from cedkv.core.text import near_match, preview, redact
 
 MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS = 100_000, 10, 10
 """Of a configuration file, and of what is said about one."""
@@ -82,19 +82,6 @@ def leaf_keys() -> dict[str, Any]:
         else:
             keys[name] = field.annotation
     return keys
-
-
-def near_match(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or the names there are when none is near."""
-    known = list(names)
-    name = name[:80]
-    last = {key.rsplit(".", 1)[-1]: key for key in known}
-    matches = [last[name]] if name in last else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not matches:
-        matches = [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
-    if matches:
-        return f"; did you mean {matches[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}"
 
 
 def resolve(
@@ -182,6 +169,9 @@ def _split_overrides(text: str) -> list[tuple[str, str]]:
 
 def _assign(tree: dict[str, Any], key: str, text: str) -> None:
     known = leaf_keys()
+    parameter = ""
+    if key.startswith("select.params."):
+        key, parameter = "select.params", key.removeprefix("select.params.")
     if key not in known:
         raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, known)}")
     try:
@@ -196,7 +186,13 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
         tree = tree.setdefault(block, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"phase2.{block}: expected a block of keys, found {preview(tree)}")
-    tree[leaf] = value
+    if parameter:
+        params = tree.setdefault(leaf, {})
+        if not isinstance(params, dict):
+            raise ConfigError(f"phase2.{key}: expected a block of names and values, found {preview(params)}")
+        params[parameter] = value
+    else:
+        tree[leaf] = value
 
 
 def _readable(error: ValidationError) -> str:

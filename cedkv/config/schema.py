@@ -6,11 +6,15 @@ Order of precedence: defaults below < YAML file < ``set`` overrides < named opti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS, TASKS
+from cedkv.core.errors import ConfigError
+from cedkv.core.registry import Registry, build
 from cedkv.core.text import escape_control, redact
 
 
@@ -24,7 +28,24 @@ def _plain(text: str) -> str:
     return text
 
 
+def _name_in(registry: Registry[Any]) -> Callable[[str], str]:
+    """Return a validator: the name is in a registry."""
+
+    def check(name: str) -> str:
+        try:
+            return registry.check(name)
+        except ConfigError as error:
+            raise PydanticCustomError("not_registered", "{reason}", {"reason": str(error)}) from None
+
+    return check
+
+
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
+SelectorName = Annotated[str, AfterValidator(_name_in(SELECTORS))]
+TaskName = Annotated[str, AfterValidator(_name_in(TASKS))]
+PositioningName = Annotated[str, AfterValidator(_name_in(POSITIONING))]
+PaddingName = Annotated[str, AfterValidator(_name_in(PADDING))]
+KVSourceName = Annotated[str, AfterValidator(_name_in(KV_SOURCES))]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Limit = Annotated[float, Field(ge=0)]
 LayerScope = (
@@ -92,28 +113,17 @@ class EvalBlock(Block):
 
 
 class PrefixBlock(Block):
-    padding_mode: Literal["null_pad", "shrink_to_selected"] = "null_pad"
-    kv_source: Literal["prefill", "gather"] = "prefill"
+    padding_mode: PaddingName = "null_pad"
+    kv_source: KVSourceName = "prefill"
 
 
 class InjectionBlock(Block):
-    positioning_mode: Literal["compact", "absolute"] = "compact"
+    positioning_mode: PositioningName = "compact"
 
 
 class SelectBlock(Block):
-    mode: Literal[
-        "attention_diversity_span",
-        "delimiter_span",
-        "random_span",
-        "causal_drop_span",
-        "stratified_random_span",
-        "accumulated_attention",
-        "sink_recent",
-        "full_demo",
-        "oracle_span",
-        "transfer_span",
-        "wrong_demo",
-    ] = "attention_diversity_span"
+    mode: SelectorName = "attention_diversity_span"
+    params: dict[str, bool | int | float | str] = {}
     span_len: Count = 8
     span_budget: Count = 4
     min_span_distance: Annotated[int, Field(ge=1)] = 8
@@ -122,6 +132,15 @@ class SelectBlock(Block):
     keep_sink: Annotated[int, Field(ge=0)] = 0
     query_window: Count = 1
     causal_drop_advisory: bool = False
+
+    @model_validator(mode="after")
+    def _params_fit(self) -> Self:
+        if self.params or self.mode not in SELECTORS.builtin:  # built-in ones have defaults, and importing them takes time
+            try:
+                build(SELECTORS.get(self.mode), self.params, "select.params")
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return self
 
 
 class LayerScopeBlock(Block):
@@ -153,7 +172,17 @@ class ReportingBlock(Block):
 class DataBlock(Block):
     on_path: Text | None = None
     off_path: Text | None = None
+    task: TaskName = "symbol_lookup"
     pairs: Annotated[int, Field(ge=2, le=12)] = 8
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.on_path is not None and self.task != "symbol_lookup":
+            raise ValueError(
+                f"data.task = {self.task} generates ON episodes and data.on_path = {self.on_path} names a file of them; leave "
+                "one of the two out"
+            )
+        return self
 
 
 class Phase2Config(Block):

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -87,24 +87,55 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: Path, content: Mapping[str, Any], long: Mapping[str, Iterable[Mapping[str, Any]]] | None = None) -> None:
-    """Write an object with its ``schema_version`` first.
+def write_json(path: Path, content: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]] | None = None) -> None:
+    """Write an object with its ``schema_version`` first; ``lists`` follow, a record per line."""
+    with json_lists(path, content) as writer:
+        for name, records in (lists or {}).items():
+            writer.begin(name)
+            for record in records:
+                writer.add(record)
 
-    Args:
-        long: lists that follow the rest, taken and written record by record, one a line: they never are in memory as a whole.
-    """
-    text = json.dumps(clean({"schema_version": SCHEMA_VERSION, **content}), ensure_ascii=False, indent=1, allow_nan=False)
+
+class JsonLists:
+    """A JSON object under construction whose last members are long lists, written record by record: a line each."""
+
+    def __init__(self, file: TextIO, content: Mapping[str, Any]) -> None:
+        head = json.dumps(clean({"schema_version": SCHEMA_VERSION, **content}), ensure_ascii=False, indent=1, allow_nan=False)
+        self._file, self._open, self._first = file, False, True
+        file.write(head.removesuffix("\n}"))
+
+    def begin(self, name: str) -> None:
+        """End the list before, if any, and begin one."""
+        self._end()
+        self._file.write(f",\n {json.dumps(name)}: [")
+        self._open = self._first = True
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add a record to the list."""
+        text = json.dumps(clean(record), ensure_ascii=False, allow_nan=False)
+        self._file.write(("" if self._first else ",") + "\n  " + text)
+        self._first = False
+
+    def close(self) -> None:
+        """End the object."""
+        self._end()
+        self._file.write("\n}\n")
+
+    def _end(self) -> None:
+        if self._open:
+            self._file.write("\n ]")
+
+
+@contextmanager
+def json_lists(path: Path, content: Mapping[str, Any]) -> Iterator[JsonLists]:
+    """Write an object with its ``schema_version`` first, and then lists that never are in memory as a whole."""
     with atomic_write(path) as file:
-        file.write(text.removesuffix("\n}"))
-        for name, records in (long or {}).items():
-            file.write(f",\n {json.dumps(name)}: [")
-            for at, record in enumerate(records):
-                file.write(("," if at else "") + "\n  " + json.dumps(clean(record), ensure_ascii=False, allow_nan=False))
-            file.write("\n ]")
-        file.write("\n}\n")
+        writer = JsonLists(file, content)
+        yield writer
+        writer.close()
 
 
-def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records as JSON lines, each with its ``schema_version``, and flush them to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(map(_line, records))

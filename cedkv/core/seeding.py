@@ -7,11 +7,15 @@ nothing, and a sample is the same however many others there are.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def rng_for(seed: int, purpose: str, trial: int, sample_id: str) -> np.random.Generator:
     """Return the generator of one draw; ``purpose`` separates draws that would otherwise be the same."""
+    from numpy.random import default_rng  # numpy takes its time, and a wrong configuration is rejected without it
+
     text = f"{seed}\x1f{purpose}\x1f{trial}\x1f{sample_id}"
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
+    return default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _SECRET_NAME = re.compile(r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(?:_|$)", re.IGNORECASE)
@@ -47,6 +49,19 @@ def preview(value: Any, most: int = 80) -> str:
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def near_match(name: str, names: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or the names there are when none is near."""
+    known = list(names)
+    name = name[:80]
+    last = {key.rsplit(".", 1)[-1]: key for key in known}
+    matches = [last[name]] if name in last else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not matches:
+        matches = [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}"
 
 
 def number(value: float | None) -> str:

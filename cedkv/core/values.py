@@ -11,10 +11,11 @@ positions, metrics and gates do not depend on torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # numpy takes its time, and a wrong configuration is rejected without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 TokenKind = Literal["bos", "input", "delimiter", "answer"]
 Record = dict[str, Any]

@@ -1,46 +1,83 @@
-"""From a placement to an injected prefix: the two sources of K/V, by name."""
+"""From a placement to an injected prefix: the sources of the kept tokens' K/V, chosen by ``prefix.kv_source``."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
+from cedkv.config.extensions import KV_SOURCES
 from cedkv.core.values import OnSample, Placement
 from cedkv.inference.forward import prefill, require_finite
 from cedkv.kv.cache import KVPrefix, Layers, assemble, gather
 from cedkv.models.loading import LanguageModel
 
 
-def encode(
-    lm: LanguageModel,
-    kv_source: str,
-    samples: Sequence[OnSample],
-    placements: Sequence[Placement],
-    demo: KVPrefix | None,
-    rows: Sequence[int],
-) -> KVPrefix:
-    """The prefixes of B samples; arguments as in ``kept_kv``."""
-    return assemble(*kept_kv(lm, kv_source, samples, placements, demo, rows), placements)
+class KVSource(ABC):
+    """Where the keys and values of kept tokens come from.
 
-
-def kept_kv(
-    lm: LanguageModel,
-    kv_source: str,
-    samples: Sequence[OnSample],
-    placements: Sequence[Placement],
-    demo: KVPrefix | None,
-    rows: Sequence[int],
-) -> tuple[Layers, Layers]:
-    """K/V of B samples' kept tokens, before padding.
-
-    Args:
-        kv_source: ``prefill`` runs the kept tokens alone at their positions, so they see each other and no other token;
-            ``gather`` takes their K/V out of the demo's own cache, where they have seen the whole demo before them.
-        demo, rows: demos' caches and each sample's row in them; needed by ``gather`` only.
-
-    Returns:
-        Keys and values, (B, H_kv, max K, D_h) a layer; what is beyond a row's kept tokens means nothing.
+    Class variables:
+        reads_demo_cache: K/V are taken out of the demo's own cache, which is kept for that; keys that get other positions
+            are rotated.
+        isolated: kept tokens see each other and nothing else, so that prefix and query are one uncached pass of them.
     """
-    if kv_source == "gather":
+
+    reads_demo_cache: ClassVar[bool] = False
+    isolated: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(
+        self,
+        lm: LanguageModel,
+        samples: Sequence[OnSample],
+        placements: Sequence[Placement],
+        demo: KVPrefix | None,
+        rows: Sequence[int],
+    ) -> tuple[Layers, Layers]:
+        """Return the K/V of B samples' kept tokens, before padding.
+
+        Args:
+            demo, rows: demos' caches and the row of each sample in them; given to sources that read them.
+
+        Returns:
+            Keys and values, one (B, H_kv, max K, D_h) tensor per layer, keys rotated to ``key_positions``; what is beyond
+            a row's kept tokens means nothing.
+
+        Raises:
+            NumericsError: a key or value is not finite.
+        """
+
+
+class Prefill(KVSource):
+    """Runs the kept tokens through the model at their positions: they see each other and no other token."""
+
+    isolated = True
+
+    def encode(
+        self,
+        lm: LanguageModel,
+        samples: Sequence[OnSample],
+        placements: Sequence[Placement],
+        demo: KVPrefix | None,
+        rows: Sequence[int],
+    ) -> tuple[Layers, Layers]:
+        tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
+        return prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])
+
+
+class Gather(KVSource):
+    """Takes K/V out of the demo's own cache, where kept tokens have seen the whole demo before them."""
+
+    reads_demo_cache = True
+
+    def encode(
+        self,
+        lm: LanguageModel,
+        samples: Sequence[OnSample],
+        placements: Sequence[Placement],
+        demo: KVPrefix | None,
+        rows: Sequence[int],
+    ) -> tuple[Layers, Layers]:
         if demo is None:
             raise ValueError("gather needs the teacher's cache")
         keys, values = gather(demo, rows, placements, lm.rope_layouts)
@@ -49,5 +86,21 @@ def kept_kv(
             require_finite(key, "keys of kept tokens", names)
             require_finite(value, "values of kept tokens", names)
         return keys, values
-    tokens = [[s.demo_token_ids[t] for t in p.kept_tokens] for s, p in zip(samples, placements, strict=True)]
-    return prefill(lm, tokens, [p.key_positions for p in placements], [s.sample_id for s in samples])
+
+
+def kv_source(name: str) -> KVSource:
+    """Return the K/V source registered under a name. Raises ConfigError as ``Registry.get``."""
+    source: KVSource = KV_SOURCES.get(name)()
+    return source
+
+
+def encode(
+    lm: LanguageModel,
+    source: str,
+    samples: Sequence[OnSample],
+    placements: Sequence[Placement],
+    demo: KVPrefix | None,
+    rows: Sequence[int],
+) -> KVPrefix:
+    """Return the prefixes of B samples with K/V of the named source; arguments as in ``KVSource.encode``."""
+    return assemble(*kv_source(source).encode(lm, samples, placements, demo, rows), placements)

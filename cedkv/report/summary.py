@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cedkv.analysis.comparison import best_condition, unique_up_to_padding
+from cedkv.analysis.comparison import unique_up_to_padding
+from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.paired import gap_recovered
 from cedkv.analysis.quantities import QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
@@ -15,49 +16,39 @@ from cedkv.core.text import escape_markdown, number, plural, sentence
 from cedkv.report.text import describe_run
 
 Section = list[str]
+_LEADS = {
+    "resolved": "wins",
+    "unresolved": "comes first, but its lead is not resolved",
+    "only": "is the only candidate left",
+}
 
 
-def summary_markdown(
-    name: str,
-    results: Sequence[ConditionResult],
-    comparisons: Sequence[dict[str, Any]],
-    questions: Sequence[dict[str, Any]],
-    relations: Sequence[dict[str, Any]],
-    equal: Sequence[dict[str, Any]],
-    limit: int | None = None,
-) -> str:
+def summary_markdown(comparison: ComparisonResult, limit: int | None = None) -> str:
     """Return the summary as markdown: the winner in plain words, then the tables.
 
     Args:
-        comparisons, equal: of ``grid_comparisons`` and ``identical_conditions``.
-        questions, relations: of ``findings``.
         limit: most characters; beyond it, sections and rows of tables are left out from the end, and the text says so.
     """
     sections = [
-        _head(name, results),
-        _questions(questions),
-        _conditions(results),
-        _relations(relations),
-        _identical(equal),
-        _comparisons(comparisons),
+        _head(comparison),
+        _questions(comparison.questions),
+        _conditions(comparison.conditions),
+        _relations(comparison.relations),
+        _identical(comparison.identical),
+        _comparisons(comparison.comparisons),
     ]
     return _fit([section for section in sections if section], limit)
 
 
-def _head(name: str, results: Sequence[ConditionResult]) -> Section:
+def _head(comparison: ComparisonResult) -> Section:
+    results, best = comparison.conditions, comparison.best
     first = results[0]
-    best, rule = best_condition(results)
     passing = {gate: sum(c.results.verdicts.get(gate, False) for c in results) for gate in ("gateA", "gateB")}
-    lines = [f"# {name}", ""]
-    if best is None:
-        lines += [f"**No winner.** {sentence(rule.removeprefix('no winner: '))}."]
+    lines = [f"# {comparison.name}", ""]
+    if best.condition is None:
+        lines += [f"**No winner.** {sentence(best.rule.removeprefix('no winner: '))}."]
     else:
-        verdict = "wins"
-        if "not resolved from" in rule:
-            verdict = "comes first, but its lead is not resolved"
-        elif "the only candidate" in rule:
-            verdict = "is the only candidate left"
-        lines += [f"**{best.label}** {verdict}: {_escape_bars(rule)}."]
+        lines += [f"**{best.condition.label}** {_LEADS[best.lead]}: {_escape_bars(best.rule)}."]
     run = escape_markdown(describe_run(first.config, len(first.records.on), len(first.records.off)))
     lines += [
         "",
@@ -219,5 +210,5 @@ def _p(value: float | None) -> str:
 
 def _tokens_kept(condition: ConditionResult) -> float | None:
     """Return the mean number of tokens kept per ON sample."""
-    counts = [len(record["kept_tokens"]) for record in condition.records.selections if "kept_tokens" in record]
+    counts = condition.records.kept_tokens
     return float(np.mean(counts)) if counts else None

@@ -4,16 +4,16 @@ second one side by side at first, so the second column is one in which runs diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cedkv import selectors
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.values import Record
+from cedkv.tasks.load import Samples
 
 _ON = (
     "sample_id",
@@ -42,24 +42,30 @@ _ON = (
 _OFF = ("sample_id", "phase2_delta_off_select", "prompt_text", "state_of", "same_token", "token_base", "token_select")
 
 
-def on_table(on: Iterable[Record], selections: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per ON sample, with tokens as text and random trials as their mean.
+class OnTable:
+    """One row per ON sample, with tokens as text and random trials as their mean; filled while records are read."""
 
-    Args:
-        on, selections: in the same order; they are read one at a time, so that they may come from disk.
-    """
-    rows = []
-    for record, selection in zip(on, selections, strict=True):
-        row = dict(record)
+    def __init__(self) -> None:
+        self._rows: list[Record] = []
+
+    def add_on(self, on: Record, selection: Record) -> None:
+        """Add an ON sample."""
+        row = dict(on)
         row["query_text"], row["answer_text"] = selection["query_text"], selection["answer_text"]
         row["spans"] = " ".join(f"{span['start']}:{span['end']}" for span in selection["spans"])
         for quantity in (ACCURACY, KL_TO_TEACHER):
             column = quantity.column("random")
-            row[f"{column}_mean"] = float(np.mean(record[column])) if record[column] else None
-        for arm, top in record["topk"].items():
+            row[f"{column}_mean"] = float(np.mean(on[column])) if on[column] else None
+        for arm, top in on["topk"].items():
             row[f"token_{arm}"] = top[0]["text"]
-        rows.append({name: row.get(name) for name in _ON})
-    return _table(rows, _ON)
+        self._rows.append({name: row.get(name) for name in _ON})
+
+    def add_off(self, off: Record) -> None:
+        """Leave out OFF prompts: they have a table of their own."""
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table, without columns that are empty."""
+        return _table(self._rows, _ON)
 
 
 def off_table(off: Sequence[Record], token_text: Callable[[int], str]) -> pd.DataFrame:
@@ -85,13 +91,31 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
         rows.append(
             {
                 "condition": result.label,
-                "kind": selectors.kind(result.config.select.mode),
+                "kind": result.role,
                 **metrics,
                 **verdicts,
                 "run_id": result.run_id,
             }
         )
     return pd.DataFrame(rows)
+
+
+def sample_tables(samples: Samples, phase: str) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return the samples as they went in: context (on and, in phase 2, off) -> where they come from, and their texts."""
+    on = [
+        {
+            "sample_id": sample.sample_id,
+            "demo_text": sample.episode.demo_text,
+            "query_text": sample.episode.query_text,
+            "answer_text": sample.episode.answer_text,
+        }
+        for sample in samples.on
+    ]
+    tables = {"on": (samples.on_source, pd.DataFrame(on))}
+    if phase == "2":
+        off = [{"sample_id": sample.sample_id, "prompt_text": sample.prompt_text} for sample in samples.off]
+        tables["off"] = (samples.off_source, pd.DataFrame(off))
+    return tables
 
 
 def _table(rows: Sequence[Record], columns: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cedkv.analysis.results import Results, verdict_word
-from cedkv.checks.gates import Check
+from cedkv.checks.base import CheckResult
 from cedkv.config.schema import Phase2Config
 from cedkv.core.text import escape_markdown, number
 
@@ -49,7 +49,8 @@ def console(config: Phase2Config, results: Results, n_on: int, n_off: int) -> st
     """Return the table of verdicts that is printed at the end of a run."""
     rows = [("gate", "check", "observed", "limit", "n", "verdict")]
     rows += [
-        (c.gate, c.name, number(c.observed), f"{c.relation} {number(c.limit)}", str(c.n), c.verdict) for c in results.checks
+        (str(c.gate), c.name, number(c.observed), f"{c.relation} {number(c.limit)}", str(c.n), c.verdict)
+        for c in results.checks
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     head = f"{run_name(config, results.phase)}   ({describe_run(config, n_on, n_off)})"
@@ -60,7 +61,7 @@ def console(config: Phase2Config, results: Results, n_on: int, n_off: int) -> st
     return "\n".join(lines)
 
 
-def explain(check: Check) -> str:
+def explain(check: CheckResult) -> str:
     """Return the reason why a check does not pass, in one clause."""
     if check.verdict == "insufficient":
         return f"not enough to decide (observed {number(check.observed)}, limit {number(check.limit)}, n = {check.n})"

@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, sync_folder
@@ -34,12 +33,13 @@ _RECORDS = b',"records":['
 class Journal:
     """The journal of a run, open for appending. Held in memory is only where each unit's records are."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any], conditions: Sequence[str]) -> None:
-        """Start a journal, or go on with the one that is there.
+    def __init__(self, path: Path, header: Mapping[str, Any], conditions: Sequence[str], append: bool = True) -> None:
+        """Start a journal, or go on with the existing one.
 
         Args:
             header: what the run depends on, flat; a resumed run must agree in everything.
             conditions: keys of the conditions, in the order of a line's records.
+            append: False reads the journal and leaves it as it is.
 
         Raises:
             ConfigError: the journal is of a run that depends on something else; each difference is named.
@@ -53,6 +53,8 @@ class Journal:
         self._end = 0
         if path.exists():
             self._read(header)
+        if not append:
+            return
         self._file = path.open("ab", buffering=0)
         try:
             self._file.truncate(self._end)
@@ -85,10 +87,6 @@ class Journal:
                 at, size = places[column]
                 file.seek(at)
                 yield from json.loads(file.read(size))
-
-    def stored(self, condition: str, wanted: Callable[[Record], bool]) -> StoredRecords:
-        """The wanted records of a condition as a sequence that stays on disk."""
-        return StoredRecords(self, condition, wanted, sum(map(wanted, self.records(condition))))
 
     def close(self) -> None:
         """Close the file; what was written can still be read."""
@@ -143,26 +141,28 @@ class Journal:
         )
 
 
-class StoredRecords(Sequence[Record]):
-    """Records that are read from the journal each time they are gone through; only their number is held in memory."""
+def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any], Callable[[str], Iterator[Record]]]:
+    """Read a finished run's journal without writing to it.
 
-    def __init__(self, journal: Journal, condition: str, wanted: Callable[[Record], bool], count: int) -> None:
-        self._journal, self._condition, self._wanted, self._count = journal, condition, wanted, count
+    Args:
+        conditions: keys of the conditions, in the order of a line's records.
 
-    def __len__(self) -> int:
-        return self._count
+    Returns:
+        What the run depends on, and a function that gives the records of a condition.
 
-    def __iter__(self) -> Iterator[Record]:
-        return filter(self._wanted, self._journal.records(self._condition))
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return list(islice(self, *index.indices(self._count)))
-        return next(islice(self, range(self._count)[index], None))
+    Raises:
+        DataError: there is no journal, or it is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+        header = json.loads(first)["header"] if _holds(first) else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it was damaged, or removed") from None
+    if header is None:
+        raise DataError(f"{path}:1: the line does not fit its sha256: the file was damaged or edited")
+    written = Journal(path, {name: value for name, value in header.items() if name != "schema_version"}, conditions, False)
+    return header, written.records
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -175,7 +175,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def refuse_changes(run_id: str, changed: Sequence[str]) -> None:
+def reject_changes(run_id: str, changed: Sequence[str]) -> None:
     """Raises ConfigError, naming what changed, if anything did."""
     if changed:
         more = [f"... and {len(changed) - 12} more"] if len(changed) > 12 else []
@@ -187,7 +187,7 @@ def refuse_changes(run_id: str, changed: Sequence[str]) -> None:
 
 
 def _agree(run_id: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    refuse_changes(run_id, differences(then, json.loads(_dumps(now))))
+    reject_changes(run_id, differences(then, json.loads(_dumps(now))))
 
 
 def _dumps(value: Any) -> str:

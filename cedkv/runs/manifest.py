@@ -26,8 +26,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, open_user_text, write_json, write_text
 from cedkv.core.text import preview, redact
-from cedkv.runs.journal import differences, refuse_changes
-from cedkv.tasks.jsonl import check_files
+from cedkv.runs.journal import differences, reject_changes
 
 OUTPUTS = Path("outputs")
 NAME, LOCK, TABLES, NOTE = "run.json", "run.lock", "tables", "mlflow.note.content"
@@ -48,6 +47,7 @@ class RunManifest:
     mlflow_run_id: None as long as MLflow is not known to have the run.
     experiment: MLflow's experiment, by name or (only digits) by id.
     metrics_at: when the metrics were computed, in ms: logging them again with the same time changes nothing.
+    seconds: wall time by stage, of a finished run.
     datasets: MLflow's descriptions of the inputs, each with its ``context``.
     known: MLflow has confirmed that it has the run.
     logged: MLflow has everything.
@@ -71,6 +71,7 @@ class RunManifest:
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     metrics_at: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
     datasets: list[dict[str, str]] = field(default_factory=list)
     known: bool = False
     logged: bool = False
@@ -112,28 +113,26 @@ def write_config(config: Phase2Config, folder: Path) -> None:
     write_text(folder / "config.yaml", head + to_yaml(config))
 
 
-def new(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str | None]) -> RunManifest:
-    """The entry of a new run. One that ``mlflow run`` has made can be resumed from here on: its id is known already.
+def new_manifest(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str | None]) -> RunManifest:
+    """The manifest of a new run. One that ``mlflow run`` has made can be resumed from here on: its id is known already.
 
     Raises:
         ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
-        DataError: a file of samples cannot be used; nothing was made for the run then.
         RunInterrupted: its folder cannot be written.
     """
-    check_files(config)
-    entry = RunManifest(command, phase, lists=dict(lists))
+    manifest = RunManifest(command, phase, lists=dict(lists))
     given = os.environ.get("MLFLOW_RUN_ID")
-    entry.run_id = checked(given, "MLFLOW_RUN_ID") if given else entry.origin
+    manifest.run_id = checked(given, "MLFLOW_RUN_ID") if given else manifest.origin
     if given:
-        entry.mlflow_run_id = given
-        if (entry.folder / NAME).exists():
+        manifest.mlflow_run_id = given
+        if (manifest.folder / NAME).exists():
             raise ConfigError(
-                f"{entry.folder} holds a run already: resume={given} goes on with it; for a new run leave MLFLOW_RUN_ID and "
+                f"{manifest.folder} holds a run already: resume={given} goes on with it; for a new run leave MLFLOW_RUN_ID and "
                 "--run-id out"
             )
-        with storing(entry), locked(entry.folder):
-            entry.write(config)
-    return entry
+        with storing(manifest), locked(manifest.folder):
+            manifest.write(config)
+    return manifest
 
 
 def require_outputs() -> None:
@@ -149,17 +148,17 @@ def require_outputs() -> None:
 
 
 @contextmanager
-def storing(entry: RunManifest) -> Iterator[None]:
+def storing(manifest: RunManifest) -> Iterator[None]:
     """What is done in here writes to the run's folder. Raises RunInterrupted: it cannot; the message says what is left."""
     try:
         yield
     except OSError as error:
         then = (
-            f"Finished units are safe in it; free space, then go on with --resume {entry.run_id}"
-            if (entry.folder / NAME).exists()
+            f"Finished units are safe in it; free space, then go on with --resume {manifest.run_id}"
+            if (manifest.folder / NAME).exists()
             else "Nothing was done yet; free space, then start again"
         )
-        raise RunInterrupted(f"{preview(str(entry.folder), 200)} cannot be written: {error}. {then}") from error
+        raise RunInterrupted(f"{preview(str(manifest.folder), 200)} cannot be written: {error}. {then}") from error
 
 
 def now() -> int:
@@ -167,8 +166,8 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-def load(folder: Path) -> RunManifest:
-    """The entry of a run's folder.
+def load_manifest(folder: Path) -> RunManifest:
+    """The manifest of a run's folder.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
@@ -176,7 +175,7 @@ def load(folder: Path) -> RunManifest:
     path = folder / NAME
     try:
         with open_user_text(path) as file:
-            entry = _ENTRY.validate_json(file.read())
+            manifest = _ENTRY.validate_json(file.read())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         why = f"{'.'.join(map(str, first['loc'])) or 'its text'}: {first['msg']}"
@@ -189,20 +188,24 @@ def load(folder: Path) -> RunManifest:
             f"{preview(str(folder), 200)} {there}, so there is nothing to go on with; start a new run, or check run id and "
             "folder (runs are looked for in outputs/ of the folder you are in)"
         ) from None
-    if entry.run_id != folder.name:
-        raise ConfigError(f"{preview(str(folder), 200)} holds run {preview(entry.run_id)}; give the folder the name of its run")
-    for run_id in (entry.run_id, *entry.children.values()):
+    if manifest.run_id != folder.name:
+        raise ConfigError(
+            f"{preview(str(folder), 200)} holds run {preview(manifest.run_id)}; give the folder the name of its run"
+        )
+    for run_id in (manifest.run_id, *manifest.children.values()):
         checked(run_id, str(path))
-    entry.home = folder.parent
-    return entry
+    manifest.home = folder.parent
+    return manifest
 
 
-def find(run_id: str) -> RunManifest:
-    """The entry of a run that is to be resumed. Raises ConfigError: no run id, or none of a run here."""
-    entry = load(OUTPUTS / checked(run_id, "resume"))
-    if entry.parent is not None:
-        raise ConfigError(f"run {run_id} is a condition of comparison {entry.parent}: resume={entry.parent} continues both")
-    return entry
+def find_resumable(run_id: str) -> RunManifest:
+    """The manifest of a run that is to be resumed. Raises ConfigError: no run id, or none of a run here."""
+    manifest = load_manifest(OUTPUTS / checked(run_id, "resume"))
+    if manifest.parent is not None:
+        raise ConfigError(
+            f"run {run_id} is a condition of comparison {manifest.parent}: resume={manifest.parent} continues both"
+        )
+    return manifest
 
 
 def checked(run_id: str, name: str) -> str:
@@ -219,13 +222,13 @@ def is_run_id(text: str) -> bool:
     return _RUN_ID.fullmatch(text) is not None
 
 
-def refuse_other_config(entry: RunManifest, config: Phase2Config) -> None:
+def reject_other_config(manifest: RunManifest, config: Phase2Config) -> None:
     """Raises ConfigError, naming each difference, when a run was started with another configuration."""
-    path = entry.folder / "config.yaml"
-    refuse_changes(entry.run_id, differences(decisive(resolve(path)), decisive(config)))
+    path = manifest.folder / "config.yaml"
+    reject_changes(manifest.run_id, differences(results_settings(resolve(path)), results_settings(config)))
 
 
-def decisive(config: Phase2Config) -> dict[str, Any]:
+def results_settings(config: Phase2Config) -> dict[str, Any]:
     """The settings that results depend on, by dotted name."""
     return {name: value for name, value in config.dotted().items() if name not in INDIFFERENT}
 

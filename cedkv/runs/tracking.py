@@ -1,8 +1,8 @@
 """MLflow: the only file that imports it. Results are on disk before anything here is called with them.
 
-An ``Entry`` says what MLflow has to hold of a run; ``Mlflow.push`` makes it so, as often as it is called. No call is waited
-for longer than ``timeout`` seconds, and after a failed one no other is made until ``retry``: a server that is away costs a
-run one wait and one warning, not its results.
+A ``RunManifest`` says what MLflow has to hold of a run; ``MlflowTracker.push`` makes it so, as often as it is called. No call
+is waited for longer than ``timeout`` seconds, and after a failed one no other is made until ``retry``: a server that is away
+costs a run one wait and one warning, not its results.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import preview, redact, sanitize
-from cedkv.runs import journal, manifest
-from cedkv.runs.manifest import NOTE, TABLES, RunManifest, now
+from cedkv.runs import journal
+from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, RunManifest, is_run_id, now
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
 ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
-STAYS = {manifest.NAME, manifest.LOCK, journal.NAME, TABLES}
+STAYS = {NAME, LOCK, journal.NAME, TABLES}
 """What of a run's folder is not logged as it stands: bookkeeping, and tables, which go to the run's root."""
 _http: dict[str, str] = {}
 """MLflow's HTTP settings that were made here."""
@@ -59,68 +59,69 @@ class MlflowTracker:
         _set_http(timeout)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning of ours, not one for each attempt
 
-    def start(self, entry: RunManifest) -> None:
+    def start(self, manifest: RunManifest) -> None:
         """Take over the run that ``mlflow run`` has made, or make one; without MLflow the run is a local one for now.
 
         Raises:
             ConfigError: the run to take over was deleted.
         """
-        entry.experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        self._attempt("no run could be started", lambda: self._have(entry, None))
-        entry.run_id = entry.mlflow_run_id or entry.origin
+        manifest.experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        self._attempt("no run could be started", lambda: self._have(manifest, None))
+        manifest.run_id = manifest.mlflow_run_id or manifest.origin
 
-    def start_child(self, entry: RunManifest, parent: RunManifest) -> None:
+    def start_child(self, manifest: RunManifest, parent: RunManifest) -> None:
         """Make the nested run of a condition, or a local one for now."""
-        entry.experiment = parent.experiment
-        self._attempt("no nested run could be started", lambda: self._have(entry, parent))
-        entry.run_id = entry.mlflow_run_id or entry.origin
+        manifest.experiment = parent.experiment
+        self._attempt("no nested run could be started", lambda: self._have(manifest, parent))
+        manifest.run_id = manifest.mlflow_run_id or manifest.origin
 
-    def reopen(self, entry: RunManifest, parent: RunManifest | None = None) -> None:
+    def reopen(self, manifest: RunManifest, parent: RunManifest | None = None) -> None:
         """Set a run that is resumed RUNNING again, whatever its status.
 
         Raises:
             ConfigError: this MLflow does not have the run, or has deleted it.
         """
-        entry.status, entry.end_time, entry.logged, entry.known = "RUNNING", None, False, False
-        self._attempt("the run could not be opened again", lambda: self._have(entry, parent))
+        manifest.status, manifest.end_time, manifest.logged, manifest.known = "RUNNING", None, False, False
+        self._attempt("the run could not be opened again", lambda: self._have(manifest, parent))
 
-    def retire(self, entry: RunManifest) -> None:
+    def retire(self, manifest: RunManifest) -> None:
         """End the run that ``mlflow run -P resume=...`` has made for itself, with a pointer to the resumed one.
 
         It stays (``mlflow run`` fails when it is gone), under a name that says what it is.
         """
         made = os.environ.get("MLFLOW_RUN_ID")
-        if made and made != entry.mlflow_run_id:
-            self._attempt(f"run {made}, made by mlflow run, was not ended", lambda: self._retire(made, entry))
+        if made and made != manifest.mlflow_run_id:
+            self._attempt(f"run {made}, made by mlflow run, was not ended", lambda: self._retire(made, manifest))
 
-    def push(self, entry: RunManifest, parent: RunManifest | None = None, *, files: bool = False) -> None:
-        """Bring MLflow to what the entry says: parameters, inputs, metrics, tags and, with ``files``, tables and folder.
+    def push(self, manifest: RunManifest, parent: RunManifest | None = None, *, files: bool = False) -> None:
+        """Bring MLflow to what the manifest says: parameters, inputs, metrics, tags and, with ``files``, tables and folder.
 
         An ended run is ended here too: after its files when it is FINISHED, before them when time may be short.
         """
-        self._attempt("not everything was logged", lambda: self._push(entry, parent, files))
-        entry.save()
+        self._attempt("not everything was logged", lambda: self._push(manifest, parent, files))
+        manifest.save()
 
-    def _have(self, entry: RunManifest, parent: RunManifest | None) -> None:
-        """Give the entry its run in MLflow: the one it has, one that was made for it already, or a new one."""
-        if entry.known:
+    def _have(self, manifest: RunManifest, parent: RunManifest | None) -> None:
+        """Give the manifest its run in MLflow: the one it has, one that was made for it already, or a new one."""
+        if manifest.known:
             return
-        if entry.mlflow_run_id is None:
-            experiment = self._ask(lambda client: _experiment(client, entry.experiment))
-            wanted = f"tags.`{ORIGIN}` = '{entry.origin}'"
+        if manifest.mlflow_run_id is None:
+            experiment = self._ask(lambda client: _experiment(client, manifest.experiment))
+            wanted = f"tags.`{ORIGIN}` = '{manifest.origin}'"
             found = self._ask(lambda client: client.search_runs([experiment], wanted, max_results=1))
             if found:
-                entry.mlflow_run_id = _run_id(found[0])
+                manifest.mlflow_run_id = _run_id(found[0])
             else:
                 above = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
                 tags = {
-                    name: redact(value) for name, value in resolve_tags({ORIGIN: entry.origin, **entry.tags, **above}).items()
+                    name: redact(value)
+                    for name, value in resolve_tags({ORIGIN: manifest.origin, **manifest.tags, **above}).items()
                 }
                 with _one_attempt(self.timeout):
-                    made = self._ask(lambda client: client.create_run(experiment, entry.start_time, tags, entry.name))
-                entry.mlflow_run_id, entry.experiment, entry.known = _run_id(made), experiment, True
+                    made = self._ask(lambda client: client.create_run(experiment, manifest.start_time, tags, manifest.name))
+                manifest.mlflow_run_id, manifest.experiment, manifest.known = _run_id(made), experiment, True
                 return
-        run_id = entry.mlflow_run_id
+        run_id = manifest.mlflow_run_id
         try:
             info = self._ask(lambda client: client.get_run(run_id)).info
         except MlflowException as error:
@@ -130,38 +131,38 @@ class MlflowTracker:
         if info.lifecycle_stage == "deleted":
             raise ConfigError(f"run {run_id} was deleted in MLflow; bring it back: mlflow runs restore --run-id {run_id}")
         if info.run_name and not _GENERATED_NAME.match(info.run_name):
-            entry.name = info.run_name  # a name the user chose is left as it is
-        self._ask(lambda client: client.update_run(run_id, status=entry.status, name=entry.name))
-        entry.experiment, entry.known = info.experiment_id, True
+            manifest.name = info.run_name  # a name the user chose is left as it is
+        self._ask(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
+        manifest.experiment, manifest.known = info.experiment_id, True
 
-    def _push(self, entry: RunManifest, parent: RunManifest | None, files: bool) -> None:
-        self._have(entry, parent)
-        run_id = str(entry.mlflow_run_id)
-        inputs = [_input(description) for description in entry.datasets]
-        at = entry.metrics_at or now()
-        metrics = [Metric(name, value, at, 0) for name, value in entry.metrics.items()]
-        params = [Param(name, value) for name, value in entry.params.items()]
-        tags = [RunTag(name, value) for name, value in entry.tags.items()]
+    def _push(self, manifest: RunManifest, parent: RunManifest | None, files: bool) -> None:
+        self._have(manifest, parent)
+        run_id = str(manifest.mlflow_run_id)
+        inputs = [_input(description) for description in manifest.datasets]
+        at = manifest.metrics_at or now()
+        metrics = [Metric(name, value, at, 0) for name, value in manifest.metrics.items()]
+        params = [Param(name, value) for name, value in manifest.params.items()]
+        tags = [RunTag(name, value) for name, value in manifest.tags.items()]
         self._ask(lambda client: client.log_batch(run_id, metrics, params, tags))
         if inputs:
             self._ask(lambda client: client.log_inputs(run_id, datasets=inputs))
-        ended = entry.end_time is not None
-        if ended and entry.status != "FINISHED":
-            self._ask(lambda client: client.set_terminated(run_id, entry.status, entry.end_time))
+        ended = manifest.end_time is not None
+        if ended and manifest.status != "FINISHED":
+            self._ask(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
         if files:
-            self._push_files(entry, run_id)
-        if ended and entry.status == "FINISHED":
-            self._ask(lambda client: client.set_terminated(run_id, entry.status, entry.end_time))
-        entry.logged = files and ended
+            self._push_files(manifest, run_id)
+        if ended and manifest.status == "FINISHED":
+            self._ask(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
+        manifest.logged = files and ended
 
-    def _push_files(self, entry: RunManifest, run_id: str) -> None:
+    def _push_files(self, manifest: RunManifest, run_id: str) -> None:
         files = [
             file
-            for file in sorted(entry.folder.rglob("*"))
+            for file in sorted(manifest.folder.rglob("*"))
             if file.is_file() and not file.is_symlink() and file.suffix != ".part"
         ]
         for file in files:
-            inside = file.relative_to(entry.folder)
+            inside = file.relative_to(manifest.folder)
             if inside.parts[0] not in STAYS:
                 self._upload(run_id, file, None if len(inside.parts) == 1 else inside.parent.as_posix())
         tables = [file for file in files if file.parent.name == TABLES]
@@ -174,15 +175,15 @@ class MlflowTracker:
     def _upload(self, run_id: str, file: Path, where: str | None) -> None:
         self._ask(lambda client: client.log_artifact(run_id, str(file), where))
 
-    def _retire(self, made: str, entry: RunManifest) -> None:
+    def _retire(self, made: str, manifest: RunManifest) -> None:
         data = self._ask(lambda client: client.get_run(made)).data
         if data.tags.get("mlflow.source.type") != "PROJECT" or data.metrics:
             return  # not one that mlflow run has just made
-        note = f"This run only carried `mlflow run -P resume={entry.mlflow_run_id}`; the results are in that run."
-        tags = {RESUMED: str(entry.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {entry.name}"}
+        note = f"This run only carried `mlflow run -P resume={manifest.mlflow_run_id}`; the results are in that run."
+        tags = {RESUMED: str(manifest.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {manifest.name}"}
         self._ask(lambda client: client.log_batch(made, tags=[RunTag(*tag) for tag in tags.items()]))
         self._ask(lambda client: client.set_terminated(made, "FINISHED"))
-        click.echo(f"results go to run {entry.mlflow_run_id}; run {made} only carries the resume", err=True)
+        click.echo(f"results go to run {manifest.mlflow_run_id}; run {made} only carries the resume", err=True)
 
     def retry(self) -> None:
         """Try again with a server that was given up on."""
@@ -261,35 +262,39 @@ def _one_attempt(timeout: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def describe_datasets(sources: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:
-    """Dataset inputs: context (on, off) -> (where from, its samples); MLflow makes a digest of each."""
+def describe_datasets(tables: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:
+    """Return MLflow's descriptions of the samples, each with its digest and ``context``.
+
+    Args:
+        tables: context (on, off) -> where the samples come from, and the samples.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on schema inference, which is not used
         return [
-            {"context": context, **mlflow.data.from_pandas(samples, name=redact(source)[:500]).to_dict()}
-            for context, (source, samples) in sources.items()
+            {"context": context, **mlflow.data.from_pandas(table, name=redact(source)[:500]).to_dict()}
+            for context, (source, table) in tables.items()
         ]
 
 
-def where_to_look(entry: RunManifest) -> str:
+def where_to_look(manifest: RunManifest) -> str:
     """How to open the UI on the store that was used."""
     uri = mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
-        return f"{_uri()}/#/experiments/{entry.experiment}/runs/{entry.mlflow_run_id}"
+        return f"{_uri()}/#/experiments/{manifest.experiment}/runs/{manifest.mlflow_run_id}"
     return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
 
 
-def compare_view(entry: RunManifest, mode: str) -> str:
+def compare_view(manifest: RunManifest, mode: str) -> str:
     """The UI's page that compares the nested runs of a run: ``CHART`` a bar chart a metric, ``ARTIFACT`` tables side by side.
 
     Sorted by a metric, because the UI hides nested runs below their parent while runs are sorted by time.
     """
     server = _uri() if mlflow.get_tracking_uri().startswith(("http://", "https://")) else "http://127.0.0.1:5000"
     asked = {
-        "compareRunsMode": mode, "searchFilter": f"tags.`mlflow.parentRunId` = '{entry.mlflow_run_id}'",
+        "compareRunsMode": mode, "searchFilter": f"tags.`mlflow.parentRunId` = '{manifest.mlflow_run_id}'",
         "orderByKey": "metrics.`phase2_rel_kl_to_teacher_select`", "orderByAsc": "true",
     }  # fmt: skip
-    return f"{server}/#/experiments/{entry.experiment}/runs?{urlencode(asked, quote_via=quote)}"
+    return f"{server}/#/experiments/{manifest.experiment}/runs?{urlencode(asked, quote_via=quote)}"
 
 
 def _experiment(client: Any, name: str) -> str:
@@ -310,7 +315,7 @@ def _experiment(client: Any, name: str) -> str:
 def _run_id(run: Any) -> str:
     """A run's id, which names its folder: not one that a broken or hostile server makes a path of. Raises ValueError."""
     found = str(run.info.run_id)
-    if not manifest.is_run_id(found):
+    if not is_run_id(found):
         raise ValueError(f"{preview(found)} was answered as the id of a run")
     return found
 

@@ -19,12 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cedkv.config.resolve import near_match
-from cedkv.config.schema import Phase2Config
 from cedkv.config.schema import Text as PlainText
 from cedkv.core.errors import DataError
 from cedkv.core.files import open_user_text
-from cedkv.core.text import preview
+from cedkv.core.text import near_match, preview
 from cedkv.core.values import OnEpisode, TokenKind
 
 MAX_LINE = 10_000_000
@@ -52,14 +50,6 @@ class OffLine(_Line):
 
 
 LineT = TypeVar("LineT", bound=_Line)
-
-
-def check_files(config: Phase2Config) -> None:
-    """Read the files that a configuration names, to find errors before a run starts. Raises DataError as ``read_on`` does."""
-    if config.data.on_path is not None:
-        read_on(config.data.on_path, config.eval.on_samples)
-    if config.data.off_path is not None:
-        read_off(config.data.off_path, config.eval.off_samples)
 
 
 def read_on(path: str, n: int) -> list[OnEpisode]:

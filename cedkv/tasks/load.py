@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.values import OffSample, OnEpisode, OnSample
-from cedkv.tasks import jsonl, off_prompts, symbol_lookup
-from cedkv.tasks.tokenize import single_token_symbols, tokenize_off, tokenize_on
+from cedkv.tasks import jsonl, off_prompts
+from cedkv.tasks.base import TaskRequest
+from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,57 @@ class Samples:
     off_source: str
 
 
-def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int) -> Samples:
+@dataclass(frozen=True)
+class SampleTexts:
+    """The user's samples as text, read once; None for what is generated.
+
+    on: episodes. off: ``(sample_id, prompt)``.
+    """
+
+    on: list[OnEpisode] | None = None
+    off: list[tuple[str, str]] | None = None
+
+
+def read_sample_texts(config: Phase2Config) -> SampleTexts:
+    """Read the files that a configuration names. Raises DataError as ``jsonl.read_on``."""
+    data, sizes = config.data, config.eval
+    return SampleTexts(
+        None if data.on_path is None else jsonl.read_on(data.on_path, sizes.on_samples),
+        None if data.off_path is None else jsonl.read_off(data.off_path, sizes.off_samples),
+    )
+
+
+def load_samples(
+    config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int, texts: SampleTexts | None = None
+) -> Samples:
     """Read or generate the samples a configuration asks for.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
         max_positions: the model's longest sequence, in tokens.
         vocabulary: how many tokens the model knows; the tokenizer may know more.
+        texts: of ``read_sample_texts``; None: they are read first.
 
     Raises:
         DataError: a file or sample that cannot be used; the message names it.
     """
     data, sizes = config.data, config.eval
-    if data.off_path is not None:
-        texts = jsonl.read_off(data.off_path, sizes.off_samples)
-    else:
+    texts = texts or read_sample_texts(config)
+    off_texts = texts.off
+    if off_texts is None:
         try:
-            texts = off_prompts.prompts(sizes.off_samples, config.seed)
+            off_texts = off_prompts.prompts(sizes.off_samples, config.seed)
         except ValueError as error:
             raise DataError(f"{error}: lower eval.off_samples (-P max_off) or give more with data.off_path") from None
-    off = tuple(tokenize_off(tokenizer, sample_id, text) for sample_id, text in texts)
-    episodes = jsonl.read_on(data.on_path, sizes.on_samples) if data.on_path is not None else _generated(config, tokenizer, off)
+    off = tuple(tokenize_off(tokenizer, sample_id, text) for sample_id, text in off_texts)
+    if texts.on is not None:
+        episodes, on_source = texts.on, str(data.on_path)
+    else:
+        task = TASKS.get(data.task)()
+        request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off))
+        episodes, on_source = list(task.episodes(request)), task.source(request)
+        if len(episodes) != sizes.on_samples:
+            raise DataError(f"data.task = {data.task} gave {len(episodes)} episodes, eval.on_samples = {sizes.on_samples}")
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
     select = config.select
     need = select.span_budget * select.span_len + select.keep_sink + int(on[0].has_bos)
@@ -71,22 +103,9 @@ def load_samples(config: Phase2Config, tokenizer: Any, max_positions: int, vocab
     for kind, samples in (("ON", on), ("OFF", off)):
         if len({s.sample_id for s in samples}) != len(samples):
             raise DataError(f"two {kind} samples have the same id; give every line of the file its own id")
-    return Samples(
-        on, off, data.on_path or f"symbol_lookup(pairs={data.pairs}, seed={config.seed})",
-        data.off_path or f"off_prompts(seed={config.seed})",
-    )  # fmt: skip
+    return Samples(on, off, on_source, data.off_path or f"off_prompts(seed={config.seed})")
 
 
-def _generated(config: Phase2Config, tokenizer: Any, off: tuple[OffSample, ...]) -> list[OnEpisode]:
-    """Built-in episodes that share no input word and no symbol with any OFF prompt."""
-    used = set(off_prompts.words())
-    for sample in off:
-        used.update(re.findall(r"[a-z]+", sample.prompt_text.lower()))
-    free = [symbol for symbol in symbol_lookup.SYMBOLS if symbol not in used]
-    symbols = single_token_symbols(tokenizer, "Word: dax\nSymbol:", free)
-    if len(symbols) < config.data.pairs:
-        raise DataError(
-            f"data.pairs = {config.data.pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
-            f"tokenizer and occur in no OFF prompt ({', '.join(symbols) or 'none'}); lower data.pairs or use data.on_path"
-        )
-    return list(symbol_lookup.episodes(config.eval.on_samples, config.seed, config.data.pairs, symbols, frozenset(used)))
+def _words(off: tuple[OffSample, ...]) -> frozenset[str]:
+    """Return every lower-case word of the OFF prompts, the built-in ones included whether they are used or not."""
+    return off_prompts.words().union(*(re.findall(r"[a-z]+", sample.prompt_text.lower()) for sample in off))

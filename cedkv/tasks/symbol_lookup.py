@@ -13,8 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OnEpisode, TokenKind
+from cedkv.tasks.base import Task, TaskRequest
+from cedkv.tasks.tokenize import single_token_symbols
 
 SYMBOLS = (
     "red", "blue", "green", "black", "white", "yellow", "orange", "purple", "brown", "pink", "gray", "gold",
@@ -74,6 +77,24 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
         gold=gold,
         other_query_text=f"Word: {words[other]}\nSymbol:",
     )
+
+
+class SymbolLookup(Task):
+    """Look up the symbol that the demo pairs with an invented word; ``data.pairs`` pairs per demo."""
+
+    def episodes(self, request: TaskRequest) -> list[OnEpisode]:
+        pairs = request.data.pairs
+        free = [symbol for symbol in SYMBOLS if symbol not in request.off_words]
+        symbols = single_token_symbols(request.tokenizer, "Word: dax\nSymbol:", free)
+        if len(symbols) < pairs:
+            raise DataError(
+                f"data.pairs = {pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
+                f"tokenizer and occur in no OFF prompt ({', '.join(symbols) or 'none'}); lower data.pairs or use data.on_path"
+            )
+        return list(episodes(request.n, request.seed, pairs, symbols, request.off_words))
+
+    def source(self, request: TaskRequest) -> str:
+        return f"symbol_lookup(pairs={request.data.pairs}, seed={request.seed})"
 
 
 def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:

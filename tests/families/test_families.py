@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from cedkv.analysis.results import sort_records
+from cedkv.analysis.results import collect
 from cedkv.checks.certificate import FOLDER
 from cedkv.checks.gates import gate_a
 from tests.families.models import FAMILIES, Family, judged, written
@@ -38,7 +38,7 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     moving = "gather" if found.can["gather, compact"] is None else "prefill"
     overrides = [f"prefix.kv_source={moving}", "eval.on_samples=2", "eval.off_samples=2", "eval.gate_a_samples=2",
                  "eval.n_random_trials=1", "layer_scope.injection=[1,2,3]"]  # fmt: skip
-    records = sort_records(tiny.records(folder, *overrides))
+    records = collect(tiny.records(folder, *overrides))
     checks = gate_a(tiny.config(folder, *overrides), records.on, records.plumbing, records.repro)
     assert {check.name for check in checks if check.verdict != "pass"} == set()
     assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rope_layouts is not None)

@@ -9,10 +9,10 @@ import pytest
 
 from cedkv.checks.certificate import ensure
 from cedkv.models.fingerprint import fingerprint
-from cedkv.runs.pipeline import run_phase2
 from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.crashing import config, left_by, the_run
+from tests.support.runs import run_phase2
 
 
 @pytest.fixture(scope="session")

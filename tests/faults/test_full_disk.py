@@ -11,8 +11,8 @@ import pytest
 
 from cedkv.cli.app import RunRequest, execute
 from cedkv.config.resolve import to_yaml
-from cedkv.runs import manifest
 from cedkv.runs.lifecycle import sync
+from cedkv.runs.manifest import load_manifest
 from tests.support.crashing import OUTPUTS, config, finishes_the_same, forked, n_runs, the_run
 
 
@@ -55,7 +55,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def run_program(model: Path) -> int:
     """A run as the command line starts it; its exit code."""
     Path("c.yaml").write_text(to_yaml(config(model)))
-    return forked(lambda: execute("phase2", RunRequest("c.yaml", [], {})))
+    return forked(lambda: execute(RunRequest("phase2", "c.yaml")))
 
 
 @pytest.mark.parametrize("size", [8, 24, 60, 120, 220])
@@ -115,5 +115,5 @@ def test_store_on_a_full_disk(
     disk.grow()
     run_id = the_run()
     sync(OUTPUTS / run_id, 60, lambda _: None)
-    run = mlflow.get_run(str(manifest.load(OUTPUTS / run_id).mlflow_run_id))
+    run = mlflow.get_run(str(load_manifest(OUTPUTS / run_id).mlflow_run_id))
     assert run.info.status == "FINISHED"

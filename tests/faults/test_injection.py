@@ -15,7 +15,7 @@ from cedkv.config.options import COMPARISONS, OPTIONS
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import escape_markdown, redact
 from cedkv.runs.lifecycle import sync
-from cedkv.runs.manifest import RunManifest, load
+from cedkv.runs.manifest import RunManifest, load_manifest
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_a_foreign_run_json_is_refused_by_name(tmp_path: Path, changed: dict[str
     path = entry.folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(ConfigError, match=r"run\.json|holds run"):
-        load(entry.folder)
+        load_manifest(entry.folder)
 
 
 def test_links_in_a_run_folder_are_not_followed(store: str, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_links_in_a_run_folder_are_not_followed(store: str, tmp_path: Path) -> N
     entry = a_run(tmp_path / "outputs")
     (entry.folder / "link.txt").symlink_to(tmp_path / "outside")
     sync(entry.folder, 10, lambda _: None)
-    logged = str(load(entry.folder).mlflow_run_id)
+    logged = str(load_manifest(entry.folder).mlflow_run_id)
     assert {item.path for item in mlflow.MlflowClient().list_artifacts(logged)} == {"config.yaml"}
 
 

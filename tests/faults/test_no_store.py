@@ -17,9 +17,8 @@ from click.testing import CliRunner
 
 from cedkv.cli import app
 from cedkv.core.errors import RunInterrupted, TrackingError
-from cedkv.runs import manifest
 from cedkv.runs.lifecycle import sync
-from cedkv.runs.manifest import RunManifest
+from cedkv.runs.manifest import RunManifest, load_manifest
 from cedkv.runs.tracking import MlflowTracker
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -42,15 +41,15 @@ def test_a_server_that_is_not_there_costs_one_warning(
     mlflow.set_tracking_uri(f"http://{user}127.0.0.1:9")
     since = time.monotonic()
     with pytest.raises(TrackingError) as caught, run() as job:  # noqa: PT012
-        assert re.fullmatch(r"local-[0-9a-f]{32}", job.entry.run_id)
+        assert re.fullmatch(r"local-[0-9a-f]{32}", job.manifest.run_id)
         assert time.monotonic() - since < 15
         job.push()
         job.push()
-        job.finish(job.entry)
+        job.finish(job.manifest)
     told = capsys.readouterr().err
     assert told.count("warning: MLflow at http://127.0.0.1:9: no run could be started: ") == told.count("warning") == 1
-    assert f"the results are safe in outputs/{job.entry.run_id}" in str(caught.value)
-    assert f"python -m cedkv sync outputs/{job.entry.run_id}" in str(caught.value)
+    assert f"the results are safe in outputs/{job.manifest.run_id}" in str(caught.value)
+    assert f"python -m cedkv sync outputs/{job.manifest.run_id}" in str(caught.value)
     kept = "".join(path.read_text() for path in job.folder.iterdir())
     assert not [word for word in ("cret", "user:") if word in told + str(caught.value) + kept]
 
@@ -59,37 +58,37 @@ def test_a_local_run_is_logged_later_as_one_run(store: str, refused_at_once: Non
     """Under an id that MLflow gives it, once, however often it is tried; and found again when MLflow's answer was lost."""
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(TrackingError), run() as job:  # noqa: PT012
-        job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
-        job.finish(job.entry)
+        job.manifest.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
+        job.finish(job.manifest)
     mlflow.set_tracking_uri(store)
     before = n_runs()
     found = []
     for lost in (False, False, True):
         if lost:
-            entry = manifest.load(job.folder)
+            entry = load_manifest(job.folder)
             entry.mlflow_run_id = None
             entry.save()
         sync(job.folder, 10, found.append)
     assert n_runs() == before + 1
     assert len(set(found)) == 1
-    logged = mlflow.get_run(str(manifest.load(job.folder).mlflow_run_id))
+    logged = mlflow.get_run(str(load_manifest(job.folder).mlflow_run_id))
     assert (logged.info.status, logged.data.metrics, logged.data.tags["gateA"]) == ("FINISHED", {"gain": 0.5}, "pass")
-    assert logged.info.start_time == job.entry.start_time
+    assert logged.info.start_time == job.manifest.start_time
 
 
 def test_sync_in_the_folder_of_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with run() as job:
-        job.finish(job.entry)
+        job.finish(job.manifest)
     monkeypatch.chdir(job.folder)
     done = CliRunner().invoke(app.main, ["sync", "."])
-    assert (done.exit_code, done.output) == (0, f"{job.entry.run_id}: logged as run {job.entry.run_id}, FINISHED\n")
+    assert (done.exit_code, done.output) == (0, f"{job.manifest.run_id}: logged as run {job.manifest.run_id}, FINISHED\n")
 
 
 def test_a_store_that_is_no_database(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match="the results are safe"), run() as job:
-        job.finish(job.entry)
+        job.finish(job.manifest)
     assert "mlflow.db: no run could be started: " in capsys.readouterr().err
 
 
@@ -97,7 +96,7 @@ def test_a_missing_driver(store: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setitem(sys.modules, "pymysql", None)
     mlflow.set_tracking_uri("mysql+pymysql://user:secret@127.0.0.1:9/db")
     with pytest.raises(TrackingError, match="the results are safe"), run() as job:
-        job.finish(job.entry)
+        job.finish(job.manifest)
     told = capsys.readouterr().err
     assert "no run could be started: " in told
     assert "pymysql" in told
@@ -193,7 +192,7 @@ def test_a_server_with_other_answers(store: str, answer: Answer, capsys: pytest.
             pytest.raises(TrackingError, match="the results are safe"),
             run(tiny.config("x", "runtime.mlflow_timeout=4")) as job,
         ):
-            job.finish(job.entry)
+            job.finish(job.manifest)
     assert time.monotonic() - since < 2 * 4 + 10
     assert capsys.readouterr().err.count("warning:") == 1
 

@@ -16,11 +16,8 @@ import pytest
 from filelock import FileLock
 
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
-from cedkv.runs import manifest
-from cedkv.runs.compare import run_comparison
 from cedkv.runs.journal import Journal
-from cedkv.runs.manifest import find
-from cedkv.runs.pipeline import run_phase2
+from cedkv.runs.manifest import LOCK, RunManifest, find_resumable, load_manifest
 from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.crashing import (
@@ -35,6 +32,7 @@ from tests.support.crashing import (
     run_of_nothing,
     the_run,
 )
+from tests.support.runs import run_comparison, run_phase2
 
 KILL_POINTS = (4, 18, 27, 33)
 ALL_KILL_POINTS = range(4, 40)
@@ -165,7 +163,7 @@ def test_what_is_not_the_same_run_is_refused_by_name(
     line.write_bytes(whole.replace(b'"correct_base":false', b'"correct_base":true ', 1))
     unchanged(broken_off, resume(broken_off, config(llama_folder)), DataError, r"journal\.jsonl:2: .* damaged or edited")
     line.write_bytes(whole)
-    with FileLock(OUTPUTS / broken_off / manifest.LOCK):
+    with FileLock(OUTPUTS / broken_off / LOCK):
         unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "worked on by another process")
     mlflow.MlflowClient().delete_run(broken_off)
     unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "was deleted in MLflow; bring it back")
@@ -205,7 +203,7 @@ def test_two_processes_at_once(broken_off: str, llama_folder: Path, undisturbed:
 
 def _held(run_id: str) -> bool:
     try:
-        with FileLock(OUTPUTS / run_id / manifest.LOCK, timeout=0):
+        with FileLock(OUTPUTS / run_id / LOCK, timeout=0):
             return False
     except TimeoutError:
         return True
@@ -216,11 +214,11 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, certified: 
     lists = {"select_modes": "attention_diversity_span,random_span"}
     base = config(certified)
 
-    def comparisons() -> list[manifest.RunManifest]:
-        found = [manifest.load(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
+    def comparisons() -> list[RunManifest]:
+        found = [load_manifest(path) for path in OUTPUTS.iterdir() if (path / "run.json").exists()]
         return [entry for entry in found if entry.parent is None]
 
-    def left(entry: manifest.RunManifest) -> dict[str, str]:
+    def left(entry: RunManifest) -> dict[str, str]:
         texts = {}
         for key, run_id in {"": entry.run_id, **entry.children}.items():
             for name, text in left_by(run_id).items():
@@ -237,7 +235,7 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, certified: 
         work = lambda: run_comparison("ablate_selector", base, lists)  # noqa: E731
         assert forked(work, killed_at("fsync", count, after=True)) == -signal.SIGKILL
         (entry,) = comparisons()
-        again = lambda: run_comparison("ablate_selector", base, entry.lists, find(entry.run_id), resumed=True)  # noqa: E731, B023
+        again = lambda: run_comparison("ablate_selector", base, entry.lists, find_resumable(entry.run_id))  # noqa: E731, B023
         assert forked(again) == 0
         (entry,) = comparisons()
         assert left(entry) == expected
@@ -247,7 +245,7 @@ def test_grid_goes_on_in_its_unit_with_the_same_children(store: str, certified: 
         assert {child.info.run_id for child in children} == set(entry.children.values())
         assert {child.info.status for child in children} == {"FINISHED"} == {mlflow.get_run(entry.run_id).info.status}
     with pytest.raises(ConfigError, match=f"is a condition of comparison {entry.run_id}"):
-        find(next(iter(entry.children.values())))
+        find_resumable(next(iter(entry.children.values())))
 
 
 def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
@@ -271,7 +269,7 @@ def test_ended_while_mlflow_is_making_the_run(store: str) -> None:
             pass
 
     assert forked(work, signalled) == 143
-    entry = manifest.load(OUTPUTS / the_run())
+    entry = load_manifest(OUTPUTS / the_run())
     assert entry.status == "KILLED"
     found = mlflow.search_runs(
         experiment_names=["cedkv"], filter_string=f"tags.`cedkv.origin` = '{entry.origin}'", output_format="list"

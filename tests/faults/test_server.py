@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 
 from cedkv.core.errors import TrackingError
-from cedkv.runs import manifest
-from cedkv.runs.lifecycle import ActiveRun, save_table, sync
+from cedkv.runs.lifecycle import ActiveRun, sync
+from cedkv.runs.manifest import load_manifest
+from cedkv.runs.publish import save_table
 from cedkv.runs.tracking import describe_datasets
 from tests.support import tiny
 from tests.support.crashing import forked, impatient, run_of_nothing
@@ -95,11 +96,11 @@ def uri(server: Server, store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def fill(job: ActiveRun) -> None:
     """Results of every kind."""
-    job.entry.datasets = describe_datasets({"on": ("own.jsonl", SAMPLES)})
+    job.manifest.datasets = describe_datasets({"on": ("own.jsonl", SAMPLES)})
     (job.folder / "artifacts").mkdir()
     (job.folder / "artifacts" / "x.json").write_text("{}")
-    save_table(job.entry, "on.json", SAMPLES)
-    job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
+    save_table(job.manifest, "on.json", SAMPLES)
+    job.manifest.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
 
 
 def is_whole(run_id: str) -> None:
@@ -119,15 +120,15 @@ def test_server_that_dies_under_a_run_and_comes_back(server: Server, uri: str) -
         server.kill()
         since, timeout = time.monotonic(), impatient(job)
         job.push()
-        job.finish(job.entry)
+        job.finish(job.manifest)
         assert time.monotonic() - since < 2 * timeout + SLACK
     with pytest.raises(TrackingError, match="safe"):
         sync(job.folder, 4, lambda _: None)
     server.start()
-    assert mlflow.get_run(job.entry.run_id).info.status == "RUNNING"
+    assert mlflow.get_run(job.manifest.run_id).info.status == "RUNNING"
     for _ in range(2):
         sync(job.folder, 60, lambda _: None)
-        is_whole(job.entry.run_id)
+        is_whole(job.manifest.run_id)
 
 
 def test_server_that_dies_between_two_calls_of_logging(server: Server, uri: str) -> None:
@@ -136,11 +137,11 @@ def test_server_that_dies_between_two_calls_of_logging(server: Server, uri: str)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TrackingError), run_of_nothing() as job:  # noqa: PT012
         fill(job)
         patch.setattr(mlflow.MlflowClient, "log_artifact", lambda *given: (server.kill(), real(*given)))
-        job.finish(job.entry)
+        job.finish(job.manifest)
     server.start()
-    assert mlflow.get_run(job.entry.run_id).data.metrics == {"gain": 0.5}
+    assert mlflow.get_run(job.manifest.run_id).data.metrics == {"gain": 0.5}
     sync(job.folder, 60, lambda _: None)
-    is_whole(job.entry.run_id)
+    is_whole(job.manifest.run_id)
 
 
 def test_server_that_freezes(server: Server, uri: str) -> None:
@@ -153,12 +154,12 @@ def test_server_that_freezes(server: Server, uri: str) -> None:
             for _ in range(5):
                 job.push()
             assert time.monotonic() - since < timeout + SLACK
-            job.finish(job.entry)
+            job.finish(job.manifest)
             assert time.monotonic() - since < 2 * timeout + SLACK
         finally:
             server.signal(signal.SIGCONT)
     sync(job.folder, 60, lambda _: None)
-    is_whole(job.entry.run_id)
+    is_whole(job.manifest.run_id)
 
 
 def test_server_that_was_away_at_the_start_and_is_back_at_the_end(server: Server, uri: str) -> None:
@@ -167,16 +168,16 @@ def test_server_that_was_away_at_the_start_and_is_back_at_the_end(server: Server
     with run_of_nothing() as job:
         mlflow.set_tracking_uri(uri)
         fill(job)
-        job.finish(job.entry)
-    assert job.entry.run_id.startswith("local-")
-    is_whole(str(manifest.load(job.folder).mlflow_run_id))
+        job.finish(job.manifest)
+    assert job.manifest.run_id.startswith("local-")
+    is_whole(str(load_manifest(job.folder).mlflow_run_id))
 
 
 def test_eight_runs_at_once(server: Server, uri: str) -> None:
     def one() -> None:
         with run_of_nothing(tiny.config("x"), name="at once") as job:
             fill(job)
-            job.finish(job.entry)
+            job.finish(job.manifest)
 
     children = []
     for _ in range(8):
@@ -200,7 +201,7 @@ def test_server_that_says_no(store: str, status: int, capsys: pytest.CaptureFixt
         since, its = time.monotonic(), tiny.config("x", "runtime.mlflow_timeout=16")
         with pytest.raises(TrackingError, match="the results are safe"), run_of_nothing(its) as job:  # noqa: PT012
             fill(job)
-            job.finish(job.entry)
+            job.finish(job.manifest)
         assert time.monotonic() - since < 2 * 16 + SLACK
     told = capsys.readouterr().err
     assert told.count("warning:") == 1

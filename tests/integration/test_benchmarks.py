@@ -14,7 +14,7 @@ from benchmarks.common import engine, median_ratio, paired, part, results_only, 
 from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
 from cedkv.conditions import Condition
-from cedkv.eval_phase2 import plan_samples, run
+from cedkv.eval_phase2 import plan_samples, run_units
 from cedkv.tasks.load import load_samples
 from tests.support import tiny
 
@@ -65,7 +65,7 @@ def test_the_engine_runs_the_tokens_that_must_be_run_and_no_others(llama_folder:
 
     handle = lm.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     units = plan_samples(conditions, samples, "2")
-    records = [r for _, found in run(lm, conditions, samples, units, "2", lambda *_: None) for r in found["run"]]
+    records = [r for _, found in run_units(lm, conditions, samples, units, "2", lambda *_: None) for r in found["run"]]
     handle.remove()
     assert sum(counted) == sum(needed(samples, records))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import NumericsError
 from cedkv.report.tables import conditions_table
 from cedkv.report.text import aligned, console_note
-from cedkv.runs import compare, pipeline
 from cedkv.runs.manifest import OUTPUTS
+from cedkv.runs.resolved import ResolvedRun
 from entrypoints import ablate_selector, compare_positioning
 from tests.support import making, tiny
 from tests.support import patch_points as points
+from tests.support.runs import run_comparison, run_phase2
 
 MODES = ("attention_diversity_span", "causal_drop_span", "full_demo", "oracle_span", "wrong_demo")
 LISTS = {"select_modes": ",".join(MODES)}
@@ -49,7 +51,7 @@ def config(llama_folder: Path) -> Phase2Config:
 
 def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What people find in the UI: names, tags, tables at the root, files, and each condition a full run in its own right."""
-    results = compare.run_comparison("ablate_selector", config, LISTS)
+    results = run_comparison("ablate_selector", config, LISTS)
     parent = only_parent("ablate_selector")
     said = capsys.readouterr()
     assert parent.info.status == "FINISHED"
@@ -94,18 +96,17 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
             "phase2_on_samples.json", "phase2_off_samples.json", "report_phase2.json", "metrics.jsonl", "config.yaml",
             "report.html", "artifacts",
         }  # fmt: skip
-    assert "about " in said.err
-    assert (
-        said.err.index("through the model") < said.err.index("by the speed of the first batch") < said.err.index("unit/00000")
-    )
+    size = re.search(r"5 conditions on 6 ON samples and 8 OFF prompts: [1-9]\d* evaluations", said.err)
+    assert size is not None
+    assert size.start() < said.err.index("unit/00000 done (1 of 2 units, about ")
     assert all(result.label in said.out for result in results)
     assert f"best     {best.label}" in said.out
 
 
 def test_a_nested_run_is_what_a_separate_evaluation_gives(config: Phase2Config, store: str) -> None:
     """Sample by sample, to the floor: nothing of one condition may leak into another."""
-    _, chosen = compare.run_comparison("ablate_selector", config, {"select_modes": "wrong_demo,causal_drop_span"})
-    pipeline.run_phase2(chosen.config, "2")
+    _, chosen = run_comparison("ablate_selector", config, {"select_modes": "wrong_demo,causal_drop_span"})
+    run_phase2(chosen.config)
     experiment = mlflow.get_experiment_by_name("cedkv").experiment_id
     alone = mlflow.MlflowClient().search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
     assert alone.info.run_id != chosen.run_id
@@ -119,7 +120,7 @@ def test_a_nested_run_is_what_a_separate_evaluation_gives(config: Phase2Config, 
 
 
 def test_files_of_the_parent_say_the_same(config: Phase2Config, store: str) -> None:
-    results = compare.run_comparison("compare_positioning", config, {"kv_sources": "prefill", "keep_sinks": "0"})
+    results = run_comparison("compare_positioning", config, {"kv_sources": "prefill", "keep_sinks": "0"})
     folder = OUTPUTS / only_parent("compare_positioning").info.run_id
     content = json.loads((folder / "comparison.json").read_text())
     assert [row["condition"] for row in content["conditions"]] == [r.label for r in results]
@@ -137,15 +138,15 @@ def test_a_crash_leaves_no_run_running(config: Phase2Config, store: str, monkeyp
     """In the middle of publishing: nested runs that are done stay FINISHED, the others and the parent are FAILED."""
     calls: list[Any] = []
 
-    def breaks(real: Any, *arguments: Any) -> None:
+    def breaks(real: Any, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise NumericsError("planted")
-        real(*arguments)
+        return real(*arguments)
 
-    points.PUBLISH.wrap(monkeypatch, breaks)
+    points.REPORT_CONDITION.wrap(monkeypatch, breaks)
     with pytest.raises(NumericsError, match="planted"):
-        compare.run_comparison("ablate_selector", config, {"select_modes": "random_span,delimiter_span,sink_recent"})
+        run_comparison("ablate_selector", config, {"select_modes": "random_span,delimiter_span,sink_recent"})
     parent = only_parent("ablate_selector")
     assert parent.info.status == "FAILED"
     assert [run.info.status for run in children_of(parent.info.run_id)] == ["FINISHED", "FAILED", "FAILED"]
@@ -158,7 +159,7 @@ def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
     """Layer 9 of 4; no nested run is left behind."""
     points.EVALUATE.replace(lambda *_: pytest.fail("the grid was started"), monkeypatch)
     with pytest.raises(Exception, match=r"layer_scope\.selection"):
-        compare.run_comparison("ablate_selector", config, {"selection_scopes": "all,[9]"})
+        run_comparison("ablate_selector", config, {"selection_scopes": "all,[9]"})
     parent = only_parent("ablate_selector")
     assert parent.info.status == "FAILED"
     assert children_of(parent.info.run_id) == []
@@ -187,11 +188,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the comparison that notes what it was asked for; its conditions have ``verdicts``."""
     noted = SimpleNamespace(calls=[], verdicts=[dict.fromkeys(GATES, True), {"gateA": True, "gateB": False, "phase2": False}])
 
-    def run_comparison(name: str, config: Any, lists: Any, *_: Any, **__: Any) -> Any:
-        noted.calls.append((name, config, lists))
+    def run(resolved: ResolvedRun) -> Any:
+        noted.calls.append((resolved.comparison, resolved.config, resolved.manifest.lists))
         return [SimpleNamespace(results=SimpleNamespace(verdicts=verdict)) for verdict in noted.verdicts]
 
-    points.RUN_COMPARISON.replace(run_comparison, monkeypatch)
+    points.RUN.replace(run, monkeypatch)
     return noted
 
 

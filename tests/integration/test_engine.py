@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from cedkv.conditions import Condition
+from cedkv.config.extensions import SELECTORS
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnSample, Record
 from cedkv.eval_phase2 import evaluations, plan
-from cedkv.selectors import NAMES, uses_partner
+from cedkv.selectors.base import selector_class
 from tests.support import patch_points as points
 from tests.support import tiny
 
@@ -83,12 +84,12 @@ FIGURES_ONLY = ("eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=
 """A run as small as its samples can still be batched, without what Gate A measures besides."""
 
 
-@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("mode", SELECTORS.builtin)
 def test_batches_of_one_give_the_same_figures(model_folder: Path, mode: str) -> None:
     """Guards against one row's choice, mask or position used for a whole batch."""
     settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather", *FIGURES_ONLY)
     together, _, _ = records_of(model_folder, *settings)
-    smallest = 2 if uses_partner(mode) else 1
+    smallest = 2 if selector_class(mode).uses_partner else 1
     alone, _, _ = records_of(model_folder, f"runtime.batch_size={smallest}", *settings)
     for kind in ("on", "off"):
         left, right = by_id(together, kind), by_id(alone, kind)

@@ -33,11 +33,11 @@ def test_one_number_among_many_keeps_a_run_from_passing(kind: str, name: str, ba
     made = {"on": making.on, "off": making.off, "plumbing": making.plumbing}
     records: dict[str, Any] = {key: [make(sample_id=f"{key}-{i}") for i in range(n)] for key, make in made.items()}
     repeats = making.repeats(records["on"], config.eval.repro_runs)
-    assert decide(config, Records(**records, selections=[], repro=repeats), "2").verdicts["phase2"]
+    assert decide(config, Records(**records, repro=repeats), "2").verdicts["phase2"]
     for at in (0, n // 2, n - 1):
         spoiled = {key: [dict(record) for record in of] for key, of in records.items()}
         spoiled[kind][at][name] = bad
-        found = decide(config, Records(**spoiled, selections=[], repro=repeats), "2")
+        found = decide(config, Records(**spoiled, repro=repeats), "2")
         assert not found.verdicts["phase2"]
         assert not all_pass(found.checks)
 

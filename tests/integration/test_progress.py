@@ -31,7 +31,7 @@ def test_lines_at_most_every_half_minute_and_one_a_unit(
         "teacher (1,000 of 1,700 evaluations done)",
         "select (1,200 of 1,700 evaluations done)",
         "random 2/5 (1,400 of 1,700 evaluations done)",
-        "unit/00001 done (2 of 3 units)",
+        "unit/00001 done (2 of 3 units, about 00:28 left)",
         "unit/00002 done (3 of 3 units)",
     ]
 
@@ -55,7 +55,7 @@ def test_bars_of_libraries_are_off_without_a_terminal() -> None:
         "import sys\n"
         "from cedkv.cli import app\n"
         "try:\n"
-        "    app.execute('phase2', app.RunRequest('no-such-file.yaml', (), {}))\n"
+        "    app.execute(app.RunRequest('phase2', 'no-such-file.yaml'))\n"
         "except SystemExit: pass\n"
         "from tqdm import tqdm\n"
         "print(sum(tqdm(range(3), desc='Loading weights')))\n"

@@ -19,10 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cedkv.analysis.results import sort_records
-from cedkv.checks.certificate import ROWS_LIMIT
+from cedkv.analysis.results import collect
 from cedkv.checks.gates import gate_a
-from cedkv.checks.probe import probe
+from cedkv.checks.probe import ROWS_LIMIT, run_probe
 from tests.mutation.planted import Patch, Plant, precision, prefixes, samples
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -32,7 +31,7 @@ GATHER, SINKS, SOME_LAYERS = "prefix.kv_source=gather", "select.keep_sink=3", "l
 
 def verdicts(folder: Path, *overrides: str) -> dict[str, str]:
     """Gate A of a small run: check -> verdict."""
-    records = sort_records(tiny.records(folder, *overrides))
+    records = collect(tiny.records(folder, *overrides))
     config = tiny.config(folder, *overrides)
     return {check.name: check.verdict for check in gate_a(config, records.on, records.plumbing, records.repro)}
 
@@ -109,9 +108,9 @@ def test_random_spans_that_are_the_selected_ones_decide_nothing(llama_folder: Pa
 @pytest.mark.parametrize("how", ["another layer", "one head"])
 def test_attention_read_wrongly_is_for_the_certificate(llama_folder: Path, monkeypatch: Patch, how: str) -> None:
     _, lm = tiny.load(llama_folder)
-    assert probe(lm).figures["attention_rows"] <= ROWS_LIMIT["float32"]
+    assert run_probe(lm).figures["attention_rows"] <= ROWS_LIMIT["float32"]
     if how == "one head":
         points.ATTENTION_ROWS.wrap(monkeypatch, lambda real, *arguments: real(*arguments)[:, :1])
     else:
         points.READ_ATTENTION.wrap(monkeypatch, lambda real, self, layer, *rest: real(self, (layer + 1) % 4, *rest))
-    assert probe(lm).figures["attention_rows"] > ROWS_LIMIT["float32"]
+    assert run_probe(lm).figures["attention_rows"] > ROWS_LIMIT["float32"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from cedkv.config.extensions import SELECTORS
 from cedkv.runs import pipeline
-from cedkv.runs.manifest import RunManifest
-from cedkv.selectors import NAMES
+from cedkv.runs.resolved import resolve_run
 from tests.oracle.outside import Plain, Rules
 from tests.oracle.outside_run import Comparison, compare
 from tests.support import patch_points as points
@@ -35,7 +35,9 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     monkeypatch.chdir(tmp_path)
 
     def run(folder: Path, *overrides: str) -> None:
-        pipeline.run_phase2(tiny.config(folder, *SIZES, *overrides), "2", RunManifest("phase2", "2", origin=RUN.name))
+        resolved = resolve_run("phase2", tiny.config(folder, *SIZES, *overrides))
+        resolved.manifest.origin = RUN.name
+        pipeline.run(resolved)
 
     return run
 
@@ -99,7 +101,7 @@ def test_every_way_to_choose_spans(
     assert agrees(compare(RUN, plain(model_folder), rules))
 
 
-@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("mode", SELECTORS.builtin)
 @pytest.mark.parametrize("kv_source", ["prefill", "gather"])
 def test_every_selector(bos_folder: Path, evaluate: Callable[..., None], mode: str, kv_source: str) -> None:
     """Whatever was chosen, and of whose demo: the prefix is what the files say."""

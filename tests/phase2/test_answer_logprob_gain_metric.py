@@ -63,7 +63,7 @@ def recorded(
     arms = {name: torch.stack([other, its, other]) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
     trials = [torch.stack([other, its, other]) for its in randoms]
     measured = answers(arms, trials, [3, ANSWER, 4], Decoder(), 3)
-    return on_record(SAMPLE, measured[1], evidence, selection, span_len)
+    return on_record(SAMPLE, measured[1], evidence, selection, [], span_len)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
-from cedkv.selectors import NAMES, select
 from cedkv.selectors.base import candidates
-from tests.support.making import kinds, task
+from tests.support.making import kinds, select, task
 
 NO_CANDIDATES = {"full_demo", "oracle_span", "sink_recent"}
 """Points of reference that are defined by where they look, not by candidates; a new selector is held to the rules."""
@@ -78,7 +78,7 @@ def tasks(draw: st.DrawFn) -> tuple[str, SelectBlock, list[float], int]:
     return letters, block, draw(scores), draw(st.integers(0, 1000))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_CANDIDATES])
+@pytest.mark.parametrize("name", [name for name in SELECTORS.builtin if name not in NO_CANDIDATES])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(made=tasks())
 def test_every_selector_keeps_the_rules(name: str, made: tuple[str, SelectBlock, list[float], int]) -> None:

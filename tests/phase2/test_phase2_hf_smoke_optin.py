@@ -9,9 +9,9 @@ import pytest
 
 from cedkv.config.resolve import resolve
 from cedkv.models import smollm2
-from cedkv.runs.pipeline import run_phase2
 from tests.oracle.outside import Plain, Rules
 from tests.oracle.outside_run import compare
+from tests.support.runs import run_phase2
 
 pytestmark = pytest.mark.weights  # plain pytest skips it; RUN_HF_TESTS=1 opts in (tests/conftest.py)
 

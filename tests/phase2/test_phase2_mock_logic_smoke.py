@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from cedkv.config.resolve import resolve
-from cedkv.runs.pipeline import run_phase2
 from tests.support import patch_points as points
 from tests.support import tiny
+from tests.support.runs import run_phase2
 
 
 @pytest.fixture

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from cedkv.checks.gates import Check, gate_b
+from cedkv.checks.base import CheckResult as Check
+from cedkv.checks.gates import gate_b
 from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.selectors import select
 from cedkv.selectors.base import SelectionTask
 from tests.support import making
+from tests.support.making import select
 
 BLOCK = SelectBlock(span_len=2, span_budget=3, min_span_distance=3)
 DEMO = making.kinds("diad" * 16)

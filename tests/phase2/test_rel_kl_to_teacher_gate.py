@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from cedkv.checks.gates import Check, all_pass, gate_b
+from cedkv.checks.base import CheckResult as Check
+from cedkv.checks.gates import all_pass, gate_b
 from cedkv.config.schema import Phase2Config, ThresholdsBlock
 from cedkv.metrics_phase2 import relative_kl, run_metrics
 from tests.support import making

@@ -16,9 +16,10 @@ import mlflow
 
 from cedkv.config.schema import Phase2Config
 from cedkv.runs.lifecycle import ActiveRun, open_run
-from cedkv.runs.manifest import find, new
-from cedkv.runs.pipeline import run_phase2
+from cedkv.runs.manifest import find_resumable
+from cedkv.runs.resolved import resolve_run
 from tests.support import tiny
+from tests.support.runs import run_phase2
 
 SIZES = ("eval.on_samples=11", "eval.off_samples=3", "eval.gate_a_samples=1", "eval.n_random_trials=1", "runtime.batch_size=2")
 OUTPUTS = Path("outputs")
@@ -34,9 +35,9 @@ def config(model: Path, *overrides: str) -> Phase2Config:
 def run_of_nothing(its: Phase2Config | None = None, name: str = "n") -> Iterator[ActiveRun]:
     """A run without a model."""
     its = its or tiny.config("x")
-    entry = new("phase2", "2", its, {})
-    entry.name = name
-    with open_run(its, entry, {"gateA": "pending"}, resumed=False) as job:
+    resolved = resolve_run("phase2", its)
+    resolved.manifest.name = name
+    with open_run(resolved, {"gateA": "pending"}) as job:
         yield job
 
 
@@ -91,7 +92,7 @@ def killed_at(name: str, count: int, after: bool = False) -> Plant:
 
 def resume(run_id: str, its: Phase2Config) -> Callable[[], Any]:
     """Work that goes on with a run."""
-    return lambda: run_phase2(its, "2", find(run_id), resumed=True)
+    return lambda: run_phase2(its, "2", find_resumable(run_id))
 
 
 def n_runs() -> int:

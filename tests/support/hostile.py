@@ -37,8 +37,8 @@ class AcceptedError(BaseException):
 def nothing_is_run(folder: Path) -> Iterator[None]:
     """In this folder, and where a run would be made the command is stopped."""
 
-    def accepted(config: Any, *_: Any, **__: Any) -> None:
-        raise AcceptedError(config)
+    def accepted(resolved: Any, *_: Any, **__: Any) -> None:
+        raise AcceptedError(resolved.config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

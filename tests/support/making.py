@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from cedkv import selectors
 from cedkv.analysis.results import ConditionResult, Records, decide
 from cedkv.conditions import Condition, factors, labels
 from cedkv.config.resolve import resolve_over
 from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.seeding import rng_for
-from cedkv.core.values import Evidence, Record, TokenKind
-from cedkv.selectors.base import SelectionTask, candidates
+from cedkv.core.values import Evidence, Record, Selection, TokenKind
+from cedkv.selectors.base import SelectionTask, candidates, select_tokens, selector_class
 
 _KINDS: dict[str, TokenKind] = {"b": "bos", "i": "input", "d": "delimiter", "a": "answer"}
 
@@ -39,6 +38,11 @@ def task(
     dropped = dict.fromkeys((c.start for c in candidates(known, select)), 0.0) | (drops or {})
     others: dict[str, Any] = {"accumulated": zeros, "other_attention": zeros, "gold": (len(known) - 1, len(known)), **evidence}
     return SelectionTask(select, known, Evidence(read, dropped, **others), rng_for(0, "test", trial, "sample"))
+
+
+def select(name: str, selection_task: SelectionTask) -> Selection:
+    """What a selector with its default parameters keeps."""
+    return select_tokens(selector_class(name)(), selection_task)
 
 
 def on(**changes: object) -> Record:
@@ -106,13 +110,8 @@ def grid(
         ]  # fmt: skip
         offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta) for i, delta in enumerate(deltas)]
         repeated = repeats(ons, condition.config.eval.repro_runs)
-        records = Records(ons, offs, [{"kept_tokens": [0, 1]}] * n, [plumbing(sample_id=r["sample_id"]) for r in ons], repeated)
-        mode = condition.config.select.mode
-        found.append(
-            ConditionResult(
-                condition.key, named[condition.key], f"run-{len(found)}", condition.config, varied[condition.key],
-                selectors.is_oracle(mode), selectors.reference(mode) is not None, records,
-                decide(condition.config, records, "2"),
-            )
-        )  # fmt: skip
+        records = Records(ons, offs, [plumbing(sample_id=r["sample_id"]) for r in ons], repeated, [2] * n)
+        results = decide(condition.config, records, "2")
+        name, run_id, differing = named[condition.key], f"run-{len(found)}", varied[condition.key]
+        found.append(ConditionResult(condition.key, name, run_id, condition.config, records, results, differing))
     return found

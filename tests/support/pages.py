@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cedkv.analysis.results import ConditionResult, Records, Results, decide, sort_records
+from cedkv.analysis.comparison import Best
+from cedkv.analysis.findings import ComparisonResult
+from cedkv.analysis.results import ConditionResult, Records, Results, decide
+from cedkv.config.resolve import resolve_over
 from cedkv.config.schema import Phase2Config
+from cedkv.core.values import Record
 from cedkv.report.page.render import comparison_page, run_page
+from cedkv.report.page.samples import ConditionSamples
+from cedkv.report.text import run_name
 from tests.support import tiny
 
 HOSTILE = (
@@ -20,7 +27,41 @@ SVG = '<svg viewBox="0 0 100 50" role="img" aria-label="a line"><path d="M0 50L1
 ARMS = ("base", "teacher", "select")
 HERE = {"holds": "pass", "does not hold": "fail", "not resolved": "insufficient", "not refuted": "insufficient"}
 """What is said of a known relation, and the badge it is said in."""
-Run = tuple[Phase2Config, Records, Results]
+
+
+@dataclass(frozen=True)
+class AllRecords:
+    """The records of a run by type, all of them in memory."""
+
+    on: list[Record]
+    off: list[Record]
+    selections: list[Record]
+    plumbing: list[Record]
+    repro: list[Record]
+
+    @classmethod
+    def of(cls, records: list[Record]) -> AllRecords:
+        def kind(name: str) -> list[Record]:
+            return [record for record in records if name in (record["type"], record.get("kind"))]
+
+        return cls(*(kind(name) for name in ("on", "off", "selection", "plumbing", "repro")))
+
+    def collected(self) -> Records:
+        """What figures are computed from."""
+        kept = [len(selection["kept_tokens"]) for selection in self.selections]
+        return Records(self.on, self.off, self.plumbing, self.repro, kept)
+
+    def shown(self) -> ConditionSamples:
+        """What a page shows of them."""
+        samples = ConditionSamples()
+        for on, selection in zip(self.on, self.selections, strict=True):
+            samples.add_on(on, selection)
+        for off in self.off:
+            samples.add_off(off)
+        return samples
+
+
+Run = tuple[Phase2Config, AllRecords, Results]
 
 
 def hostile(token: int) -> str:
@@ -30,17 +71,18 @@ def hostile(token: int) -> str:
 def dealt_out(llama_folder: Path) -> Run:
     """A real run of a tiny model, whose right and wrong answers are then dealt out so that every filter has some."""
     config = tiny.config(llama_folder, "eval.on_samples=12")
-    records = sort_records(tiny.records(llama_folder, "eval.on_samples=12"))
+    records = AllRecords.of(tiny.records(llama_folder, "eval.on_samples=12"))
     for i, record in enumerate(records.on):
         for bit, arm in enumerate(ARMS):
             record[f"correct_{arm}"] = bool((i + 1) >> bit & 1)
         record["correct_random"] = [i % 3 == 0, i % 4 == 0]
-    return config, records, decide(config, records, "2")
+    return config, records, decide(config, records.collected(), "2")
 
 
 def page_of(run: Run, token_text: Any = hostile) -> str:
     config, records, results = run
-    return run_page(config, records, results, {"A <figure>": SVG}, {"on": "<b>on</b>", "off": "off"}, "run-id", token_text)
+    result = ConditionResult("run", run_name(config, results.phase), "run-id", config, records.collected(), results)
+    return run_page(result, records.shown(), {"A <figure>": SVG}, {"on": "<b>on</b>", "off": "off"}, token_text)
 
 
 def compared(run: Run) -> str:
@@ -48,12 +90,12 @@ def compared(run: Run) -> str:
     config, records, results = run
     other = [{**record, "correct_select": not record["correct_select"]} for record in records.on]
     all_right = [{**record, "correct_select": True} for record in records.on]
-    conditions = []
+    conditions, shown = [], []
     for name, on in (("first", records.on), ("other <way>", other), ("right", all_right)):
-        changed = Records(on, records.off, records.selections, records.plumbing, records.repro)
-        conditions.append(
-            ConditionResult(f"x={name}", name, "id", config, {"x": name}, name == "right", name == "right", changed, results)
-        )
+        changed = replace(records, on=list(on))
+        role = resolve_over(config, {"select.mode": "oracle_span"}) if name == "right" else config
+        conditions.append(ConditionResult(f"x={name}", name, "id", role, changed.collected(), results, {"x": name}))
+        shown.append(changed.shown())
     pair = {"left": "first", "right": "other <way>", "quantity": "accuracy", "n": 12, "difference": 0.25, "low": -0.1}
     pairs = [
         {**pair, "high": 0.5, "p": 0.3, "p_holm": 0.6, "verdict": "undecided", "n_needed": 410},
@@ -63,4 +105,5 @@ def compared(run: Run) -> str:
     known = [{"relation": f"<relation {here}>", "here": here, "figures": "0 < 1"} for here in HERE]
     same = {"left": "first", "right": "<teacher>", "quantity": "KL", "n": 12, "largest": None, "floor": 1e-9, "limit": 1e-4}
     equal = [{**same, "verdict": "insufficient"}, {**same, "largest": 0.5, "verdict": "fail"}]
-    return comparison_page("grid <1>", conditions, pairs, asked, known, equal, {}, hostile)
+    comparison = ComparisonResult("grid <1>", conditions, Best(None, "", "none"), pairs, asked, known, equal)
+    return comparison_page(comparison, shown, {}, hostile)

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from cedkv import eval_phase2, selectors
+from cedkv import eval_phase2
 from cedkv.checks import consistency, probe
 from cedkv.cli import app
+from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
 from cedkv.inference import forward, student, teacher
 from cedkv.inference import prefix as prefix_module
-from cedkv.kv import attention, cache, positioning
+from cedkv.kv import attention, cache
 from cedkv.models import loading
-from cedkv.runs import compare, lifecycle, pipeline, tracking
+from cedkv.runs import lifecycle, pipeline, publish, tracking
 from cedkv.runs.journal import Journal
 
 
@@ -88,23 +89,22 @@ ROTATE_KEYS = point("rerotate_keys", cache)
 ROTATE_KEYS_CHECKED = point("rerotate_keys", consistency)
 ROTATE_KEYS_EVERYWHERE = point("rerotate_keys", cache, consistency)
 SAVE_PREFIX = point("save_prefix", consistency)
-POSITIONING = positioning.POSITIONING
+POSITIONING = POSITIONING_MODES._loaded
 """Positioning mode -> the function that places by it; ``monkeypatch.setitem`` replaces one."""
 
 # the arms
-READ_SAMPLES = point("read", student)
-EVIDENCE = point("evidence", student)
+READ_SAMPLES = point("read_batch", student)
+EVIDENCE = point("read_evidence", student)
 CHOOSE = point("choose", student)
 ANSWER = point("answer", student)
-SELECT = point("select", selectors)
-OFF_PROMPTS = point("_off", eval_phase2)
+SELECT = point("select_tokens", student)
+OFF_PROMPTS = point("_off_select", eval_phase2)
 
 # runs
-RUN_PHASE2 = point("run_phase2", pipeline)
-RUN_COMPARISON = point("run_comparison", compare)
-EVALUATE = point("evaluate", compare)
-PUBLISH = point("publish", compare)
-OPEN_RUN = point("open_run", pipeline, compare)
+RUN = point("run", pipeline)
+EVALUATE = point("evaluate", pipeline)
+REPORT_CONDITION = point("report_condition", publish)
+OPEN_RUN = point("open_run", pipeline)
 END_ON_SIGNALS = point("_end_on_signals", app)
 MLFLOW_ATTEMPT = point("_attempt", tracking.MlflowTracker)
 MLFLOW_HTTP_SETTINGS = point("_http", tracking)

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cedkv.conditions import Condition
+from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import Phase, plan_samples, run
+from cedkv.eval_phase2 import plan_samples, run_units
 from cedkv.models import loading
 from cedkv.tasks.load import load_samples
 from cedkv.tasks.off_prompts import FORMS, TOPICS
@@ -106,7 +107,7 @@ def grid_records(
     grid = [Condition(key, its) for key, its in made.items()]
     units = plan_samples(grid, samples, phase)
     found: dict[str, list[Record]] = {key: [] for key in made}
-    for _, records in run(lm, grid, samples, units, phase, steps or (lambda *_: None)):
+    for _, records in run_units(lm, grid, samples, units, phase, steps or (lambda *_: None)):
         for key, new in records.items():
             found[key] += new
     return found

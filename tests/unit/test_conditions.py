@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cedkv.conditions import build, factors, labels
+from cedkv.conditions import build_conditions, factors, labels
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
-from cedkv.selectors import NAMES
 from tests.support import tiny
 
 
@@ -16,14 +16,14 @@ def config(*overrides: str) -> Phase2Config:
 
 
 def names(comparison: str, *overrides: str, **lists: str) -> list[str]:
-    return list(labels(build(comparison, config(*overrides), lists)).values())
+    return list(labels(build_conditions(comparison, config(*overrides), lists)).values())
 
 
 def test_without_lists_every_selector_and_the_standard_questions() -> None:
     """The first condition is the configuration itself; budget, sinks by source, span length and positioning vary around it."""
-    found = build("ablate_selector", Phase2Config(), {})
+    found = build_conditions("ablate_selector", Phase2Config(), {})
     assert found[0].config == Phase2Config()
-    assert {c.config.select.mode for c in found} == set(NAMES)
+    assert {c.config.select.mode for c in found} == set(SELECTORS.builtin)
     plain = [c.config for c in found if c.config.select.mode == "attention_diversity_span"]
     eight = [c for c in plain if c.select.span_len == 8]
     assert sorted({c.select.span_budget for c in eight}) == [1, 2, 4, 8]
@@ -35,13 +35,13 @@ def test_without_lists_every_selector_and_the_standard_questions() -> None:
 
 def test_a_tight_prefix_leaves_out_what_does_not_fit() -> None:
     """The standard set of a configuration that fills its prefix must not end in an error."""
-    for condition in build("ablate_selector", Phase2Config(prefix_len=32), {}):
+    for condition in build_conditions("ablate_selector", Phase2Config(prefix_len=32), {}):
         select = condition.config.select
         assert select.span_budget * select.span_len + select.keep_sink <= 32
 
 
 def test_lists_are_multiplied_and_the_first_values_come_first() -> None:
-    found = build("ablate_selector", config(), {"select_modes": "random_span,delimiter_span", "span_budgets": "2,1"})
+    found = build_conditions("ablate_selector", config(), {"select_modes": "random_span,delimiter_span", "span_budgets": "2,1"})
     assert [(c.config.select.mode, c.config.select.span_budget) for c in found] == [
         ("random_span", 2), ("random_span", 1), ("delimiter_span", 2), ("delimiter_span", 1)
     ]  # fmt: skip
@@ -50,7 +50,7 @@ def test_lists_are_multiplied_and_the_first_values_come_first() -> None:
 
 
 def test_positioning_is_a_whole_grid_and_a_list_replaces_one_side_of_it() -> None:
-    assert len(build("compare_positioning", config(), {})) == 16
+    assert len(build_conditions("compare_positioning", config(), {})) == 16
     found = names("compare_positioning", padding_modes="null_pad", kv_sources="gather")
     assert found == ["compact · sink 0", "compact · sink 4", "absolute · sink 0", "absolute · sink 4"]
 
@@ -67,12 +67,14 @@ def test_labels_name_what_varies_and_are_unique() -> None:
 
 
 def test_values_with_commas_of_their_own() -> None:
-    found = build("ablate_selector", config(), {"selection_scopes": "[0,1],all, top50"})
+    found = build_conditions("ablate_selector", config(), {"selection_scopes": "[0,1],all, top50"})
     assert [c.config.layer_scope.selection for c in found] == [[0, 1], "all", "top50"]
 
 
 def test_all_is_every_selector() -> None:
-    assert [c.config.select.mode for c in build("ablate_selector", config(), {"select_modes": "all"})] == list(NAMES)
+    assert [c.config.select.mode for c in build_conditions("ablate_selector", config(), {"select_modes": "all"})] == list(
+        SELECTORS.builtin
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,10 +93,10 @@ def test_all_is_every_selector() -> None:
 )
 def test_lists_that_are_refused(lists: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build("ablate_selector", config(), lists)
+        build_conditions("ablate_selector", config(), lists)
 
 
 def test_a_default_list_that_does_not_fit_names_its_condition() -> None:
     """Four sinks are in compare_positioning's own lists; the user has not asked for them by name."""
     with pytest.raises(ConfigError, match=r"condition .*select\.keep_sink=4: .* = 16 tokens cannot fit prefix_len = 12"):
-        build("compare_positioning", config("prefix_len=12"), {})
+        build_conditions("compare_positioning", config("prefix_len=12"), {})

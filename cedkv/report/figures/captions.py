@@ -26,6 +26,7 @@ from cedkv.analysis.families import (
     transfers,
     with_causal_drops,
 )
+from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.paired import interval, rank_agreement
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA
 from cedkv.analysis.results import ConditionResult, Records, Results
@@ -98,11 +99,11 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
     return figures
 
 
-def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
-    """Return the figures that this grid has the conditions for, by caption. Conditions that differ in padding alone are drawn
+def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
+    """Return the figures that a grid has the conditions for, by caption. Conditions that differ in padding alone are drawn
     once.
     """
-    conditions, figures = unique_up_to_padding(results), dict[str, Figure]()
+    conditions, figures = unique_up_to_padding(comparison.conditions), dict[str, Figure]()
     if not any(c.records.on for c in conditions):
         return figures
     n = f"n = {len(conditions[0].records.on)} ON samples; {INTERVAL}"
@@ -117,7 +118,7 @@ def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
             if varied.groups:
                 caption = f"{varied.caption}: accuracy and mean KL to the teacher. {n}."
                 figures[caption] = charts.varied(varied.name, varied.x_label, varied.groups, varied.tick, varied.with_random)
-        figures |= _off_figures(conditions)
+        figures |= _off_figures(conditions, comparison.best.condition)
         source = with_causal_drops(conditions)
         agreement = rank_agreement(source.records.on, source.config.seed) if source else {"n": 0}
         if source and agreement["n"]:
@@ -130,7 +131,7 @@ def comparison_figures(results: Sequence[ConditionResult]) -> dict[str, Figure]:
     return figures
 
 
-def _off_figures(conditions: Sequence[ConditionResult]) -> dict[str, Figure]:
+def _off_figures(conditions: Sequence[ConditionResult], best: ConditionResult | None) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     measured = [c for c in conditions if finite(series(c, OFF_DELTA))]
     if measured:
@@ -142,7 +143,7 @@ def _off_figures(conditions: Sequence[ConditionResult]) -> dict[str, Figure]:
         )
         figures[caption] = off_charts.off_rows(measured, limit)
         caption = f"Share of OFF prompts with KL(select || base) of at most x nats, by condition; n = {n}."
-        figures[caption] = off_charts.off_curves(measured, limit)
+        figures[caption] = off_charts.off_curves(measured, best, limit)
     groups = selectors_with_full_demo(conditions)
     for group, name in zip(groups, charts.group_names(groups), strict=True):
         family = f" ({name})" if len(groups) > 1 else ""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cedkv.analysis.comparison import best_condition, series, setting
+from cedkv.analysis.comparison import series, setting
 from cedkv.analysis.families import MODE
 from cedkv.analysis.quantities import OFF_DELTA
 from cedkv.analysis.results import ConditionResult
@@ -71,12 +71,11 @@ def off_rows(results: Sequence[ConditionResult], limit: float) -> Figure:
     return figure
 
 
-def off_curves(results: Sequence[ConditionResult], limit: float) -> Figure:
+def off_curves(results: Sequence[ConditionResult], best: ConditionResult | None, limit: float) -> Figure:
     """Draw a curve per condition; in colour the first, the best, the whole demonstration, and the candidate that moves most."""
     curves = [(c, finite(series(c, OFF_DELTA))) for c in results]
     figure, (axes,) = new_figure("off_delta_curves", 3.1)
     axis_start = nats_axis(axes, "x", [*(delta for _, deltas in curves for delta in deltas), limit])
-    best, _ = best_condition(results)
     full_demo = next((c for c in results if setting(c, MODE) == "full_demo"), None)
     moves_most = max(curves, key=lambda curve: (not curve[0].reference, p99(curve[1])))[0]
     highlights: list[tuple[ConditionResult | None, str, Line]] = [

@@ -11,21 +11,21 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.quantities import QUANTITIES
-from cedkv.analysis.results import ConditionResult, Records, Results, verdict_word
-from cedkv.checks.gates import Check
+from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.checks.base import CheckResult
 from cedkv.config.resolve import to_yaml
-from cedkv.config.schema import Phase2Config
 from cedkv.core.files import clean
 from cedkv.core.text import number
 from cedkv.report.page import samples as page_samples
-from cedkv.report.page.samples import SampleIndex, TokenText
+from cedkv.report.page.samples import ConditionSamples, SampleIndex, TokenText
 from cedkv.report.text import describe_run, explain, run_name
 
 MAX_ROWS = 15
@@ -36,79 +36,66 @@ _SCRIPTS = ("tokens.js", "page.js", "sample.js")
 
 
 def run_page(
-    config: Phase2Config,
-    records: Records,
-    results: Results,
+    result: ConditionResult,
+    shown: ConditionSamples,
     figures: dict[str, str],
-    sources: dict[str, str],
-    run_id: str,
+    sources: Mapping[str, str],
     token_text: TokenText,
 ) -> str:
     """Return the page of one run.
 
     Args:
+        shown: its samples.
         figures: caption -> SVG of ``figures.plotting.to_svg``; it goes into the page unescaped.
         sources: where the ON and OFF samples come from, shown with the settings.
         token_text: returns a token's text, leading space included.
     """
-    name = run_name(config, results.phase)
+    config, records, results = result.config, result.records, result.results
     samples = SampleIndex(token_text)
-    samples.add(name, config, records, results)
+    samples.add(result, shown)
     return _render(
         "run",
-        name,
+        run_name(config, results.phase),
         describe_run(config, len(records.on), len(records.off)),
         samples,
         figures,
         results=results,
         comparisons=_paired_table(results.comparisons),
         bars=_accuracy_bars(results.metrics),
-        run_id=run_id,
+        run_id=result.run_id,
         sources=sources,
         yaml=to_yaml(config),
     )
 
 
 def comparison_page(
-    name: str,
-    results: Sequence[ConditionResult],
-    comparisons: list[dict[str, Any]],
-    questions: list[dict[str, Any]],
-    relations: list[dict[str, Any]],
-    equal: list[dict[str, Any]],
-    figures: dict[str, str],
-    token_text: TokenText,
+    comparison: ComparisonResult, shown: Sequence[ConditionSamples], figures: dict[str, str], token_text: TokenText
 ) -> str:
     """Return the page of several conditions on the same samples.
 
     Args:
-        comparisons: rows of ``grid_comparisons``; p, p_holm, verdict and n_needed may be missing.
-        questions, relations: of ``findings``.
-        equal: of ``identical_conditions``.
+        shown: the samples of every condition, in their order.
         figures: caption -> SVG of ``figures.plotting.to_svg``; it goes into the page unescaped.
         token_text: returns a token's text, leading space included.
-
-    Raises:
-        ValueError: there is no condition.
     """
-    if not results:
-        raise ValueError("a comparison needs at least one condition")
+    conditions = comparison.conditions
     samples = SampleIndex(token_text)
-    for condition in results:
-        samples.add(condition.label, condition.config, condition.records, condition.results)
-    first = results[0]
+    for condition, condition_samples in zip(conditions, shown, strict=True):
+        samples.add(condition, condition_samples)
+    first = conditions[0]
+    size = describe_run(first.config, len(first.records.on), len(first.records.off))
     return _render(
         "comparison",
-        name,
-        describe_run(first.config, len(first.records.on), len(first.records.off)) + f", {len(results)} conditions",
+        comparison.name,
+        f"{size}, {len(conditions)} conditions",
         samples,
         figures,
-        conditions=results,
-        comparisons=_paired_table(comparisons),
-        questions=questions,
-        relations=relations,
-        equal=[clean(row) for row in equal],
-        checks=list(dict.fromkeys((check.gate, check.name) for c in results for check in c.results.checks)),
+        conditions=conditions,
+        comparisons=_paired_table(comparison.comparisons),
+        questions=comparison.questions,
+        relations=comparison.relations,
+        equal=[clean(row) for row in comparison.identical],
+        checks=list(dict.fromkeys((check.gate, check.name) for c in conditions for check in c.results.checks)),
     )
 
 
@@ -151,7 +138,7 @@ def embedded(data: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _bar_position(check: Check) -> float | None:
+def _bar_position(check: CheckResult) -> float | None:
     """Return the place of the observed value in percent of a bar from 0 to twice the limit; it may lie outside the bar."""
     if check.observed is None or check.limit is None or not (math.isfinite(check.observed) and math.isfinite(check.limit)):
         return None

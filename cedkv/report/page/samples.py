@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from cedkv.analysis.results import Records, Results
-from cedkv.config.schema import Phase2Config
+from cedkv.analysis.results import ConditionResult
 from cedkv.core.values import Record
 
 MAX_SAMPLES = 500
@@ -21,8 +19,42 @@ TokenText = Callable[[int], str]
 _ARMS = ("base", "teacher", "select")
 
 
+class ConditionSamples:
+    """What a page shows of one condition's samples; filled while records are read. Tokens are ids."""
+
+    def __init__(self) -> None:
+        self.on: list[dict[str, Any]] = []
+        self._off: list[Record] = []
+
+    def add_on(self, on: Record, selection: Record) -> None:
+        """Add an ON sample, if it is one of the first ``MAX_SAMPLES``."""
+        if len(self.on) < MAX_SAMPLES:
+            self.on.append(_on_sample(on, selection))
+
+    def add_off(self, off: Record) -> None:
+        """Add an OFF prompt."""
+        self._off.append(off)
+
+    @property
+    def off(self) -> list[dict[str, Any]]:
+        """The OFF prompts that moved most."""
+        most_moved = sorted(self._off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
+        return [_off_prompt(record) for record in most_moved[:MAX_SAMPLES]]
+
+    def tokens(self) -> Iterator[int]:
+        """Yield the ids of all tokens that are shown, repeats included."""
+        for sample in self.on:
+            source = sample["source"]
+            yield from (*source["demo"], *source["query"], source["answer"])
+            for arm in sample["arms"].values():
+                yield from (arm["token"], *(token for token, _ in arm["top"]))
+            yield from (trial["token"] for trial in sample["random"])
+        for prompt in self.off:
+            yield from (prompt["base"], prompt["select"], *prompt["prompt"])
+
+
 class SampleIndex:
-    """Conditions, the sources that they share by index, and the text of every token in use."""
+    """The conditions of a page, the sources that they share by index, and the text of every token in use."""
 
     def __init__(self, token_text: TokenText) -> None:
         self._token_text = token_text
@@ -31,94 +63,87 @@ class SampleIndex:
         self.sources: list[Record] = []
         self.conditions: list[dict[str, Any]] = []
 
-    def add(self, label: str, config: Phase2Config, records: Records, results: Results) -> None:
-        """Add a condition: its first ON samples, and the OFF prompts that moved most."""
-        most_moved = sorted(records.off, key=lambda record: -(_short(record["phase2_delta_off_select"]) or 0.0))
-        pairs = islice(zip(records.on, records.selections, strict=True), MAX_SAMPLES)  # selections may come from disk
+    def add(self, result: ConditionResult, samples: ConditionSamples) -> None:
+        """Add a condition with its samples."""
+        for token in samples.tokens():
+            if token not in self.tokens:
+                self.tokens[token] = self._token_text(token)
         self.conditions.append(
             {
-                "label": label,
-                "n_on": len(records.on),
-                "n_off": len(records.off),
-                "p99": _short(results.metrics["phase2_off_delta_p99_select"]),
-                "limit": config.thresholds.off_delta_p99_max,
-                "on": [self._on(record, selection) for record, selection in pairs],
-                "off": [self._off(record) for record in most_moved[:MAX_SAMPLES]],
+                "label": result.label,
+                "n_on": len(result.records.on),
+                "n_off": len(result.records.off),
+                "p99": _short(result.results.metrics["phase2_off_delta_p99_select"]),
+                "limit": result.config.thresholds.off_delta_p99_max,
+                "on": [{**sample, "source": self._share(sample["source"])} for sample in samples.on],
+                "off": samples.off,
             }
         )
 
-    def _on(self, record: Record, selection: Record) -> dict[str, Any]:
-        source = {
-            "demo": self._tokens(selection["demo_token_ids"]),
-            "query": self._tokens(selection["query_token_ids"]),
-            "answer": self._token(selection["answer_token_id"]),
-            "kinds": [kind[0] for kind in selection["token_kinds"]],
-            "scores": [_short(score) for score in selection["scores"]],
-            "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
-        }
-        states = [selection, *selection["random"]]
-        in_spans = {i for span in selection["spans"] for i in range(span["start"], span["end"])}
-        return {
-            "id": record["sample_id"],
-            "source": self._share(source),
-            "prefix_of": selection.get("prefix_of", record["sample_id"]),
-            "arms": {arm: self._arm(record, arm) for arm in _ARMS},
-            "random": [
-                {"token": self._token(token), "right": right, "logprob": _short(logprob), "kl": _short(divergence)}
-                for token, right, logprob, divergence in zip(
-                    record["token_random"],
-                    record["correct_random"],
-                    record["answer_logprob_random"],
-                    record["kl_random_teacher"],
-                    strict=True,
-                )
-            ],
-            "spans": [[[span["start"], span["end"], _short(span["score"])] for span in state["spans"]] for state in states],
-            "always": [token for token in selection["kept_tokens"] if token not in in_spans],
-            "slots": [[state["prefix_slots"], len(state["kept_tokens"])] for state in states],
-            "ratio": _short(record["rel_kl_to_teacher"]),
-            "delta": _short(record["phase2_delta_on_select"]),
-            "gain": _short(record["phase2_answer_logprob_gain"]),
-            "drop": _short(record.get("phase2_selection_score_causal_drop")),
-        }
-
-    def _arm(self, record: Record, arm: str) -> dict[str, Any]:
-        return {
-            "token": self._token(record[f"token_{arm}"]),
-            "right": record[f"correct_{arm}"],
-            "logprob": _short(record[f"answer_logprob_{arm}"]),
-            "kl": _short(record.get(f"kl_{arm}_teacher")),
-            "top": [
-                [self._token(entry["token_id"]), _short(math.exp(entry["logprob"] or 0.0))] for entry in record["topk"][arm]
-            ],
-        }
-
-    def _off(self, record: Record) -> dict[str, Any]:
-        return {
-            "id": record["sample_id"],
-            "delta": _short(record["phase2_delta_off_select"]),
-            "base": self._token(record["token_base"]),
-            "select": self._token(record["token_select"]),
-            "state": record["state_of"],
-            "prompt": self._tokens(record["token_ids"]),
-        }
-
-    def _token(self, token: int) -> int:
-        """Return the token id, and store the token's text."""
-        if token not in self.tokens:
-            self.tokens[token] = self._token_text(token)
-        return token
-
-    def _tokens(self, tokens: Sequence[int]) -> list[int]:
-        return [self._token(token) for token in tokens]
-
     def _share(self, source: Record) -> int:
-        """Return the index of a source; conditions with the same tokens and scores for a sample share one."""
+        """Return the index of a source; conditions with the same sample and scores share one."""
         key = json.dumps(source)
         if key not in self._index:
             self._index[key] = len(self.sources)
             self.sources.append(source)
         return self._index[key]
+
+
+def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
+    prefixes = [selection, *selection["random"]]
+    in_spans = {i for span in selection["spans"] for i in range(span["start"], span["end"])}
+    trials = zip(
+        record["token_random"],
+        record["correct_random"],
+        record["answer_logprob_random"],
+        record["kl_random_teacher"],
+        strict=True,
+    )
+    return {
+        "id": record["sample_id"],
+        "source": {
+            "demo": selection["demo_token_ids"],
+            "query": selection["query_token_ids"],
+            "answer": selection["answer_token_id"],
+            "kinds": [kind[0] for kind in selection["token_kinds"]],
+            "scores": [_short(score) for score in selection["scores"]],
+            "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
+        },
+        "prefix_of": selection.get("prefix_of", record["sample_id"]),
+        "arms": {arm: _arm(record, arm) for arm in _ARMS},
+        "random": [
+            {"token": token, "right": right, "logprob": _short(logprob), "kl": _short(divergence)}
+            for token, right, logprob, divergence in trials
+        ],
+        "spans": [[[span["start"], span["end"], _short(span["score"])] for span in prefix["spans"]] for prefix in prefixes],
+        "always": [token for token in selection["kept_tokens"] if token not in in_spans],
+        "slots": [[prefix["prefix_slots"], len(prefix["kept_tokens"])] for prefix in prefixes],
+        "ratio": _short(record["rel_kl_to_teacher"]),
+        "delta": _short(record["phase2_delta_on_select"]),
+        "gain": _short(record["phase2_answer_logprob_gain"]),
+        "drop": _short(record.get("phase2_selection_score_causal_drop")),
+    }
+
+
+def _arm(record: Record, arm: str) -> dict[str, Any]:
+    return {
+        "token": record[f"token_{arm}"],
+        "right": record[f"correct_{arm}"],
+        "logprob": _short(record[f"answer_logprob_{arm}"]),
+        "kl": _short(record.get(f"kl_{arm}_teacher")),
+        "top": [[entry["token_id"], _short(math.exp(entry["logprob"] or 0.0))] for entry in record["topk"][arm]],
+    }
+
+
+def _off_prompt(record: Record) -> dict[str, Any]:
+    return {
+        "id": record["sample_id"],
+        "delta": _short(record["phase2_delta_off_select"]),
+        "base": record["token_base"],
+        "select": record["token_select"],
+        "state": record["state_of"],
+        "prompt": record["token_ids"],
+    }
 
 
 def _short(value: float | None) -> float | None:

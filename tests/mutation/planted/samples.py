@@ -33,10 +33,10 @@ def states_swapped_for_the_whole_unit(patch: Patch) -> None:
 
 
 def off_prompts_under_another_state(patch: Patch) -> None:
-    points.OFF_PROMPTS.wrap(
-        patch,
-        lambda real, batch, config, off, owners, state: real(batch, config, off, owners[1:] + owners[:1], state),
-    )
+    def rotated(real: Any, batch: Any, config: Any, off: Any, state: Any) -> Any:
+        return real(batch, config, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
+
+    points.OFF_PROMPTS.wrap(patch, rotated)
 
 
 def row_0_s_selection_for_all(patch: Patch) -> None:

@@ -136,29 +136,32 @@ def test_best_has_the_smallest_kl_among_candidates_that_pass() -> None:
         ({"select.mode": "oracle_span"}, {"kl": 0.01}),
         n=40,
     )
-    best, rule = best_condition(results)
-    assert best is not None
-    assert best.label == "delimiter"
+    best = best_condition(results)
+    assert best.condition is not None
+    assert (best.condition.label, best.lead) == ("delimiter", "resolved")
+    rule = best.rule
     assert rule.startswith("smallest mean KL(select||teacher), ")
     assert rule.endswith("of 2 candidates that pass gates A and B; resolved from all others")
 
 
 def test_best_that_is_not_resolved_says_from_what() -> None:
     kl = draw(0.5, 40)
-    best, rule = best_condition(making.grid((ATTENTION, {"kl": kl}), (DELIMITER, {"kl": [v + 1e-9 for v in kl]}), n=40))
-    assert best is not None
-    assert rule.endswith("not resolved from: delimiter")
+    best = best_condition(making.grid((ATTENTION, {"kl": kl}), (DELIMITER, {"kl": [v + 1e-9 for v in kl]}), n=40))
+    assert best.condition is not None
+    assert best.lead == "unresolved"
+    assert best.rule.endswith("not resolved from: delimiter")
 
 
 def test_no_gate_no_winner() -> None:
     results = making.grid((ATTENTION, {}), (DELIMITER, {}))
     for condition in results:
         condition.results.verdicts["gateA"] = False
-    assert best_condition(results)[0] is None
+    assert best_condition(results).condition is None
     for condition in results:
         condition.results.verdicts.update(gateA=True, gateB=False)
-    assert "Gate A (none of them Gate B)" in best_condition(results)[1]
-    assert best_condition(making.grid(({"select.mode": "full_demo"}, {}), ({"select.mode": "random_span"}, {})))[0] is None
+    assert "Gate A (none of them Gate B)" in best_condition(results).rule
+    references = making.grid(({"select.mode": "full_demo"}, {}), ({"select.mode": "random_span"}, {}))
+    assert best_condition(references).condition is None
 
 
 SHRINK = {**ATTENTION, "prefix.padding_mode": "shrink_to_selected"}

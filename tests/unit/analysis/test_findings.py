@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from cedkv.analysis.comparison import grid_comparisons, identical_conditions
 from cedkv.analysis.families import budgets, lengths, positions, sinks, transfers
-from cedkv.analysis.findings import questions, relations, sign_of
+from cedkv.analysis.findings import compare_conditions, relations, sign_of
 from cedkv.analysis.results import ConditionResult
 from cedkv.report.summary import summary_markdown
 from tests.support import making
@@ -16,7 +15,7 @@ from tests.support.grids import N, modes, some, standard
 
 
 def test_every_standard_question_has_an_answer_with_its_verdict() -> None:
-    asked = {row["question"]: row["answer"] for row in questions(standard())}
+    asked = {row["question"]: row["answer"] for row in compare_conditions("x", standard()).questions}
     assert len(asked) == 8
     best, budget, sink, place, length, transfer, off, _ = asked.values()
     assert best.startswith("attention_diversity · span_budget 8: smallest mean KL(select||teacher), 0.3")
@@ -35,7 +34,7 @@ def test_every_standard_question_has_an_answer_with_its_verdict() -> None:
 
 def test_a_question_without_its_conditions_is_not_asked() -> None:
     results = making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {}))
-    assert [row["question"] for row in questions(results)] == ["Which condition is best?"]
+    assert [row["question"] for row in compare_conditions("x", results).questions] == ["Which condition is best?"]
 
 
 def here(results: list[ConditionResult]) -> list[str]:
@@ -79,13 +78,16 @@ def test_families_take_what_else_is_the_same() -> None:
 
 def test_too_few_samples_are_said_to_be_too_few() -> None:
     results = making.grid(*[({"select.span_budget": str(n)}, {}) for n in (1, 2)], n=1)
-    answer = next(row["answer"] for row in questions(results) if row["question"].startswith("How much do more spans"))
+    answer = next(
+        row["answer"]
+        for row in compare_conditions("x", results).questions
+        if row["question"].startswith("How much do more spans")
+    )
     assert "too few samples to compare" in answer
 
 
 def summary(results: list[ConditionResult], limit: int | None = None) -> str:
-    return summary_markdown("ablate_selector", results, grid_comparisons(results, 42), questions(results), relations(results),
-                            identical_conditions(results), limit)  # fmt: skip
+    return summary_markdown(compare_conditions("ablate_selector", results), limit)
 
 
 def test_summary_says_all_of_it() -> None:

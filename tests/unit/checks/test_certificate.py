@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from cedkv.checks import certificate
-from cedkv.checks.certificate import MEANINGS, ROTATION, certify
+from cedkv.checks.certificate import ROTATION, certificate_checks, certify
 from cedkv.cli.app import main
 from cedkv.core.errors import ModelError
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.fingerprint import fingerprint
-from cedkv.runs.pipeline import run_phase2
 from tests.support import patch_points as points
 from tests.support import tiny
+from tests.support.runs import run_phase2
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -32,6 +32,9 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "certificates"
 
 
+NAMES = {getattr(check, "observation", check.name) for check in certificate_checks()}
+
+
 def made(folder: Path) -> certificate.Certificate:
     _, lm = tiny.load(folder)
     return certify(lm, fingerprint(lm), None)
@@ -40,7 +43,7 @@ def made(folder: Path) -> certificate.Certificate:
 def test_a_sound_model_is_certified_far_within_its_limits(model_folder: Path) -> None:
     found = made(model_folder)
     assert found.certified
-    assert {each.name for each in found.findings} == set(MEANINGS)
+    assert {each.name for each in found.findings} == NAMES
     assert all(each.observed is not None and each.observed <= each.limit / 2 for each in found.findings)
     assert found.fault is not None
     assert found.fault > 0.1, "a fault would not show"
@@ -133,7 +136,7 @@ def test_a_rotation_that_fails_stands_only_against_those_that_need_it(llama_fold
     assert wrong.failed([tiny.config(llama_folder)]) == []
     assert wrong.failed([tiny.config(llama_folder), moving]) == [ROTATION]
     nothing = replace(found, findings=tuple(replace(f, observed=None) for f in found.findings))
-    assert len(nothing.failed([])) == len(MEANINGS), "what was not measured is no pass"
+    assert len(nothing.failed([])) == len(NAMES), "what was not measured is no pass"
 
 
 def test_a_fault_that_could_hide_in_rounding_is_said(llama_folder: Path) -> None:
@@ -163,7 +166,7 @@ def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: py
     code, output, content = run(llama_folder)
     assert (code, content["certified"]) == (0, True)
     assert "rotary positions (default), GQA, 1024 positions" in output
-    assert {each["name"]: each["observed"] <= each["limit"] for each in content["findings"]} == dict.fromkeys(MEANINGS, True)
+    assert {each["name"]: each["observed"] <= each["limit"] for each in content["findings"]} == dict.fromkeys(NAMES, True)
     with monkeypatch.context() as planted:
         scaled_scores(planted)
         code, output, content = run(llama_folder)

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cedkv.analysis.results import Records, decide
-from cedkv.checks.gates import EQUAL_ON_PAPER, Check, all_pass, gate_a, gate_b, numerical_floor
+from cedkv.checks.base import CheckResult as Check
+from cedkv.checks.base import floor_observations
+from cedkv.checks.gates import all_pass, gate_a, gate_b, numerical_floor
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.values import Record
@@ -55,7 +57,7 @@ def good(n: int = 3) -> list[Record]:
 
 
 def records(on: list[Record], off: list[Record], plumbing: list[Record]) -> Records:
-    return Records(on, off, [], plumbing, making.repeats(on, CONFIG.eval.repro_runs))
+    return Records(on, off, plumbing, making.repeats(on, CONFIG.eval.repro_runs))
 
 
 def test_all_good() -> None:
@@ -70,7 +72,7 @@ def test_one_bad_sample_is_enough(observation: str, value: float, verdict: str) 
     moved = {name for name, is_ in found.items() if is_ != "pass"}
     assert found[CHECK_OF[observation]] == verdict
     assert moved <= {CHECK_OF[observation]} | (
-        {"nonzero_effect", "random_is_another"} if observation in EQUAL_ON_PAPER else set()
+        {"nonzero_effect", "random_is_another"} if observation in floor_observations() else set()
     )
 
 
@@ -120,7 +122,7 @@ def test_effect_must_stand_above_the_floor(effect: float, verdict: str) -> None:
 
 def test_no_effect_fails_even_without_a_floor() -> None:
     """Where nothing differs at all (batches of one on a CPU), an effect of zero is not "above" a floor of zero."""
-    exact = [making.plumbing(**dict.fromkeys(EQUAL_ON_PAPER, 0.0))]
+    exact = [making.plumbing(**dict.fromkeys(floor_observations(), 0.0))]
     still, moved = ([making.on(phase2_delta_on_select=effect)] for effect in (0.0, 0.1))
     assert verdicts(exact, still, making.repeats(still, 3))["nonzero_effect"] == "fail"
     assert verdicts(exact, moved, making.repeats(moved, 3))["nonzero_effect"] == "pass"

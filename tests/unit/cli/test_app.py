@@ -14,6 +14,7 @@ from cedkv.cli import app
 from cedkv.config.options import OPTIONS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError, RunInterrupted, TrackingError
+from cedkv.runs.resolved import ResolvedRun
 from entrypoints import phase2_eval
 from tests.support import patch_points as points
 
@@ -45,11 +46,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the driver that notes what it was asked for, and answers with ``verdicts``."""
     noted = SimpleNamespace(calls=[], verdicts={"gateA": True, "gateB": True, "phase2": True})
 
-    def run_phase2(config: Phase2Config, phase: str, *_: object, **__: object) -> Any:
-        noted.calls.append((config, phase))
-        return SimpleNamespace(verdicts=noted.verdicts)
+    def run(resolved: ResolvedRun) -> Any:
+        noted.calls.append((resolved.config, resolved.phase))
+        return [SimpleNamespace(results=SimpleNamespace(verdicts=noted.verdicts))]
 
-    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
+    points.RUN.replace(run, monkeypatch)
     return noted
 
 
@@ -156,10 +157,10 @@ def test_exit_code_of_a_gate(
 def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, told: str) -> None:
     """And a traceback is for who asks for it."""
 
-    def run_phase2(*_: object, **__: object) -> None:
+    def run(_: object) -> None:
         raise error
 
-    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
+    points.RUN.replace(run, monkeypatch)
     found = invoke(app.main)
     assert found.exit_code == code
     assert found.output.startswith(told)
@@ -173,10 +174,10 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors of libraries quote addresses and headers in full."""
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
 
-    def run_phase2(*_: object, **__: object) -> None:
+    def run(_: object) -> None:
         raise ValueError("401 for https://me:pass@word@host/x with Bearer hf_abcdefgh")
 
-    points.RUN_PHASE2.replace(run_phase2, monkeypatch)
+    points.RUN.replace(run, monkeypatch)
     for arguments in ([], ["--debug"]):
         told = invoke(app.main, *arguments).output
         assert "401 for https://host/x with Bearer ***" in told

@@ -1,35 +1,28 @@
 """Positions and slots as integers: what every mode keeps, and each mode by hand."""
 
-from typing import get_args
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.config.schema import InjectionBlock, PrefixBlock
+from cedkv.config.extensions import PADDING, POSITIONING
 from cedkv.core.errors import ConfigError
-from cedkv.kv.positioning import PADDING, POSITIONING, place
+from cedkv.kv.positioning import place
 
-MODES = pytest.mark.parametrize(("positioning", "padding"), [(a, b) for a in POSITIONING for b in PADDING])
-
-
-def test_registries_are_what_the_configuration_offers() -> None:
-    assert set(POSITIONING) == set(get_args(InjectionBlock.model_fields["positioning_mode"].annotation))
-    assert set(PADDING) == set(get_args(PrefixBlock.model_fields["padding_mode"].annotation))
+MODES = pytest.mark.parametrize(("positioning", "padding"), [(a, b) for a in POSITIONING.builtin for b in PADDING.builtin])
 
 
 def test_compact_by_hand() -> None:
-    assert POSITIONING["compact"]([0, 4, 5, 9], 12) == ((0, 1, 2, 3), 4)
+    assert POSITIONING.get("compact")([0, 4, 5, 9], 12) == ((0, 1, 2, 3), 4)
 
 
 def test_absolute_by_hand() -> None:
     """The query starts behind the whole demo, not behind the last kept token: as far away as the teacher sees it."""
-    assert POSITIONING["absolute"]([0, 4, 5, 9], 12) == ((0, 4, 5, 9), 12)
+    assert POSITIONING.get("absolute")([0, 4, 5, 9], 12) == ((0, 4, 5, 9), 12)
 
 
 def test_padding_by_hand() -> None:
-    assert PADDING["null_pad"](5, 64) == 64
-    assert PADDING["shrink_to_selected"](5, 64) == 5
+    assert PADDING.get("null_pad")(5, 64) == 64
+    assert PADDING.get("shrink_to_selected")(5, 64) == 5
 
 
 @MODES
@@ -56,10 +49,10 @@ def test_null_slots_take_no_position(positioning: str, padding: str) -> None:
     assert (near.key_positions, near.query_start) == (far.key_positions, far.query_start)
 
 
-@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("padding", PADDING.builtin)
 def test_everything_kept_is_the_same_in_all_modes(padding: str) -> None:
     """And it is the teacher's own placement, which Gate A's keep_all_absolute relies on."""
-    placed = {place(range(9), 9, positioning, padding, 12) for positioning in POSITIONING}
+    placed = {place(range(9), 9, positioning, padding, 12) for positioning in POSITIONING.builtin}
     assert len(placed) == 1
     assert (placed.pop().key_positions) == tuple(range(9))
 

@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from cedkv.checks.gates import EPSILON
-from cedkv.checks.probe import probe
+from cedkv.checks.probe import run_probe
+from cedkv.checks.reference import EPSILON
 from cedkv.core.errors import ModelError
 from cedkv.kv import attention
 from cedkv.kv.rope import RopeLayout, rerotate_keys
@@ -117,4 +117,4 @@ def test_what_rounding_does_to_moved_keys_does_not_grow_with_depth(architecture:
     tiny.save(tmp_path, architecture, num_hidden_layers=12)
     _, lm = tiny.load(tmp_path, f"runtime.torch_dtype={dtype}")
     assert lm.rope_layouts is not None
-    assert 0 < probe(lm).figures["rotation_equivariance"] <= 6 * EPSILON[dtype]
+    assert 0 < run_probe(lm).figures["rotation_equivariance"] <= 6 * EPSILON[dtype]

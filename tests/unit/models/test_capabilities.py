@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from cedkv.core.errors import ConfigError, ModelError
 from cedkv.models.capabilities import check_supported, read_capabilities, scope_layers
-from cedkv.runs.pipeline import run_phase2
 from tests.support import tiny
+from tests.support.runs import run_phase2
 from tests.support.tiny import SMALL
 
 REFUSED = [

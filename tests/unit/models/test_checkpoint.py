@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from cedkv.core.errors import ConfigError, ModelError
 from cedkv.models import loading
 from cedkv.models.checkpoint import code_digest, trust_tag
-from cedkv.runs.pipeline import run_phase2
 from tests.support import tiny
+from tests.support.runs import run_phase2
 
 WEIGHTS = "model.safetensors"
 CODE = """

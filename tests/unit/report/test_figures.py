@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from cedkv.analysis.findings import compare_conditions
 from cedkv.analysis.paired import interval
+from cedkv.analysis.results import ConditionResult
 from cedkv.report.figures.captions import comparison_figures, run_figures
 from cedkv.report.figures.plotting import figure_style, nats_axis, new_figure, save_png, to_svg, wrapped
 from tests.support import making
 from tests.support.grids import standard
+
+
+def comparison_figures_of(results: list[ConditionResult]) -> dict[str, Figure]:
+    return comparison_figures(compare_conditions("x", results))
 
 
 def by_name(figures: dict[str, Figure]) -> dict[str, tuple[str, Figure]]:
@@ -31,7 +37,7 @@ def test_every_standard_question_has_its_figure() -> None:
     results[0].records.on[:] = [
         {**r, "candidate_attention": [0.1, 0.2, 0.3], "candidate_causal_drop": [0.2, 0.1, 0.4]} for r in results[0].records.on
     ]
-    found = by_name(comparison_figures(results))
+    found = by_name(comparison_figures_of(results))
     assert list(found) == [
         "accuracy_by_condition", "kl_to_teacher_by_condition", "budget", "sinks", "positioning", "span_length", "transfer",
         "off_delta_by_condition", "off_delta_curves", "off_delta_by_selector", "attention_causal_drop",
@@ -44,7 +50,7 @@ def test_every_standard_question_has_its_figure() -> None:
 
 def test_budget_curve_is_at_the_means_with_their_intervals() -> None:
     results = standard()
-    _, figure = by_name(comparison_figures(results))["budget"]
+    _, figure = by_name(comparison_figures_of(results))["budget"]
     axes = figure.axes[1]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "8"]
     family = [results[5], results[0], results[6]]
@@ -58,7 +64,7 @@ def test_budget_curve_is_at_the_means_with_their_intervals() -> None:
 
 
 def test_no_condition_for_it_no_figure() -> None:
-    found = by_name(comparison_figures(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {}))))
+    found = by_name(comparison_figures_of(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {}))))
     assert list(found) == [
         "accuracy_by_condition", "kl_to_teacher_by_condition", "off_delta_by_condition", "off_delta_curves"
     ]  # fmt: skip
@@ -69,7 +75,7 @@ def test_several_families_keep_their_captions_apart() -> None:
     results = making.grid(
         *[({"select.mode": mode, "select.span_budget": n}, {}) for n in ("1", "2") for mode in ("random_span", "full_demo")]
     )
-    names = [str(figure.get_label()) for figure in comparison_figures(results).values()]
+    names = [str(figure.get_label()) for figure in comparison_figures_of(results).values()]
     assert names.count("off_delta_by_selector") == 2
 
 
@@ -77,7 +83,7 @@ def test_several_families_keep_their_captions_apart() -> None:
 def test_hardly_any_samples_can_be_drawn(n: int, recwarn: pytest.WarningsRecorder) -> None:
     """One of them, two of them, two that are identical: matplotlib warns of a panel for which no room is left."""
     for other in ({"select.span_budget": "1"}, {"prefix.padding_mode": "shrink_to_selected"}):
-        for figure in comparison_figures(making.grid(({}, {}), (other, {"kl": 0.0, "off": 0.0}), n=n)).values():
+        for figure in comparison_figures_of(making.grid(({}, {}), (other, {"kl": 0.0, "off": 0.0}), n=n)).values():
             to_svg(figure)
     assert not [str(warning.message) for warning in recwarn]
 
@@ -91,7 +97,7 @@ def test_figures_of_a_single_run() -> None:
 
 def test_svg_is_one_harmless_element_with_ids_of_its_own() -> None:
     """Figures share a page: equal ids would make one draw with the marks of another."""
-    drawn = [to_svg(figure) for figure in comparison_figures(standard()).values()]
+    drawn = [to_svg(figure) for figure in comparison_figures_of(standard()).values()]
     seen: set[str] = set()
     for svg in drawn:
         root = ElementTree.fromstring(svg)
@@ -106,7 +112,7 @@ def test_svg_is_one_harmless_element_with_ids_of_its_own() -> None:
 
 def test_same_figure_same_bytes_whatever_the_user_has_set(tmp_path: Path) -> None:
     def drawn(name: str) -> tuple[str, bytes]:
-        figure = next(iter(comparison_figures(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {}))).values()))
+        figure = next(iter(comparison_figures_of(making.grid(({}, {}), ({"select.mode": "delimiter_span"}, {}))).values()))
         save_png(figure, tmp_path / name)
         return to_svg(figure), (tmp_path / name).read_bytes()
 

@@ -7,14 +7,16 @@ import hashlib
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cedkv.analysis.results import Records, decide
+from cedkv.analysis.findings import compare_conditions
+from cedkv.analysis.results import decide
 from cedkv.report.page import render, samples
-from cedkv.report.page.render import comparison_page, embedded
+from cedkv.report.page.render import embedded
 from tests.support.pages import ARMS, HERE, HOSTILE, Run, compared, hostile, page_of
 
 
@@ -95,11 +97,11 @@ def test_gate_a_alone_and_figures_that_are_missing(dealt: Run) -> None:
         {**r, "correct_random": [], "token_random": [], "answer_logprob_random": [], "kl_random_teacher": []}
         for r in records.on
     ]
-    results = decide(config, Records(on, [], records.selections, records.plumbing, records.repro), "1.5")
+    results = decide(config, replace(records, on=on, off=[]).collected(), "1.5")
     results.comparisons[0]["difference"] = float("nan")
     on[0] |= {"kl_select_teacher": float("nan"), "answer_logprob_base": float("-inf"), "rel_kl_to_teacher": None}
     selections = [{**r, "random": []} for r in records.selections]
-    less = Records(on, [], selections, records.plumbing, records.repro)
+    less = replace(records, on=on, off=[], selections=selections)
     text = page_of((config, less, results))
     (condition,) = data_of(text)["conditions"]
     assert condition["on"][0]["arms"]["select"]["kl"] is None
@@ -110,7 +112,7 @@ def test_gate_a_alone_and_figures_that_are_missing(dealt: Run) -> None:
 
 def test_a_comparison_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one condition"):
-        comparison_page("x", [], [], [], [], [], {}, hostile)
+        compare_conditions("x", [])
 
 
 def luminance(colour: str) -> float:

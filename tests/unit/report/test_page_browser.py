@@ -9,12 +9,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cedkv.analysis.results import Records
 from tests.support.pages import Run, compared, page_of
 
 pytestmark = pytest.mark.browser
@@ -98,7 +98,7 @@ def test_the_prefix_of_another_sample_is_shown_on_its_own_demo(chromium: str, de
     config, records, results = dealt
     first, second = records.selections[:2]
     swapped = [{**first, **{key: second[key] for key in ("spans", "kept_tokens")}, "prefix_of": second["sample_id"]}]
-    changed = Records(records.on, records.off, swapped + records.selections[1:], records.plumbing, records.repro)
+    changed = replace(records, selections=swapped + records.selections[1:])
     dom = opened(chromium, tmp_path, page_of((config, changed, results)))
     assert "The prefix of another sample is injected here" in dom
     shown = dom[dom.index('class="tokens demo"') :]

@@ -153,16 +153,3 @@ def test_full_disk_is_told_and_what_was_written_stays(path: Path, monkeypatch: p
     assert [list(journal.records(key)) for key in KEYS][1] == []
     journal.close()
     assert read(path) == expected(1)
-
-
-def test_stored_records_are_a_sequence(path: Path) -> None:
-    write(path)
-    journal = Journal(path, HEADER, KEYS)
-    stored = journal.stored(KEYS[1], lambda record: record["y"] != 1)
-    assert len(stored) == 2
-    assert stored[0] == {"y": "\n"}
-    assert stored[-1] == {"y": [1, 2]}
-    assert stored[:1] == [{"y": "\n"}]
-    assert list(stored) == list(stored) == [{"y": "\n"}, {"y": [1, 2]}]
-    with pytest.raises(IndexError):
-        stored[2]

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from cedkv.core.errors import ConfigError
-from cedkv.runs.lifecycle import ActiveRun, save_table, sync
+from cedkv.runs.lifecycle import ActiveRun, sync
 from cedkv.runs.manifest import RunManifest
+from cedkv.runs.publish import save_table
 from cedkv.runs.tracking import MlflowTracker, compare_view, describe_datasets, where_to_look
 from tests.support import tiny
 from tests.support.crashing import n_runs
@@ -22,8 +23,8 @@ CLIENT = mlflow.MlflowClient
 
 def ended(job: ActiveRun) -> Any:
     """The finished run, as MLflow has it."""
-    job.finish(job.entry)
-    return mlflow.get_run(job.entry.run_id)
+    job.finish(job.manifest)
+    return mlflow.get_run(job.manifest.run_id)
 
 
 def made_by_mlflow_run(monkeypatch: pytest.MonkeyPatch, name: str | None, **tags: str) -> str:
@@ -54,7 +55,7 @@ def test_long_values_are_cut_not_refused(store: str, monkeypatch: pytest.MonkeyP
     """Where MLflow does not cut by itself, it refuses a value beyond its limit and all others of the batch."""
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
     with run(tiny.config("x", f"model.id={'ä' * 3000}")) as job:
-        job.entry.set_results({}, {"best": "ä" * 9000}, "d" * 9000)
+        job.manifest.set_results({}, {"best": "ä" * 9000}, "d" * 9000)
         data = ended(job).data
     assert data.params["phase2.model.id"] == "ä" * 3000
     assert (len(data.tags["best"]), len(data.tags["mlflow.note.content"])) == (8000, 8000)
@@ -73,7 +74,7 @@ def test_a_generated_name_is_replaced(store: str, monkeypatch: pytest.MonkeyPatc
     assert re.fullmatch(r"[a-z]+-[a-z]+-\d+", mlflow.get_run(run_id).info.run_name)
     before = n_runs()
     with run(name="attention · compact · seed 42") as job:
-        assert job.entry.run_id == run_id
+        assert job.manifest.run_id == run_id
         assert mlflow.get_run(run_id).data.tags["gateA"] == "pending"
         found = ended(job)
     assert found.info.run_name == found.data.tags["mlflow.runName"] == "attention · compact · seed 42"
@@ -97,11 +98,11 @@ def test_the_run_that_carried_a_resume_is_ended_and_says_so(store: str, monkeypa
         ended(job)
     for source, status in (("PROJECT", "FINISHED"), ("LOCAL", "RUNNING")):
         made = made_by_mlflow_run(monkeypatch, None, **{"mlflow.source.type": source})
-        MlflowTracker(4).retire(job.entry)
+        MlflowTracker(4).retire(job.manifest)
         found = mlflow.get_run(made)
         assert found.info.status == status
         assert (found.info.run_name == "resume of ours") == (status == "FINISHED")
-        assert (found.data.tags.get("cedkv.resumed") == job.entry.run_id) == (status == "FINISHED")
+        assert (found.data.tags.get("cedkv.resumed") == job.manifest.run_id) == (status == "FINISHED")
 
 
 def test_a_run_of_its_own_goes_to_the_named_experiment(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +127,9 @@ def test_whatever_ends_a_run_early_is_told(
     with pytest.raises(type(error)), run() as job:  # noqa: PT012
         (job.folder / "metrics.jsonl").write_text("{}\n")
         raise error
-    assert mlflow.get_run(job.entry.run_id).info.status == status
-    assert [item.path for item in CLIENT().list_artifacts(job.entry.run_id)] == ["config.yaml", "metrics.jsonl"]
-    assert f"ended as {status}; what it had is in outputs/{job.entry.run_id}. Go on with --resume" in capsys.readouterr().err
+    assert mlflow.get_run(job.manifest.run_id).info.status == status
+    assert [item.path for item in CLIENT().list_artifacts(job.manifest.run_id)] == ["config.yaml", "metrics.jsonl"]
+    assert f"ended as {status}; its data is in outputs/{job.manifest.run_id}. Go on with --resume" in capsys.readouterr().err
 
 
 def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
@@ -138,16 +139,16 @@ def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
         (job.folder / "artifacts").mkdir()
         for name in ("report_phase2.json", "artifacts/x.json", "journal.jsonl", "half.json.part"):
             (job.folder / name).write_text("{}")
-        save_table(job.entry, "on.json", table)
-        job.entry.set_results({"gain": 0.5, "gap": None}, {"gateA": "pass"}, "### gateA **pass**\n")
+        save_table(job.manifest, "on.json", table)
+        job.manifest.set_results({"gain": 0.5, "gap": None}, {"gateA": "pass"}, "### gateA **pass**\n")
         found = ended(job)
     assert found.data.metrics == {"gain": 0.5}
     assert found.data.tags["gateA"] == "pass"
     assert found.data.tags["mlflow.note.content"] == "### gateA **pass**\n"
-    there = {item.path for item in CLIENT().list_artifacts(job.entry.run_id)}
+    there = {item.path for item in CLIENT().list_artifacts(job.manifest.run_id)}
     assert there == {"on.json", "report_phase2.json", "artifacts", "config.yaml"}
     mlflow.set_experiment("cedkv")
-    logged = mlflow.load_table("on.json", run_ids=[job.entry.run_id])
+    logged = mlflow.load_table("on.json", run_ids=[job.manifest.run_id])
     assert list(logged.columns) == ["sample_id", "correct_select"]
     assert logged["sample_id"].tolist() == ["on-1", "on-2"]
 
@@ -155,7 +156,7 @@ def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
 def test_datasets_are_inputs_with_their_context(store: str) -> None:
     samples = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
     with run() as job:
-        job.entry.datasets = describe_datasets({"on": ("symbol_lookup(pairs=4)", samples), "off": ("o" * 900, samples)})
+        job.manifest.datasets = describe_datasets({"on": ("symbol_lookup(pairs=4)", samples), "off": ("o" * 900, samples)})
         inputs = ended(job).inputs.dataset_inputs
     assert {item.tags[0].value: item.dataset.name[:13] for item in inputs} == {"on": "symbol_lookup", "off": "o" * 13}
 
@@ -164,19 +165,19 @@ def test_logging_again_changes_nothing(store: str) -> None:
     """``sync`` may be called as often as one likes: no second metric, input or table row."""
     samples = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
     with run() as job:
-        job.entry.datasets = describe_datasets({"on": ("a", samples)})
-        save_table(job.entry, "on.json", samples)
-        job.entry.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
+        job.manifest.datasets = describe_datasets({"on": ("a", samples)})
+        save_table(job.manifest, "on.json", samples)
+        job.manifest.set_results({"gain": 0.5}, {"gateA": "pass"}, "text")
         first = ended(job)
     for _ in range(2):
         sync(job.folder, 10, lambda _: None)
-    again = mlflow.get_run(job.entry.run_id)
+    again = mlflow.get_run(job.manifest.run_id)
     assert again.data.to_dictionary() == first.data.to_dictionary()
-    assert again.info.end_time == job.entry.end_time
+    assert again.info.end_time == job.manifest.end_time
     assert len(again.inputs.dataset_inputs) == 1
-    assert len(CLIENT().get_metric_history(job.entry.run_id, "gain")) == 1
+    assert len(CLIENT().get_metric_history(job.manifest.run_id, "gain")) == 1
     mlflow.set_experiment("cedkv")
-    assert len(mlflow.load_table("on.json", run_ids=[job.entry.run_id])) == 1
+    assert len(mlflow.load_table("on.json", run_ids=[job.manifest.run_id])) == 1
 
 
 def test_sync_ends_a_run_that_was_killed_without_a_word(store: str) -> None:
@@ -191,22 +192,22 @@ def test_sync_ends_a_run_that_was_killed_without_a_word(store: str) -> None:
 def test_where_to_look_has_no_credentials(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with run() as job:
         ended(job)
-    assert where_to_look(job.entry).startswith("mlflow ui --host 127.0.0.1")
+    assert where_to_look(job.manifest).startswith("mlflow ui --host 127.0.0.1")
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000/mlflow")
-    found = where_to_look(job.entry)
+    found = where_to_look(job.manifest)
     assert found.startswith("https://host:5000/mlflow/#/experiments/")
-    assert found.endswith(f"/runs/{job.entry.run_id}")
+    assert found.endswith(f"/runs/{job.manifest.run_id}")
 
 
 def test_nested_runs_are_compared_by_a_link(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their filter has backticks, quotes and spaces, which a terminal would cut a link at."""
     with run() as job:
         ended(job)
-    run_id = job.entry.run_id
+    run_id = job.manifest.run_id
     experiment = mlflow.get_run(run_id).info.experiment_id
-    found = compare_view(job.entry, "CHART")
+    found = compare_view(job.manifest, "CHART")
     assert found.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter=tags.")
     assert re.fullmatch(r"[\w:/.#?&=%-]+", found)
     assert f"mlflow.parentRunId%60%20%3D%20%27{run_id}%27&" in found
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000")
-    assert compare_view(job.entry, "ARTIFACT").startswith("https://host:5000/#/experiments/")
+    assert compare_view(job.manifest, "ARTIFACT").startswith("https://host:5000/#/experiments/")

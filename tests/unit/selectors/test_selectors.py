@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
 from cedkv.core.errors import DataError
 from cedkv.core.values import Evidence, Span
-from cedkv.selectors import NAMES, is_oracle, is_unbounded, needs, reference, select, uses_partner
-from cedkv.selectors.base import SelectionTask
-from tests.support.making import task
+from cedkv.selectors.base import SelectionTask, selector_class
+from tests.support.making import select, task
 
+NAMES = list(SELECTORS.builtin)
 ALL = pytest.mark.parametrize("name", NAMES)
 
 
@@ -61,7 +62,7 @@ def test_selector_reads_what_it_declares_and_nothing_else(name: str) -> None:
     """What is not declared is not computed in a run. Zeros in its place would choose the first spans, and no one would see."""
     block = SelectBlock(span_len=1)
     given_ = task("idid", block, [0.1, 0.2, 0.3, 0.4])
-    declared = {field: getattr(given_.evidence, field) for field in needs(name)}
+    declared = {field: getattr(given_.evidence, field) for field in selector_class(name).needs}
     bare, enough = (replace(given_, evidence=Evidence(given_.evidence.attention, **known)) for known in ({}, declared))
     if declared:
         with pytest.raises((ValueError, DataError), match=f"{name} needs"):
@@ -144,12 +145,12 @@ def test_same_task_same_selection_within_the_budget(name: str, letters: str, bos
     assert one == again
     assert [span.start for span in one.spans] == sorted(span.start for span in one.spans)
     assert all(int(bos) <= span.start < span.end <= len(letters) for span in one.spans)
-    assert is_unbounded(name) or len(one.kept_tokens) <= block.span_budget * block.span_len + bos
+    assert not selector_class(name).bounded or len(one.kept_tokens) <= block.span_budget * block.span_len + bos
 
 
 def test_full_demo_keeps_every_token() -> None:
     assert select("full_demo", task("bidaid", SelectBlock(span_len=1, span_budget=1))).spans == (Span(1, 6, 0.0),)
-    assert is_unbounded("full_demo")
+    assert not selector_class("full_demo").bounded
 
 
 def test_sink_recent_keeps_both_ends() -> None:
@@ -187,12 +188,12 @@ def test_wrong_demo_is_chosen_as_the_configured_selector_would() -> None:
     """Only the prefix's owner is wrong: chosen in another way, it would differ in two respects."""
     given_ = task("iiiii", SelectBlock(span_len=1), [0, 0.8, 0.9, 0.8, 0.1])
     assert select("wrong_demo", given_) == select("attention_diversity_span", given_)
-    assert [name for name in NAMES if uses_partner(name)] == ["wrong_demo"]
+    assert [name for name in NAMES if selector_class(name).uses_partner] == ["wrong_demo"]
 
 
 def test_points_of_reference_are_marked() -> None:
     """A point of reference that is not marked could win a comparison that it is only there to explain."""
-    marked = {name for name in NAMES if reference(name)}
+    marked = {name for name in NAMES if selector_class(name).role != "candidate"}
     assert not marked & {"attention_diversity_span", "delimiter_span", "causal_drop_span"}
     assert marked >= {"full_demo", "sink_recent", "oracle_span", "transfer_span", "wrong_demo", "stratified_random_span"}
-    assert [name for name in NAMES if is_oracle(name)] == ["oracle_span"]
+    assert [name for name in NAMES if selector_class(name).role == "oracle"] == ["oracle_span"]

@@ -1,0 +1,285 @@
+"""What a check is: one object with its name, unit, limit, meaning, and what it is used for. All of them by name.
+
+Gate A, Gate B, the certificate, the tags, docs/gates.md and the mutation table go through ``checks``: a new check is a class
+and its line in ``CHECKS``, or an entry point ``cedkv.checks`` of another package.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.core.registry import Registry
+from cedkv.core.values import Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.kv.cache import KVPrefix
+from cedkv.metrics_phase2 import largest
+from cedkv.models.loading import LanguageModel
+
+T = TypeVar("T")
+Gate = Literal["A", "B"]
+Verdict = Literal["pass", "fail", "insufficient"]
+
+CHECKS: Registry[Any] = Registry(
+    "check",
+    "cedkv.checks",
+    {
+        "gateA.teacher_incremental": "cedkv.checks.consistency:TeacherIncremental",
+        "gateA.null_effect": "cedkv.checks.consistency:NullEffect",
+        "gateA.nonzero_effect": "cedkv.checks.effects:NonzeroEffect",
+        "gateA.roundtrip_rel_kl": "cedkv.checks.consistency:RoundtripRelKl",
+        "gateA.roundtrip_exact": "cedkv.checks.consistency:RoundtripExact",
+        "gateA.repro_tolerance": "cedkv.checks.effects:ReproTolerance",
+        "gateA.keep_all_absolute": "cedkv.checks.consistency:KeepAllAbsolute",
+        "gateA.padding_equivalence": "cedkv.checks.consistency:PaddingEquivalence",
+        "gateA.batch_consistency": "cedkv.checks.consistency:BatchConsistency",
+        "gateA.attention_alone": "cedkv.checks.reference:AttentionAlone",
+        "gateA.selection_rules": "cedkv.checks.reference:SelectionRules",
+        "gateA.kv_precision": "cedkv.checks.reference:KvPrecision",
+        "gateA.source_cache_unchanged": "cedkv.checks.consistency:SourceCacheUnchanged",
+        "gateA.arithmetic": "cedkv.checks.reference:Arithmetic",
+        "gateA.left_alone": "cedkv.checks.reference:LeftAlone",
+        "gateA.first_layer": "cedkv.checks.reference:FirstLayer",
+        "gateA.unseen_layers": "cedkv.checks.reference:UnseenLayers",
+        "gateA.off_alone": "cedkv.checks.reference:OffAlone",
+        "gateA.rotation_equivariance": "cedkv.checks.consistency:RotationEquivariance",
+        "gateA.random_is_another": "cedkv.checks.effects:RandomIsAnother",
+        "gateB.on_gain": "cedkv.checks.effects:OnGain",
+        "gateB.off_delta_p99": "cedkv.checks.effects:OffDeltaP99",
+        "gateB.delta_on": "cedkv.checks.effects:DeltaOn",
+        "gateB.rel_kl_to_teacher": "cedkv.checks.effects:RelKlToTeacher",
+        "gateB.select_vs_random": "cedkv.checks.effects:SelectVsRandom",
+        "certificate.weights_without_place": "cedkv.checks.probe:WeightsWithoutPlace",
+        "certificate.left_alone": "cedkv.checks.probe:ModelLeftAlone",
+        "certificate.slots_have_no_place": "cedkv.checks.probe:SlotsHaveNoPlace",
+        "certificate.hidden_prefix": "cedkv.checks.probe:HiddenPrefixUnseen",
+        "certificate.attention_rows": "cedkv.checks.probe:AttentionRows",
+    },
+    base="cedkv.checks.base:Check",
+)
+"""``gateA.name``, ``gateB.name`` (which are tags of a run too) or ``certificate.name`` -> class."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A check and what was observed: ``observed <relation> limit``, over ``n`` samples. ``gate`` is None in a certificate."""
+
+    gate: Gate | None
+    name: str
+    observed: float | None
+    relation: Literal["<=", ">="]
+    limit: float | None
+    n: int
+    unit: str
+    meaning: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """``insufficient``, which is never a pass, where nothing finite was observed or there is no finite limit."""
+        if self.n < 1 or self.observed is None or self.limit is None:
+            return "insufficient"
+        if not (math.isfinite(self.observed) and math.isfinite(self.limit)):
+            return "insufficient"
+        holds = self.observed <= self.limit if self.relation == "<=" else self.observed >= self.limit
+        return "pass" if holds else "fail"
+
+
+@dataclass(frozen=True)
+class CheckInputs:
+    """What the arms computed for B samples: what measured checks compare with. Log-probabilities are (B, vocabulary).
+
+    owners: the samples whose demos the prefixes are of (others than ``samples`` only where the selector uses partners);
+        selections, evidence, placements and prefix are theirs.
+    demo: the samples' demo caches, demo token t in slot t.
+    untouched: copies of the demo caches and of the prefixes, made before their first use.
+    cached: returns a value by key, computed once for all conditions of the batch.
+    off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
+    layers, window: the attention that was read.
+    """
+
+    samples: Sequence[OnSample]
+    owners: Sequence[OnSample]
+    base: torch.Tensor
+    teacher: torch.Tensor
+    select: torch.Tensor
+    demo: KVPrefix
+    placements: Sequence[Placement]
+    prefix: KVPrefix
+    untouched: Sequence[KVPrefix]
+    cached: Callable[[Any, Callable[[], Any]], Any]
+    selections: Sequence[Selection] = ()
+    evidence: Sequence[Evidence] = ()
+    off: Sequence[tuple[int, OffSample, torch.Tensor]] = ()
+    layers: frozenset[int] = frozenset()
+    window: int = 1
+    _own_cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Sample ids."""
+        return [sample.sample_id for sample in self.samples]
+
+    @property
+    def queries(self) -> list[tuple[int, ...]]:
+        """Token ids of the queries."""
+        return [sample.query_token_ids for sample in self.samples]
+
+    def cached_here(self, key: str, compute: Callable[[], T]) -> T:
+        """Return a value by key, computed once for this condition: for checks that share a measurement."""
+        if key not in self._own_cache:
+            self._own_cache[key] = compute()
+        value: T = self._own_cache[key]
+        return value
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a gate decides from: the records of a finished run and its metrics.
+
+    plumbing: the measured checks' observations, one record per sample.
+    """
+
+    config: Phase2Config
+    on: Sequence[Record] = ()
+    plumbing: Sequence[Record] = ()
+    repro: Sequence[Record] = ()
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    n_on: int = 0
+    n_off: int = 0
+
+    @cached_property
+    def floor(self) -> float | None:
+        """The numerical floor in nats: the largest KL between two mathematically identical computations."""
+        values = [largest(self.plumbing, name) for name in floor_observations()]
+        seen = [value for value in values if value is not None]
+        return max(seen) if seen and all(math.isfinite(value) for value in seen) else None
+
+
+class Check(ABC):
+    """One named comparison with a limit; the first line of a subclass's docstring is its meaning.
+
+    Class variables:
+        gate: the gate it belongs to; None for a check of the certificate alone.
+        name: unique in its gate; the tag is ``gate<gate>.<name>``.
+        unit: of observed value and limit.
+        relation: how the observed value must stand to the limit.
+    """
+
+    gate: ClassVar[Gate | None]
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    relation: ClassVar[Literal["<=", ">="]] = "<="
+
+    @property
+    def meaning(self) -> str:
+        """What is compared, in one line."""
+        return (inspect.getdoc(type(self)) or self.name).splitlines()[0].rstrip(".")
+
+    @property
+    def key(self) -> str:
+        """Its name among all checks, and its tag: ``gateA.null_effect``."""
+        return f"{'certificate' if self.gate is None else f'gate{self.gate}'}.{self.name}"
+
+    @abstractmethod
+    def judge(self, run: RunRecords) -> CheckResult | None:
+        """Return the result of a finished run; None where the check does not apply to it."""
+
+    def result(self, observed: float | None, limit: float | None, n: int) -> CheckResult:
+        """Return what was observed over n samples, with the rest of the check."""
+        return CheckResult(self.gate, self.name, observed, self.relation, limit, n, self.unit, self.meaning)
+
+
+class MeasuredCheck(Check):
+    """A check of Gate A that is measured on the model, one value per sample; the largest one decides.
+
+    Class variables:
+        threshold: key of ``thresholds`` that holds the limit in nats (null: by dtype); a subclass with another limit
+            overrides ``limit``.
+        observation: name of the value in the records; the check's own by default.
+        counts_to_floor: its two sides are mathematically identical, so its largest KL is part of the numerical floor.
+        certified: the certificate measures it too, on its probe.
+    """
+
+    gate = "A"
+    unit: ClassVar[str] = "nats"
+    threshold: ClassVar[str] = ""
+    observation: ClassVar[str] = ""
+    counts_to_floor: ClassVar[bool] = False
+    certified: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.observation = str(vars(cls).get("observation") or getattr(cls, "name", ""))
+
+    @abstractmethod
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
+        """Return one value per sample, None where a sample has nothing to observe; None where the whole batch has not."""
+
+    def limit(self, config: Phase2Config) -> float:
+        """Return the limit that the configuration sets, in ``unit``."""
+        return config.kl_limit(self.threshold)
+
+    def expected(self, config: Phase2Config) -> bool:
+        """Return whether a run must have observations; where it need not and has none, the check does not apply."""
+        return True
+
+    def judge(self, run: RunRecords) -> CheckResult | None:
+        n = sum(self.observation in record for record in run.plumbing)
+        if n == 0 and not self.expected(run.config):
+            return None
+        return self.result(largest(run.plumbing, self.observation), self.limit(run.config), n)
+
+
+def all_checks() -> list[Check]:
+    """Return every check, built-in ones first.
+
+    Raises:
+        ConfigError: two checks of the same gate have the same name, or one cannot be imported.
+    """
+    checks: dict[str, Check] = {}
+    for name in CHECKS.names():
+        check: Check = CHECKS.get(name)()
+        if check.key in checks:
+            raise ConfigError(f"check {name!r} of {CHECKS.provider(name)} calls itself {check.key}, which exists; rename it")
+        checks[check.key] = check
+    return list(checks.values())
+
+
+def measured_checks() -> list[MeasuredCheck]:
+    """Return the checks that are measured on the model during a run."""
+    return [check for check in all_checks() if isinstance(check, MeasuredCheck)]
+
+
+def floor_observations() -> list[str]:
+    """Return the names of the observations whose largest KL is the numerical floor."""
+    return [check.observation for check in measured_checks() if check.counts_to_floor]
+
+
+def run_checks(
+    lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, checks: Sequence[MeasuredCheck] | None = None
+) -> dict[str, Sequence[float | None]]:
+    """Measure a batch: observation -> one value per sample, for every check that has something to observe.
+
+    Args:
+        checks: those to run; None for all.
+
+    Raises:
+        ConfigError: a check of another package gives another number of values than there are samples.
+    """
+    observed: dict[str, Sequence[float | None]] = {}
+    for check in measured_checks() if checks is None else checks:
+        values = check.observe(lm, config, inputs)
+        if values is None:
+            continue
+        if len(values) != len(inputs.samples):
+            raise ConfigError(f"check {check.key} gives {len(values)} values for {len(inputs.samples)} samples; one per sample")
+        observed[check.observation] = values
+    return observed

@@ -1,0 +1,141 @@
+"""Checks that are decided from a run's records: that the prefix has an effect at all (Gate A), and that it helps (Gate B)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from cedkv.checks.base import Check, CheckResult, RunRecords
+from cedkv.core.values import Record
+from cedkv.metrics_phase2 import mean, repro_accuracies
+
+LEAST_FLOOR = 1e-12
+"""Stands in for a floor of 0 nats (both sides came out the same to the last bit), which no effect at all would reach."""
+
+
+def _effect_limit(run: RunRecords) -> float | None:
+    """Return the smallest KL that counts as an effect: ``nonzero_effect_over_floor_min`` times the numerical floor."""
+    factor = run.config.thresholds.nonzero_effect_over_floor_min
+    return None if run.floor is None else max(run.floor, LEAST_FLOOR) * factor
+
+
+class NonzeroEffect(Check):
+    """The selected prefix moves the output by a multiple of the numerical floor.
+
+    Mean KL(select || base) over ON samples, in nats.
+    """
+
+    gate, name, unit, relation = "A", "nonzero_effect", "nats", ">="
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        effect = mean(record["phase2_delta_on_select"] for record in run.on)
+        return self.result(effect, _effect_limit(run), len(run.on))
+
+
+class ReproTolerance(Check):
+    """Repetitions of the select arm in reshuffled batches answer as many samples.
+
+    Largest minus smallest accuracy over the run and its repetitions. A missing repetition decides nothing.
+    """
+
+    gate, name, unit = "A", "repro_tolerance", "accuracy"
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        complete = len(run.repro) == len(run.on) * (run.config.eval.repro_runs - 1)
+        accuracies = repro_accuracies(run.on, run.repro)
+        drift = max(accuracies) - min(accuracies) if accuracies and complete else None
+        return self.result(drift, run.config.thresholds.repro_acc_tol, len(run.on) if complete else 0)
+
+
+class RandomIsAnother(Check):
+    """Random spans that differ from the selected ones move the output otherwise.
+
+    Largest |KL(random || base) - KL(select || base)| over trials that keep other tokens than select does.
+    """
+
+    gate, name, unit, relation = "A", "random_is_another", "nats", ">="
+
+    def judge(self, run: RunRecords) -> CheckResult | None:
+        if not any(record["correct_random"] for record in run.on):
+            return None
+        moved = [abs(kl - record["phase2_delta_on_select"]) for record in run.on for kl in _other_randoms(record)]
+        return self.result(float(np.max(moved)) if moved else None, _effect_limit(run), len(moved))
+
+
+def _other_randoms(record: Record) -> list[float]:
+    """Return KL(random || base) of the trials that keep other tokens than select does."""
+    trials = zip(record.get("kl_random_base", []), record.get("random_same", []), strict=True)
+    return [value for value, same in trials if not same]
+
+
+class MetricCheck(Check):
+    """A check of Gate B: a metric of the run against a limit.
+
+    metric: name of the observed metric.
+    threshold: key of ``thresholds``.
+    """
+
+    gate = "B"
+    metric: ClassVar[str]
+    threshold: ClassVar[str] = ""
+
+    def limit(self, run: RunRecords) -> float | None:
+        """Return the limit that the configuration sets."""
+        return float(getattr(run.config.thresholds, self.threshold))
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        return self.result(run.metrics[self.metric], self.limit(run), run.n_on)
+
+
+class OnGain(MetricCheck):
+    """Select answers more ON samples than base."""
+
+    name, unit, relation = "on_gain", "accuracy", ">="
+    metric, threshold = "phase2_on_gain_select", "on_gain_min"
+
+
+class OffDeltaP99(MetricCheck):
+    """The prefix leaves OFF prompts alone.
+
+    99th percentile (an observed value) of KL(select || base) over OFF prompts.
+    """
+
+    name, unit = "off_delta_p99", "nats"
+    metric, threshold = "phase2_off_delta_p99_select", "off_delta_p99_max"
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        return self.result(run.metrics[self.metric], self.limit(run), run.n_off)
+
+
+class DeltaOn(MetricCheck):
+    """The prefix has an effect on ON samples.
+
+    Mean KL(select || base) over ON samples.
+    """
+
+    name, unit, relation = "delta_on", "nats", ">="
+    metric, threshold = "phase2_delta_on_mean_select", "delta_on_min"
+
+
+class RelKlToTeacher(MetricCheck):
+    """Select is nearer to the teacher than base is.
+
+    Mean KL(select || teacher) over mean KL(base || teacher) + 1e-6.
+    """
+
+    name, unit = "rel_kl_to_teacher", "ratio"
+    metric, threshold = "phase2_rel_kl_to_teacher_select", "rel_kl_to_teacher_max"
+
+
+class SelectVsRandom(MetricCheck):
+    """Select answers as many ON samples as random spans.
+
+    The limit is the random arm's accuracy, mean over trials.
+    """
+
+    name, unit, relation = "select_vs_random", "accuracy", ">="
+    metric = "phase2_on_acc_student_select"
+
+    def limit(self, run: RunRecords) -> float | None:
+        return run.metrics["phase2_on_acc_student_random_mean"]

@@ -1,0 +1,69 @@
+"""What a configuration chooses by name, and where each built-in implementation is. Light: nothing here is imported by it.
+
+Another package adds to any of these (docs/extending.md); a new built-in one is a line here and its file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cedkv.core.registry import Registry
+
+SELECTORS: Registry[Any] = Registry(
+    "selector",
+    "cedkv.selectors",
+    {
+        "attention_diversity_span": "cedkv.selectors.attention_diversity_span:AttentionDiversitySpan",
+        "delimiter_span": "cedkv.selectors.delimiter_span:DelimiterSpan",
+        "random_span": "cedkv.selectors.random_span:RandomSpan",
+        "causal_drop_span": "cedkv.selectors.causal_drop_span:CausalDropSpan",
+        "stratified_random_span": "cedkv.selectors.stratified_random_span:StratifiedRandomSpan",
+        "accumulated_attention": "cedkv.selectors.accumulated_attention:AccumulatedAttention",
+        "sink_recent": "cedkv.selectors.sink_recent:SinkRecent",
+        "full_demo": "cedkv.selectors.full_demo:FullDemo",
+        "oracle_span": "cedkv.selectors.oracle_span:OracleSpan",
+        "transfer_span": "cedkv.selectors.transfer_span:TransferSpan",
+        "wrong_demo": "cedkv.selectors.wrong_demo:WrongDemo",
+    },
+    base="cedkv.selectors.base:Selector",
+)
+"""``select.mode``: which spans of a demo are kept."""
+
+TASKS: Registry[Any] = Registry(
+    "task",
+    "cedkv.tasks",
+    {"symbol_lookup": "cedkv.tasks.symbol_lookup:SymbolLookup"},
+    base="cedkv.tasks.base:Task",
+)
+"""``data.task``: where ON episodes come from, without a file."""
+
+POSITIONING: Registry[Any] = Registry(
+    "positioning mode",
+    "cedkv.positioning",
+    {"compact": "cedkv.kv.positioning:compact", "absolute": "cedkv.kv.positioning:absolute"},
+)
+"""``injection.positioning_mode``: the rotary positions of kept tokens and query."""
+
+PADDING: Registry[Any] = Registry(
+    "padding mode",
+    "cedkv.padding",
+    {"null_pad": "cedkv.kv.positioning:null_pad", "shrink_to_selected": "cedkv.kv.positioning:shrink_to_selected"},
+)
+"""``prefix.padding_mode``: how many slots a prefix has."""
+
+KV_SOURCES: Registry[Any] = Registry(
+    "K/V source",
+    "cedkv.kv_sources",
+    {"prefill": "cedkv.inference.prefix:Prefill", "gather": "cedkv.inference.prefix:Gather"},
+    base="cedkv.inference.prefix:KVSource",
+)
+"""``prefix.kv_source``: where the keys and values of kept tokens come from."""
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "select.mode": SELECTORS,
+    "data.task": TASKS,
+    "injection.positioning_mode": POSITIONING,
+    "prefix.padding_mode": PADDING,
+    "prefix.kv_source": KV_SOURCES,
+}
+"""Configuration key -> the registry that its value is a name of."""

@@ -1,0 +1,97 @@
+"""A run once its input has been read and checked: everything but the model. Light: neither torch nor mlflow is imported.
+
+The configuration, the conditions and the user's sample files are read here and nowhere else; what is wrong with them is said
+before a run is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cedkv.conditions import Condition, build_conditions
+from cedkv.config.options import COMPARISONS, Phase
+from cedkv.config.resolve import resolve
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ConfigError
+from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
+from cedkv.runs.request import RunRequest
+from cedkv.tasks.load import SampleTexts, read_sample_texts
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run whose input has been read and checked.
+
+    config: of the whole run; what conditions share is taken from it.
+    conditions: one for a single evaluation.
+    texts: the user's samples; None where they are generated.
+    """
+
+    manifest: RunManifest
+    config: Phase2Config
+    conditions: tuple[Condition, ...]
+    texts: SampleTexts
+    resumed: bool = False
+
+    @property
+    def phase(self) -> Phase:
+        """1.5 is Gate A alone, 2 is everything."""
+        return "1.5" if self.manifest.phase == "1.5" else "2"
+
+    @property
+    def comparison(self) -> str | None:
+        """The comparison's name; None for a single evaluation."""
+        return self.manifest.command if self.manifest.command in COMPARISONS else None
+
+
+def resolve_request(request: RunRequest) -> ResolvedRun:
+    """Read and check what a command line asks for.
+
+    Raises:
+        ConfigError: an unusable configuration or list, or a run that cannot be resumed like this.
+        DataError: an unusable file of samples.
+        RunInterrupted: the run's folder cannot be written.
+    """
+    if request.resume is None:
+        config = resolve(request.path, request.overrides, request.options)
+        return resolve_run(request.command, config, request.phase or "2", request.lists)
+    manifest = find_resumable(request.resume)
+    _require_same(manifest.run_id, "command", manifest.command, request.command if request.command != "any" else None)
+    _require_same(manifest.run_id, "phase", manifest.phase, request.phase)
+    config = resolve(request.path or str(manifest.folder / "config.yaml"), request.overrides, request.options)
+    phase: Phase = "1.5" if manifest.phase == "1.5" else "2"
+    lists = request.lists if any(request.lists.values()) else manifest.lists
+    return resolve_run(manifest.command, config, phase, lists, manifest)
+
+
+def resolve_run(
+    command: str,
+    config: Phase2Config,
+    phase: Phase = "2",
+    lists: Mapping[str, str | None] | None = None,
+    resumed: RunManifest | None = None,
+) -> ResolvedRun:
+    """Return a run of a configuration: ``phase2``, or the comparison that ``lists`` describe.
+
+    Args:
+        resumed: the manifest of the run to go on with; None for a new one.
+
+    Raises:
+        ConfigError, DataError, RunInterrupted: as ``resolve_request``.
+    """
+    config = config.for_phase(phase)
+    if command in COMPARISONS:
+        conditions = tuple(build_conditions(command, config, lists or {}))
+    else:
+        conditions = (Condition("run", config),)
+    texts = read_sample_texts(config)
+    manifest = resumed or new_manifest(command, phase, config, lists or {})
+    return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
+
+
+def _require_same(run_id: str, name: str, stored: str, asked: str | None) -> None:
+    if asked is not None and stored != asked:
+        raise ConfigError(
+            f"run {run_id} is of {name} {stored}, not {asked}: python -m cedkv --resume {run_id} goes on with any run"
+        )
