@@ -1,31 +1,40 @@
-# make run    the main job: one evaluation on a small real model, logged to the local MLflow store
-# make test   all tests, those on real weights included
-# make check  what CI checks besides: lint, format, types
-# make faults as test, the part on faults alone, with real MLflow servers that are killed (on PostgreSQL where it is there)
-# make bench  how fast it is: figures with their targets, one table, outputs/bench.json
-# make audit known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
-# make soak   700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
-# make ui     the MLflow UI, on this machine only
+# make run        the main job: one evaluation on a small real model, logged to the local MLflow store
+# make test-fast  unit tests alone, under a minute: after each edit
+# make test       all tests but the long variants, those on real weights and real MLflow servers included; prints coverage
+# make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
+# make check      what CI checks besides: lint, format, types
+# make bench      how fast it is: figures with their targets, one table, outputs/bench.json
+# make audit      known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
+# make soak       700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
+# make ui         the MLflow UI, on this machine only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Tests run side by side, each worker with one thread: tiny models gain nothing from more.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist worksteal
+COVERAGE := --cov --cov-report=term
 
-.PHONY: run test check faults bench audit soak ui clean
+.PHONY: run test-fast test test-all check bench audit soak ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
 
+test-fast: $(READY)
+	$(PYTEST) -m "not weights and not server and not browser and not slow" tests/unit
+
 test: $(READY)
-	RUN_HF_TESTS=1 python -m pytest
+	$(PYTEST) -m "not slow" $(COVERAGE)
+
+test-all: $(READY)
+	$(PYTEST) -m "slow or not slow" $(COVERAGE)
+	python -m benchmarks.soak 20 10
 
 check: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
-
-faults: $(READY)
-	RUN_SERVER_TESTS=1 python -m pytest tests/faults
 
 bench: $(READY)
 	python -m benchmarks
@@ -53,4 +62,4 @@ $(READY): conda.yaml pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: tiny model folders, made once; an MLflow store of the test session's own.
 
 With pytest-xdist every worker is a session: it has model folders, a store, certificates and temporary folders of its own.
+Fixtures import what is heavy, so that the process that only hands out tests to workers starts at once.
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from cedkv.checks.certificate import FOLDER
-from tests.support import pages, tiny
+if TYPE_CHECKING:
+    from tests.support import pages
 
-torch.set_num_threads(1)  # tiny models: threads only wait for each other
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -38,32 +38,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _certificates(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Certificates of this session's own, for its subprocesses too."""
+def _session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One thread, since tiny models' threads only wait for each other; certificates of its own, for its subprocesses too."""
+    import torch
+
+    from cedkv.checks.certificate import FOLDER
+
+    torch.set_num_threads(1)
     os.environ[FOLDER] = str(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture(scope="session", params=tiny.ARCHITECTURES)
+def _saved(factory: pytest.TempPathFactory, architecture: str, **settings: bool) -> Path:
+    from tests.support import tiny
+
+    return tiny.save(factory.mktemp(architecture), architecture, **settings)
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2"])
 def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of each architecture in turn, without BOS, with a chat template."""
-    return tiny.save(tmp_path_factory.mktemp(request.param), request.param)
+    return _saved(tmp_path_factory, request.param)
+
+
+@pytest.fixture(scope="session", params=["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
+def usual_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``model_folder``, where one architecture says nearly all; the other one is ``slow``."""
+    return _saved(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama, where one architecture is enough."""
-    return tiny.save(tmp_path_factory.mktemp("llama"), "llama")
+    return _saved(tmp_path_factory, "llama")
 
 
 @pytest.fixture(scope="session")
 def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2 whose tokenizer adds BOS and has no chat template."""
-    return tiny.save(tmp_path_factory.mktemp("bos"), "qwen2", bos=True, chat=False)
+    return _saved(tmp_path_factory, "qwen2", bos=True, chat=False)
 
 
 @pytest.fixture(scope="session")
 def dealt(llama_folder: Path) -> pages.Run:
     """A tiny run whose right and wrong answers are dealt out, for pages."""
+    from tests.support import pages
+
     return pages.dealt_out(llama_folder)
 
 

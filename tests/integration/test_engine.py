@@ -85,12 +85,12 @@ FIGURES_ONLY = ("eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=
 
 
 @pytest.mark.parametrize("mode", SELECTORS.builtin)
-def test_batches_of_one_give_the_same_figures(model_folder: Path, mode: str) -> None:
+def test_batches_of_one_give_the_same_figures(usual_folder: Path, mode: str) -> None:
     """Guards against one row's choice, mask or position used for a whole batch."""
     settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather", *FIGURES_ONLY)
-    together, _, _ = records_of(model_folder, *settings)
+    together, _, _ = records_of(usual_folder, *settings)
     smallest = 2 if selector_class(mode).uses_partner else 1
-    alone, _, _ = records_of(model_folder, f"runtime.batch_size={smallest}", *settings)
+    alone, _, _ = records_of(usual_folder, f"runtime.batch_size={smallest}", *settings)
     for kind in ("on", "off"):
         left, right = by_id(together, kind), by_id(alone, kind)
         assert left.keys() == right.keys()
@@ -168,11 +168,11 @@ GRID = {
 }
 
 
-def test_a_condition_is_the_same_alone_and_in_a_grid(model_folder: Path) -> None:
+def test_a_condition_is_the_same_alone_and_in_a_grid(usual_folder: Path) -> None:
     """What conditions share must not leak from one into another: scopes, windows, caches, random trials."""
-    together = tiny.grid_records(model_folder, GRID, *FIGURES_ONLY)
+    together = tiny.grid_records(usual_folder, GRID, *FIGURES_ONLY)
     for key, overrides in GRID.items():
-        alone = by_id(tiny.records(model_folder, *FIGURES_ONLY, *overrides), "on")
+        alone = by_id(tiny.records(usual_folder, *FIGURES_ONLY, *overrides), "on")
         for sample_id, record in by_id(together[key], "on").items():
             for name, value in record.items():
                 if isinstance(value, float):

@@ -53,11 +53,11 @@ def agrees(found: Comparison) -> bool:
 
 @pytest.mark.parametrize(("kv_source", "positioning", "padding"), FORMS)
 def test_every_form_of_prefix(
-    model_folder: Path, evaluate: Callable[..., None], kv_source: str, positioning: str, padding: str
+    usual_folder: Path, evaluate: Callable[..., None], kv_source: str, positioning: str, padding: str
 ) -> None:
-    evaluate(model_folder, f"prefix.kv_source={kv_source}", f"injection.positioning_mode={positioning}",
+    evaluate(usual_folder, f"prefix.kv_source={kv_source}", f"injection.positioning_mode={positioning}",
              f"prefix.padding_mode={padding}")  # fmt: skip
-    assert agrees(compare(RUN, plain(model_folder), RULES))
+    assert agrees(compare(RUN, plain(usual_folder), RULES))
 
 
 @pytest.mark.parametrize(("kv_source", "positioning", "padding"), FORMS)
@@ -72,10 +72,10 @@ def test_every_form_of_prefix_with_bos(
 
 @pytest.mark.parametrize("layers", ["[1,2]", "[0]", "top30"])
 @pytest.mark.parametrize("kv_source", ["prefill", "gather"])
-def test_prefix_in_some_layers_only(model_folder: Path, evaluate: Callable[..., None], layers: str, kv_source: str) -> None:
+def test_prefix_in_some_layers_only(usual_folder: Path, evaluate: Callable[..., None], layers: str, kv_source: str) -> None:
     """Here by hooks that mask the prefix in the other layers; ON and OFF alike."""
-    evaluate(model_folder, f"layer_scope.injection={layers}", f"prefix.kv_source={kv_source}")
-    assert agrees(compare(RUN, plain(model_folder), RULES))
+    evaluate(usual_folder, f"layer_scope.injection={layers}", f"prefix.kv_source={kv_source}")
+    assert agrees(compare(RUN, plain(usual_folder), RULES))
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_prefix_in_some_layers_only(model_folder: Path, evaluate: Callable[..., 
     ],
 )
 def test_every_way_to_choose_spans(
-    model_folder: Path, evaluate: Callable[..., None], overrides: tuple[str, ...], rules: Rules
+    usual_folder: Path, evaluate: Callable[..., None], overrides: tuple[str, ...], rules: Rules
 ) -> None:
     """Also with spans that overlap, whose kept tokens must not repeat, and a window longer than any query."""
-    evaluate(model_folder, *overrides)
-    assert agrees(compare(RUN, plain(model_folder), rules))
+    evaluate(usual_folder, *overrides)
+    assert agrees(compare(RUN, plain(usual_folder), rules))
 
 
 @pytest.mark.parametrize("mode", SELECTORS.builtin)
@@ -133,23 +133,23 @@ def _other_token(run: dict[str, Any]) -> None:
 DAMAGES = (_shift_queries, _other_layers, _other_source, _other_state, _other_token)
 
 
-def test_a_run_that_did_something_else_is_noticed(model_folder: Path, evaluate: Callable[..., None]) -> None:
+def test_a_run_that_did_something_else_is_noticed(usual_folder: Path, evaluate: Callable[..., None]) -> None:
     """A comparison that agrees with everything would prove nothing: the files are changed, and it must disagree."""
-    evaluate(model_folder, "prefix.kv_source=gather")
+    evaluate(usual_folder, "prefix.kv_source=gather")
     path = RUN / "artifacts" / "phase2_selection.json"
     untouched = path.read_text()
     for damage in DAMAGES:
         run = json.loads(untouched)
         damage(run)
         path.write_text(json.dumps(run))
-        worst = compare(RUN, plain(model_folder), RULES).worst
+        worst = compare(RUN, plain(usual_folder), RULES).worst
         assert max(worst["logprob"], worst["kl"]) > 1e-2, damage.__name__
 
 
 def test_keys_that_were_not_moved_are_noticed(
-    model_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    usual_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gather in compact positions without the rotation."""
     points.ROTATE_KEYS.replace(lambda keys, *_: keys, monkeypatch)
-    evaluate(model_folder, "prefix.kv_source=gather")
-    assert compare(RUN, plain(model_folder), RULES).worst["logprob"] > 1e-2
+    evaluate(usual_folder, "prefix.kv_source=gather")
+    assert compare(RUN, plain(usual_folder), RULES).worst["logprob"] > 1e-2
