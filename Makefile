@@ -2,7 +2,7 @@
 # make test-fast  unit tests alone, under a minute: after each edit
 # make test       all tests but the long variants, those on real weights and real MLflow servers included; prints coverage
 # make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
-# make check      what CI checks besides: lint, format, types
+# make check      what CI checks besides: lint, format, types, which package imports which
 # make bench      how fast it is: figures with their targets, one table, outputs/bench.json
 # make audit      known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
 # make soak       700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
@@ -35,6 +35,7 @@ check: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-cache
 
 bench: $(READY)
 	python -m benchmarks

@@ -170,12 +170,14 @@ class Check(ABC):
         gate: the gate it belongs to; None for a check of the certificate alone.
         name: unique in its gate; the tag is ``gate<gate>.<name>``.
         unit: of observed value and limit.
+        threshold: key of ``thresholds`` that sets the limit; empty where the limit is fixed.
         relation: how the observed value must stand to the limit.
     """
 
     gate: ClassVar[Gate | None]
     name: ClassVar[str]
     unit: ClassVar[str]
+    threshold: ClassVar[str] = ""
     relation: ClassVar[Literal["<=", ">="]] = "<="
 
     @property
@@ -201,8 +203,6 @@ class MeasuredCheck(Check):
     """A check of Gate A that is measured on the model, one value per sample; the largest one decides.
 
     Class variables:
-        threshold: key of ``thresholds`` that holds the limit in nats (null: by dtype); a subclass with another limit
-            overrides ``limit``.
         observation: name of the value in the records; the check's own by default.
         counts_to_floor: its two sides are mathematically identical, so its largest KL is part of the numerical floor.
         certified: the certificate measures it too, on its probe.
@@ -210,7 +210,6 @@ class MeasuredCheck(Check):
 
     gate = "A"
     unit: ClassVar[str] = "nats"
-    threshold: ClassVar[str] = ""
     observation: ClassVar[str] = ""
     counts_to_floor: ClassVar[bool] = False
     certified: ClassVar[bool] = False
@@ -224,7 +223,7 @@ class MeasuredCheck(Check):
         """Return one value per sample, None where a sample has nothing to observe; None where the whole batch has not."""
 
     def limit(self, config: Phase2Config) -> float:
-        """Return the limit that the configuration sets, in ``unit``."""
+        """Return the limit that the threshold sets (null: by dtype), in ``unit``; overridden where it is fixed."""
         return config.kl_limit(self.threshold)
 
     def expected(self, config: Phase2Config) -> bool:
@@ -251,6 +250,11 @@ def all_checks() -> list[Check]:
             raise ConfigError(f"check {name!r} of {CHECKS.provider(name)} calls itself {check.key}, which exists; rename it")
         checks[check.key] = check
     return list(checks.values())
+
+
+def check_providers() -> dict[str, str]:
+    """Return who provides the checks that are not built in: ``extension.<name>`` -> ``distribution version``."""
+    return {f"extension.{name}": str(CHECKS.provider(name)) for name in CHECKS.external()}
 
 
 def measured_checks() -> list[MeasuredCheck]:

@@ -123,14 +123,11 @@ class RoundtripRelKl(MeasuredCheck):
     KL(loaded || as it was) over KL(as it was || base) + 1e-6.
     """
 
-    name, unit, observation = "roundtrip_rel_kl", "ratio", "roundtrip"
+    name, unit, observation, threshold = "roundtrip_rel_kl", "ratio", "roundtrip", "roundtrip_rel_kl_max"
     certified = True
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
         return inputs.cached_here("roundtrip", lambda: _roundtrip(lm, config, inputs))[0]
-
-    def limit(self, config: Phase2Config) -> float:
-        return config.thresholds.roundtrip_rel_kl_max
 
 
 class RoundtripExact(MeasuredCheck):
@@ -269,11 +266,8 @@ class SourceCacheUnchanged(MeasuredCheck):
     their queries' lengths, which needs no picking.
     """
 
-    name, unit = "source_cache_unchanged", "absolute"
+    name, unit, threshold = "source_cache_unchanged", "absolute", "source_cache_diff_max"
     certified = True
-
-    def limit(self, config: Phase2Config) -> float:
-        return config.thresholds.source_cache_diff_max
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
         order = sorted(range(len(inputs.samples)), key=lambda row: len(inputs.queries[row]))

@@ -26,7 +26,7 @@ class NonzeroEffect(Check):
     Mean KL(select || base) over ON samples, in nats.
     """
 
-    gate, name, unit, relation = "A", "nonzero_effect", "nats", ">="
+    gate, name, unit, relation, threshold = "A", "nonzero_effect", "nats", ">=", "nonzero_effect_over_floor_min"
 
     def judge(self, run: RunRecords) -> CheckResult:
         effect = mean(record["phase2_delta_on_select"] for record in run.on)
@@ -39,7 +39,7 @@ class ReproTolerance(Check):
     Largest minus smallest accuracy over the run and its repetitions. A missing repetition decides nothing.
     """
 
-    gate, name, unit = "A", "repro_tolerance", "accuracy"
+    gate, name, unit, threshold = "A", "repro_tolerance", "accuracy", "repro_acc_tol"
 
     def judge(self, run: RunRecords) -> CheckResult:
         complete = len(run.repro) == len(run.on) * (run.config.eval.repro_runs - 1)
@@ -54,7 +54,7 @@ class RandomIsAnother(Check):
     Largest |KL(random || base) - KL(select || base)| over trials that keep other tokens than select does.
     """
 
-    gate, name, unit, relation = "A", "random_is_another", "nats", ">="
+    gate, name, unit, relation, threshold = "A", "random_is_another", "nats", ">=", "nonzero_effect_over_floor_min"
 
     def judge(self, run: RunRecords) -> CheckResult | None:
         if not any(record["correct_random"] for record in run.on):
@@ -73,12 +73,10 @@ class MetricCheck(Check):
     """A check of Gate B: a metric of the run against a limit.
 
     metric: name of the observed metric.
-    threshold: key of ``thresholds``.
     """
 
     gate = "B"
     metric: ClassVar[str]
-    threshold: ClassVar[str] = ""
 
     def limit(self, run: RunRecords) -> float | None:
         """Return the limit that the configuration sets."""

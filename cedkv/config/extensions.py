@@ -5,6 +5,7 @@ Another package adds to any of these (docs/extending.md); a new built-in one is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cedkv.core.registry import Registry
@@ -67,3 +68,13 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "prefix.kv_source": KV_SOURCES,
 }
 """Configuration key -> the registry that its value is a name of."""
+
+
+def providers(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return who provides what is not built in: ``extension.<configuration key>`` -> ``distribution version``.
+
+    Args:
+        settings: configuration key -> value, for the keys of ``REGISTRIES`` at least.
+    """
+    by_key = {key: registry.provider(str(settings[key])) for key, registry in REGISTRIES.items()}
+    return {f"extension.{key}": provider for key, provider in by_key.items() if provider is not None}

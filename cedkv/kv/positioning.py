@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cedkv.config.extensions import PADDING, POSITIONING
+from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING
 from cedkv.core.errors import ConfigError
 from cedkv.core.values import Placement
 
@@ -36,6 +36,11 @@ def shrink_to_selected(n_kept: int, prefix_len: int) -> int:
 def moves_keys(positioning: str) -> bool:
     """Return whether kept tokens may get other positions than they have in the demo: in every mode but ``absolute``."""
     return positioning != "absolute"
+
+
+def moves_cached_keys(kv_source: str, positioning: str) -> bool:
+    """Return whether keys from a demo's cache get other positions, which only a known rotation can do."""
+    return bool(KV_SOURCES.get(kv_source).reads_demo_cache and moves_keys(positioning))
 
 
 def place(kept: Sequence[int], demo_length: int, positioning: str, padding: str, prefix_len: int) -> Placement:

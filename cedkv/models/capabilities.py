@@ -17,8 +17,10 @@ from typing import Any, Literal
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, ModelError
+from cedkv.kv.positioning import moves_cached_keys
 
 ROPE_TYPES = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional"})
 """Supported RoPE types. Beyond the training length, the angles of ``dynamic`` and ``longrope`` change with the length of the
@@ -215,10 +217,10 @@ def unsupported_reason(capabilities: Capabilities, kv_source: str, positioning: 
     """Return why K/V of this source cannot be placed like this; None if they can, as far as the configuration says.
 
     ``prefill`` runs tokens at their assigned positions and ``gather`` at ``absolute`` leaves keys where they are: both need
-    only explicit positions. ``gather`` at ``compact`` moves keys, which only a rotation can do. ``layer_scope.injection``
+    only explicit positions. ``gather`` in any other mode moves keys, which only a rotation can do. ``layer_scope.injection``
     hides slots from layers, which the attention of ``kv.attention`` supports for every model.
     """
-    if kv_source == "gather" and positioning == "compact" and capabilities.positions != "rotary":
+    if capabilities.positions != "rotary" and moves_cached_keys(kv_source, positioning):
         return f"it moves keys to other positions, and {capabilities.positions} positions cannot be moved"
     return None
 
@@ -243,8 +245,8 @@ def unsupported_error(capabilities: Capabilities, kv_source: str, positioning: s
     lines = "".join(
         f"\n  prefix.kv_source={source:<8} injection.positioning_mode={mode:<9} "
         f"{'rejected' if (source, mode) == (kv_source, positioning) else _status(capabilities, source, mode)}"
-        for source in ("prefill", "gather")
-        for mode in ("compact", "absolute")
+        for source in KV_SOURCES.builtin
+        for mode in POSITIONING.builtin
     )
     return ModelError(
         f"prefix.kv_source={kv_source} with injection.positioning_mode={positioning} is rejected for model type "

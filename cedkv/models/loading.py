@@ -18,6 +18,7 @@ import cedkv
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ConfigError, ModelError
 from cedkv.kv import attention
+from cedkv.kv.positioning import moves_cached_keys
 from cedkv.kv.rope import RopeLayout
 from cedkv.models import cpu, smollm2
 from cedkv.models.batching import Batching
@@ -180,7 +181,7 @@ def check_loaded(lm: LanguageModel, config: Phase2Config) -> None:
         ModelError: keys have to move, and the model rotates them in no way known here.
     """
     kv_source, positioning = config.prefix.kv_source, config.injection.positioning_mode
-    if (kv_source, positioning) == ("gather", "compact") and lm.rope_layouts is None:
+    if lm.rope_layouts is None and moves_cached_keys(kv_source, positioning):
         reason = "it moves keys to other positions, and the keys of this model did not follow any rotation known here"
         raise unsupported_error(lm.capabilities, kv_source, positioning, reason)
 

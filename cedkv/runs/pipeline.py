@@ -12,9 +12,11 @@ import click
 
 from cedkv.analysis.results import ConditionResult
 from cedkv.checks import certificate
+from cedkv.checks.base import check_providers
 from cedkv.conditions import Condition, labels
-from cedkv.config.extensions import REGISTRIES
+from cedkv.config.extensions import providers
 from cedkv.config.options import Phase
+from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import evaluations, plan_samples, run_units
@@ -57,7 +59,8 @@ def run(resolved: ResolvedRun) -> list[ConditionResult]:
     else:
         manifest.name = manifest.name or f"{name} · {len(resolved.conditions)} conditions · seed {config.seed}"
         tags = {"comparison": name, "best": "pending"}
-    with open_run(resolved, tags | trust_tag(config.model)) as active:
+    tags |= trust_tag(config.model) | _providers(config) | check_providers()
+    with open_run(resolved, tags) as active:
         return _run(resolved, active)
 
 
@@ -100,7 +103,7 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     for condition in resolved.conditions:
         role = selector_class(condition.config.select.mode).role
         tags = {"comparison": str(resolved.comparison), "condition": condition.key, "kind": role}
-        tags |= pending | trust_tag(resolved.config.model)
+        tags |= pending | trust_tag(resolved.config.model) | _providers(condition.config) | check_providers()
         active.child(condition.key, names[condition.key], condition.config, tags)
     return active.children
 
@@ -120,16 +123,18 @@ def depends_on(identity: Mapping[str, Any], conditions: Sequence[Condition], sam
         prefix = "" if len(conditions) == 1 else f"{condition.key}: "
         settings = results_settings(condition.config)
         values |= {f"{prefix}{name}": value for name, value in settings.items()}
-        for key, registry in REGISTRIES.items():
-            provider = registry.provider(str(settings[f"phase2.{key}"]))
-            if provider is not None:
-                values[f"{prefix}extension.{key}"] = provider
+        values |= {f"{prefix}{name}": provider for name, provider in _providers(condition.config).items()}
     for kind, source, digested in (("on", samples.on_source, samples.on), ("off", samples.off_source, samples.off)):
         digest = sha256()
         for sample in digested:
             digest.update(f"{sample!r}\n".encode())
         values |= {f"samples.{kind}.source": source, f"samples.{kind}.digest": digest.hexdigest()}
-    return {**values, **identity}
+    return {**values, **check_providers(), **identity}
+
+
+def _providers(config: Phase2Config) -> dict[str, str]:
+    """Return who provides what this configuration names and is not built in; tags of the run too."""
+    return providers({name.removeprefix("phase2."): value for name, value in config.dotted().items()})
 
 
 def evaluate(
