@@ -1,3 +1,56 @@
-"""cedkv: can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?"""
+"""cedkv: can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
-__version__ = "0.1.0"
+The names below are public: what a package needs that extends cedkv (docs/extending.md), and how a program runs an evaluation.
+They are imported when they are first used, so that ``import cedkv`` and ``--help`` stay light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+_PUBLIC = {
+    "cedkv.checks.base": ("Check", "CheckInputs", "CheckResult", "MeasuredCheck", "RunRecords"),
+    "cedkv.config.extensions": ("KV_SOURCES", "PADDING", "POSITIONING", "SELECTORS", "TASKS"),
+    "cedkv.config.resolve": ("resolve",),
+    "cedkv.config.schema": ("Phase2Config", "SelectBlock"),
+    "cedkv.core.errors": ("CedkvError", "ConfigError", "DataError", "ModelError", "NumericsError"),
+    "cedkv.core.seeding": ("rng_for",),
+    "cedkv.core.values": ("Evidence", "OnEpisode", "Placement", "Selection", "Span", "TokenKind"),
+    "cedkv.inference.prefix": ("KVSource",),
+    "cedkv.models.loading": ("LanguageModel",),
+    "cedkv.runs.pipeline": ("run",),
+    "cedkv.runs.resolved": ("resolve_run",),
+    "cedkv.selectors.base": ("SelectionTask", "Selector", "attention_score", "candidates", "pick_spaced", "pick_top"),
+    "cedkv.tasks.base": ("Task", "TaskRequest"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+if TYPE_CHECKING:
+    from cedkv.checks.base import Check, CheckInputs, CheckResult, MeasuredCheck, RunRecords
+    from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS, TASKS
+    from cedkv.config.resolve import resolve
+    from cedkv.config.schema import Phase2Config, SelectBlock
+    from cedkv.core.errors import CedkvError, ConfigError, DataError, ModelError, NumericsError
+    from cedkv.core.seeding import rng_for
+    from cedkv.core.values import Evidence, OnEpisode, Placement, Selection, Span, TokenKind
+    from cedkv.inference.prefix import KVSource
+    from cedkv.models.loading import LanguageModel
+    from cedkv.runs.pipeline import run
+    from cedkv.runs.resolved import resolve_run
+    from cedkv.selectors.base import SelectionTask, Selector, attention_score, candidates, pick_spaced, pick_top
+    from cedkv.tasks.base import Task, TaskRequest
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'cedkv' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -162,6 +162,8 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
     if header is None:
         raise DataError(f"{path}:1: the line does not fit its sha256: the file was damaged or edited")
     written = Journal(path, {name: value for name, value in header.items() if name != "schema_version"}, conditions, False)
+    if written._end != path.stat().st_size:
+        raise written._damaged(len(written.units) + 2, "the line does not fit its sha256")
     return header, written.records
 
 
