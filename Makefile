@@ -3,6 +3,7 @@
 # make test       all tests but the long variants, those on real weights and real MLflow servers included; prints coverage
 # make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
 # make check      what CI checks besides: lint, format, types, which package imports which
+# make docs       the pages of docs/ that are made from the code: gates, selectors, architecture
 # make bench      how fast it is: figures with their targets, one table, outputs/bench.json
 # make audit      known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
 # make soak       700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
@@ -16,7 +17,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist worksteal
 COVERAGE := --cov --cov-report=term
 
-.PHONY: run test-fast test test-all check bench audit soak ui clean
+.PHONY: run test-fast test test-all check docs bench audit soak ui clean
 
 run: $(READY)
 	mlflow run . -e phase2_eval --env-manager local --experiment-name cedkv -P config=configs/quickstart.yaml
@@ -36,6 +37,10 @@ check: $(READY)
 	ruff format --check .
 	mypy
 	lint-imports --no-cache
+	python docs/reference.py --check
+
+docs: $(READY)
+	python docs/reference.py
 
 bench: $(READY)
 	python -m benchmarks

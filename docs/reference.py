@@ -1,0 +1,167 @@
+"""The pages of docs/ that are made from the code: ``python docs/reference.py`` writes them, ``--check`` says which are stale.
+
+Gates and selectors come from their registries, the tree of modules from the first line of each docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from cedkv.checks.base import Check, MeasuredCheck, all_checks
+from cedkv.checks.probe import ProbeCheck
+from cedkv.config.extensions import SELECTORS
+from cedkv.config.schema import KL_LIMIT, Phase2Config
+from cedkv.selectors.base import Selector, selector_class
+
+DOCS = Path(__file__).parent
+PACKAGES = (
+    *("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "conditions.py", "models", "inference"),
+    *("records.py", "checks", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
+)
+"""In the order of their imports."""
+FLOW = "config, tasks, teacher's evidence, selection, placement, prefix, answers, records, checks, analysis, report, tracking"
+_GATES = (
+    "A check compares an observed value with a limit. A gate passes when each of its checks does; what cannot be decided, "
+    "for want of samples or of a finite number, is `insufficient` and never a pass. Gate A asks whether the cache "
+    "pipeline holds on this very model, Gate B whether the prefix helps and does no harm, the certificate whether this "
+    "suite computes on the model what the model computes by itself. The tag of a check is `gateA.name` or `gateB.name`; a "
+    "limit in code is a key of `thresholds`."
+)
+_SELECTORS = (
+    "`select.mode` names one. All choose from the same candidates under the same budget (`span_budget` spans of "
+    "`span_len` tokens, starts `min_span_distance` apart), except those that say otherwise. A *reference* is compared "
+    "with and never wins a comparison; an *oracle* is a reference that knows the answer. How to add one: "
+    "[extending.md](extending.md)."
+)
+_ARCHITECTURE = (
+    "A package imports only packages above it in the tree; `make check` holds that (`[tool.importlinter]` in "
+    "`pyproject.toml`). A request is read once (`runs.resolved`). The engine (`eval_phase2`) plans units and runs every "
+    "arm of a unit; the journal keeps the records of finished units; `runs.publish` reads them once and writes everything "
+    "else. The only file that touches the inside of a Hugging Face cache is `kv.cache`; the only ones that call "
+    "`from_pretrained` are in `models`; the only one that imports mlflow is `runs.tracking`."
+)
+MADE = "<!-- made by `make docs`; edit the code it is made from -->\n"
+
+
+def main() -> int:
+    """Write the pages, or with ``--check`` name those that are stale and return 1."""
+    pages = {"gates.md": gates(), "selectors.md": selectors(), "architecture.md": architecture()}
+    stale = [name for name, text in pages.items() if not _same(DOCS / name, text)]
+    if "--check" in sys.argv[1:]:
+        print("\n".join(f"docs/{name} is stale: run make docs" for name in stale))
+        return 1 if stale else 0
+    for name in stale:
+        (DOCS / name).write_text(pages[name], encoding="utf-8")
+    return 0
+
+
+def gates() -> str:
+    """Return the page of all checks: meaning, measure, unit, limit, use."""
+    checks = [check for check in all_checks() if type(check).__module__.startswith("cedkv.")]
+    by_dtype = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in KL_LIMIT.items())
+    use = (
+        f"*by dtype* is the KL limit for two mathematically identical computations: {by_dtype}. *floor*: the largest KL of the "
+        "check is part of the numerical floor. *certificate*: the certificate measures it too, on a probe made of the model's "
+        "own vocabulary."
+    )
+    parts = [f"# Gates and checks\n\n{MADE}\n{_paragraph(_GATES)}\n\n{_paragraph(use)}\n"]
+    for title, gate in (("Gate A: the plumbing", "A"), ("Gate B: the effect", "B"), ("Certificate only", None)):
+        rows = [_check_row(check) for check in checks if check.gate == gate]
+        head = "| check | means | limit | unit | use |\n| --- | --- | --- | --- | --- |\n"
+        parts.append(f"## {title}\n\n{head}" + "".join(rows) + _measures(checks, gate))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _check_row(check: Check) -> str:
+    use = []
+    if isinstance(check, MeasuredCheck):
+        use = [word for word, holds in (("floor", check.counts_to_floor), ("certificate", check.certified)) if holds]
+    relation = "≤" if check.relation == "<=" else "≥"
+    return f"| `{check.name}` | {_cell(check.meaning)} | {relation} {_limit(check)} | {check.unit} | {', '.join(use)} |\n"
+
+
+def _limit(check: Check) -> str:
+    if check.threshold:
+        value = getattr(Phase2Config().thresholds, check.threshold)
+        return f"`{check.threshold}` ({'by dtype' if value is None else f'{value:g}'})"
+    if isinstance(check, MeasuredCheck):
+        return f"{check.limit(Phase2Config()):.4g} in float32"
+    if isinstance(check, ProbeCheck):
+        return f"{check.limit('float32', KL_LIMIT['float32']):g} in float32"
+    return "the random arm's accuracy"
+
+
+def _measures(checks: Sequence[Check], gate: str | None) -> str:
+    """Return what is measured, in the words of the docstrings below their first line."""
+    lines = []
+    for check in checks:
+        _, _, rest = (inspect.getdoc(type(check)) or "").partition("\n\n")
+        if check.gate == gate and rest:
+            lines.append(f"- `{check.name}`: {' '.join(rest.split()).replace('``', '`')}\n")
+    return "\n" + "".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return text of a docstring for a cell of a markdown table."""
+    return text.replace("``", "`").replace("|", r"\|")
+
+
+def selectors() -> str:
+    """Return the page of all selectors, grouped by whether they look at the query."""
+    parts = [f"# Selectors\n\n{MADE}\n{_paragraph(_SELECTORS)}\n"]
+    names = list(SELECTORS.builtin)
+    for title, aware in (("The choice depends on the query", True), ("The choice does not depend on the query", False)):
+        rows = [_selector_row(name, selector_class(name)) for name in names if selector_class(name).query_aware is aware]
+        head = "| name | role | keeps | needs besides attention | parameters |\n| --- | --- | --- | --- | --- |\n"
+        parts.append(f"## {title}\n\n{head}" + "".join(rows))
+    return "\n".join(parts)
+
+
+def _selector_row(name: str, cls: type[Selector]) -> str:
+    module = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    keeps = " ".join(module.partition("\n\n")[0].split())
+    needs = ", ".join(sorted(cls.needs)) or "–"
+    params = ", ".join(f"{field.name} = {field.default!r}" for field in fields(cls)) or "–"
+    return f"| `{name}` | {cls.role} | {_cell(keeps)} | {needs} | {params} |\n"
+
+
+def architecture() -> str:
+    """Return the tree of modules with the first sentence of each docstring, packages in the order of their imports."""
+    root = DOCS.parent / "cedkv"
+    rows: list[tuple[str, str]] = []
+    for name in PACKAGES:
+        path = root / name
+        if path.suffix:
+            rows.append((name, _first_sentence(path)))
+            continue
+        rows.append((f"{name}/", _first_sentence(path / "__init__.py")))
+        inside = [module for module in sorted(path.rglob("*.py")) if module.name != "__init__.py"]
+        rows += [(f"    {module.relative_to(path).as_posix()}", _first_sentence(module)) for module in inside]
+    width = max(len(name) for name, _ in rows) + 2
+    tree = "\n".join(name.ljust(width) + text for name, text in rows)
+    flow = "\n".join(f"    {line}" for line in textwrap.wrap(FLOW.replace(", ", " -> "), 116))
+    return f"# Architecture\n\n{MADE}\nData goes one way:\n\n{flow}\n\n{_paragraph(_ARCHITECTURE)}\n\n```text\n{tree}\n```\n"
+
+
+def _first_sentence(path: Path) -> str:
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<!et al)\. ", text)[0].rstrip(".").replace("``", "")
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 130, break_long_words=False, break_on_hyphens=False)
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
