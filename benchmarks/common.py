@@ -89,7 +89,7 @@ def part(samples: Samples, start: int, n: int) -> Samples:
 def results_only(config: Phase2Config) -> Phase2Config:
     """The configuration without Gate A's checks and repetitions: what a loop of one's own would compute.
 
-    No run can be asked for this (the schema refuses it), because nothing could be decided from it.
+    No run can be asked for this (the schema rejects it), because nothing could be decided from it.
     """
     sizes = config.eval.model_copy(update={"repro_runs": 1, "gate_a_samples": 0})
     return config.model_copy(update={"eval": sizes})

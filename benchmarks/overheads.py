@@ -28,10 +28,10 @@ def rows(*sizes: str) -> list[Row]:
         found = json.loads(command(folder, "benchmarks.overheads", "--run", *sizes).splitlines()[-1])
         whole = time.perf_counter() - started
         helped = _median(folder, 0, "--help")
-        refused = _median(folder, 2, "--set", "select.mod=random_span")
+        rejected = _median(folder, 2, "--set", "select.mod=random_span")
     return [
         row("python -m cedkv --help (s)", helped, "< 0.4"),
-        row("a bad configuration refused (s)", refused, "< 0.5"),
+        row("a bad configuration rejected (s)", rejected, "< 0.5"),
         row("quickstart, all that is not inside a forward pass (s)", whole - found["forward"], "< 5"),
         row("quickstart, whole command (s)", whole),
         row("second start loads cached weights (s)", found["load"], "< 2"),

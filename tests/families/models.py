@@ -39,12 +39,12 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table. ``refused``: part of the reason, where the model has to be refused before its weights are loaded."""
+    """A row of the table. ``rejected``: part of the reason, where the model has to be rejected before its weights are loaded."""
 
     name: str
     model_type: str
     settings: dict[str, Any] = field(default_factory=dict)
-    refused: str | None = None
+    rejected: str | None = None
 
 
 FAMILIES = (
@@ -126,8 +126,8 @@ FAMILIES = (
 
 
 def save(family: Family, folder: Path) -> Path:
-    """The family's tiny model and a tokenizer; of one that has to be refused, the configuration alone."""
-    if family.refused is not None:
+    """The family's tiny model and a tokenizer; of one that has to be rejected, the configuration alone."""
+    if family.rejected is not None:
         AutoConfig.for_model(family.model_type, **family.settings).save_pretrained(folder)
         return folder
     torch.manual_seed(0)
@@ -145,21 +145,21 @@ def save(family: Family, folder: Path) -> Path:
 
 
 def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Certificate | None]:
-    """The family's row of the table, and, where it is not refused, the loaded model and its certificate."""
+    """The family's row of the table, and, where it is not rejected, the loaded model and its certificate."""
     config = tiny.config(save(family, folder))
     try:
         loading.open_spec(config)
     except ModelError as error:
         reasons = "; ".join(line.split(maxsplit=1)[1] for line in str(error).splitlines()[1:-1])
-        return f"| {family.name} | `{family.model_type}` | refused | {reasons} |", None, None
+        return f"| {family.name} | `{family.model_type}` | rejected | {reasons} |", None, None
     lm = loading.load(config)
     found = certify(lm, fingerprint(lm), None)
     limits = [f"{limit.reason}: sequences must stay below" for limit in lm.capabilities.context_limits]
     if {"longrope", "dynamic"} & set(lm.capabilities.rope_types):
         limits.append("sequences within the length the model was first trained with")
-    refused = [pair for pair, reason in found.can.items() if reason is not None]
-    if refused:
-        limits.append(f"no {' and no '.join(refused)}: {found.can[refused[0]]}")
+    rejected = [pair for pair, reason in found.can.items() if reason is not None]
+    if rejected:
+        limits.append(f"no {' and no '.join(rejected)}: {found.can[rejected[0]]}")
     if not found.certified:
         return f"| {family.name} | `{family.model_type}` | fails | {', '.join(found.failed([]))} |", lm, found
     verdict = "works with limits" if limits else "works"

@@ -8,9 +8,9 @@ from cedkv.core.errors import ModelError
 from cedkv.models.capabilities import read_capabilities
 
 
-def test_every_architecture_is_read_or_refused_by_name() -> None:
+def test_every_architecture_is_read_or_rejected_by_name() -> None:
     """No configuration of transformers' own, of whatever model, ends in anything but capabilities or a refusal."""
-    read, refused = [], []
+    read, rejected = [], []
     for kind in CONFIG_MAPPING_NAMES:
         try:
             hf_config = CONFIG_MAPPING[kind]()
@@ -19,7 +19,7 @@ def test_every_architecture_is_read_or_refused_by_name() -> None:
         try:
             read.append(read_capabilities(hf_config).model_type)
         except ModelError:
-            refused.append(kind)
+            rejected.append(kind)
     assert {"llama", "qwen3", "gemma3_text", "gpt2"} <= set(read)
-    assert {"bert", "clip", "vit", "whisper", "wav2vec2", "mamba", "gptj", "roformer", "deepseek_v3"} <= set(refused)
+    assert {"bert", "clip", "vit", "whisper", "wav2vec2", "mamba", "gptj", "roformer", "deepseek_v3"} <= set(rejected)
     assert not [kind for kind in read if "vision" in kind or "audio" in kind]

@@ -1,4 +1,4 @@
-"""Every family of the table: certified and run end to end, or refused before weights; README.md says the same."""
+"""Every family of the table: certified and run end to end, or rejected before weights; README.md says the same."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cedkv.checks.gates import gate_a
 from tests.families.models import FAMILIES, Family, judged, written
 from tests.support import tiny
 
-WORKING = [family for family in FAMILIES if family.refused is None]
+WORKING = [family for family in FAMILIES if family.rejected is None]
 EVERYDAY = ("Llama, rope YaRN", "Llama, one key head", "Mistral, with windows", "Mixtral", "Gemma 3 (text)", "Phi-3, longrope",
             "GPT-NeoX (Pythia)", "GLM", "SmolLM3", "nanochat", "gpt-oss", "GPT-2")  # fmt: skip
 """One of each kind of positions, attention and layers; the others are ``slow``."""
-REFUSED = [family for family in FAMILIES if family.refused is not None]
+REJECTED = [family for family in FAMILIES if family.rejected is not None]
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rope_layouts is not None)
 
 
-@pytest.mark.parametrize("family", REFUSED, ids=[family.name for family in REFUSED])
-def test_refused_before_weights_are_loaded(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", REJECTED, ids=[family.name for family in REJECTED])
+def test_rejected_before_weights_are_loaded(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     row, lm, _ = judged(family, tmp_path)
     assert lm is None
-    assert str(family.refused) in row
+    assert str(family.rejected) in row
     assert row in written().splitlines(), "python -m tests.families.models writes the table anew"
 
 
