@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-import cedkv
+from cedkv.core.version import __version__
 
 NATIVE = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """Flags of processors that multiply bfloat16 themselves; others convert, and are slower than in float32."""
@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
             "load_before": [round(load, 2) for load in os.getloadavg()],
         },
         "threads": torch.get_num_threads(),
-        "versions": {"cedkv": cedkv.__version__, "python": platform.python_version(), "torch": torch.__version__,
+        "versions": {"cedkv": __version__, "python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__},
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from cedkv.core.version import __version__
 
 _PUBLIC = {
     "cedkv.checks.base": ("Check", "CheckInputs", "CheckResult", "MeasuredCheck", "RunRecords"),

@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from cedkv import __version__
 from cedkv.cli.click_ext import GroupedCommand, MainCommand, configured, phase2_flags, short_options
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.text import escape_control, preview, redact, sanitize
+from cedkv.core.version import __version__
 from cedkv.runs.request import RunRequest
 
 TRUE = ("true", "1", "yes", "on")

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
-import cedkv
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.version import __version__
 from cedkv.kv import attention
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.kv.rope import RopeLayout
@@ -264,7 +264,7 @@ def _meta(config: Phase2Config, model: Any, tokenizer: Any, device: torch.device
         "attention": f"{attention.NAME} (sdpa)",
         "torch_threads": torch.get_num_threads(),
         "versions": {
-            "cedkv": cedkv.__version__,
+            "cedkv": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
