@@ -1,1 +1,1 @@
-"""The configuration: its schema, where it is read from, its short names."""
+"""Configuration: schema, registries of choices by name, short names of keys, and reading."""

@@ -1,6 +1,7 @@
-"""What a configuration chooses by name, and where each built-in implementation is. Light: nothing here is imported by it.
+"""Registries of everything that a configuration chooses by name, each with the references of its built-in implementations.
 
-Another package adds to any of these (docs/extending.md); a new built-in one is a line here and its file.
+Implementations are imported only when a name is looked up. Other packages add names to any registry (docs/extending.md); a new
+built-in implementation is a line here and its file.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "prefix.padding_mode": PADDING,
     "prefix.kv_source": KV_SOURCES,
 }
-"""Configuration key -> the registry that its value is a name of."""
+"""Configuration key -> the registry in which its value is a name."""
 
 
 def providers(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,21 +1,21 @@
-"""Short names of configuration keys: the only place where one is tied to the other.
+"""Short names of configuration keys: the one table that maps a name to its key.
 
-The MLflow entry points (``-P select_mode=...``) and the command line (``--phase2-select-mode``) are made from this table.
-It imports nothing heavy, so that ``--help`` answers at once.
+The MLflow entry points (``-P select_mode=...``) and the command line (``--phase2-select-mode``) are built from this table.
+The module imports nothing heavy, so that ``--help`` answers at once.
 """
 
 from typing import Literal
 
 Phase = Literal["1.5", "2"]
-"""1.5 is Gate A alone, 2 is everything."""
+"""1.5 runs Gate A alone, 2 runs everything."""
 
 DEFAULT_CONFIG = "configs/phase2.yaml"
-"""What MLproject gives as ``config`` where the user gives none."""
+"""The ``config`` that MLproject passes where the user gives none."""
 
 OPTIONS: dict[str, tuple[str, str]] = {
     "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
     "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
-    "trust_remote_code": ("model.trust_remote_code", "run code out of the checkpoint; needs a full commit as revision"),
+    "trust_remote_code": ("model.trust_remote_code", "run code from the checkpoint; needs a full commit as revision"),
     "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
     "device_map": ("runtime.device_map", "auto: spread a model over all devices, for one larger than a card"),
     "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
@@ -42,6 +42,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "off_path": ("data.off_path", "JSONL of your own OFF prompts"),
     "seed": ("seed", "seed of every random draw"),
 }
+"""Short name -> (configuration key, help)."""
 
 COMPARISONS: dict[str, dict[str, tuple[str, str]]] = {
     "ablate_selector": {
@@ -58,4 +59,4 @@ COMPARISONS: dict[str, dict[str, tuple[str, str]]] = {
         "keep_sinks": ("select.keep_sink", "first demo tokens kept; 0,4 by default"),
     },
 }
-"""For each comparison its list options: name -> (configuration key, help)."""
+"""Comparison -> its list options: name -> (configuration key, help)."""

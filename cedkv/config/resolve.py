@@ -1,4 +1,4 @@
-"""Where a configuration comes from: a YAML file, ``key=value`` overrides, named options. All of it ends in one check."""
+"""Read a configuration: a YAML file, ``key=value`` overrides and named options, merged and validated once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cedkv.core.files import open_user_text
 from cedkv.core.text import near_match, preview, redact
 
 MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS = 100_000, 10, 10
-"""Of a configuration file, and of what is said about one."""
+"""Limits: bytes and nesting levels of a configuration file, and problems listed in one error message."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and aliases; ``1e-4`` is a number, and ``010`` and ``1:30`` are not 8 and 90."""
+    """Safe YAML without duplicate keys and aliases; ``1e-4`` is a number, and ``010`` and ``1:30`` are not 8 and 90."""
 
     _depth = 0
 
@@ -41,17 +41,30 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            # PyYAML takes for granted that a value fits its tag: "!!bool x" is a KeyError, "!!timestamp x" an AttributeError
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(
+                problem=f"{preview(node.value)} is not a value of {tag}", problem_mark=node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if str(key_node.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key_node.value!r} appears twice", problem_mark=key_node.start_mark)
-            seen.add(str(key_node.value))
+        if isinstance(node, yaml.MappingNode):  # a list or text tagged !!map is not one: the base class rejects it
+            seen = set()
+            for key_node, _ in node.value:
+                if str(key_node.value) in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {key_node.value!r} appears twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """The counterpart: quotes a text that ``_Loader`` would read as a number."""
+    """The counterpart of ``_Loader``: quotes a text that ``_Loader`` would read as a number."""
 
 
 _NUMBERS = {
@@ -59,21 +72,21 @@ _NUMBERS = {
     "float": r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag.rsplit(":", 1)[-1] not in _NUMBERS]
-    for first, forms in _Loader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[-1] not in _NUMBERS]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
-for _name, _form in _NUMBERS.items():
-    for _side in (_Loader, _Dumper):
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_form})$"), list("-+.0123456789"))
+for _name, _pattern in _NUMBERS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
 def to_yaml(config: Phase2Config) -> str:
-    """The configuration as the text of a file that ``resolve`` reads back to the same values."""
+    """Return the configuration as the text of a file that ``resolve`` reads back to the same values."""
     return yaml.dump({"phase2": config.model_dump()}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def leaf_keys() -> dict[str, Any]:
-    """Every configuration key (``select.mode``) with its annotation."""
+    """Return every configuration key (``select.mode``) with its annotation."""
     keys: dict[str, Any] = {}
     for name, field in Phase2Config.model_fields.items():
         block = field.annotation
@@ -89,7 +102,7 @@ def resolve(
     overrides: Iterable[str] = (),
     options: Mapping[str, str | None] | None = None,
 ) -> Phase2Config:
-    """Read, merge and check a configuration.
+    """Read, merge and validate a configuration.
 
     Args:
         path: YAML file with a ``phase2`` block; None for the defaults.
@@ -97,28 +110,58 @@ def resolve(
         options: values by names of ``OPTIONS``; None values are not set.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest valid one), bad value, or a contradiction.
+        ConfigError: unreadable file, unknown key (with the nearest valid one), invalid value, or contradicting values.
     """
     tree = _read_yaml(Path(path)) if path is not None else {}
     pairs = [pair for text in overrides for pair in _split_overrides(text)]
     for name, value in (options or {}).items():
         if value is not None:
             pairs.append((OPTIONS[name][0], value))
-    return _checked(tree, pairs)
+    return _validate(tree, pairs)
 
 
 def resolve_over(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Config:
-    """Another configuration with some keys set, read and checked as overrides are. Raises ConfigError as ``resolve``."""
-    return _checked(config.model_dump(), list(settings.items()))
+    """Return a copy of a configuration with some keys set.
+
+    Args:
+        settings: configuration key -> value as text, read as an override is.
+
+    Raises:
+        ConfigError: as ``resolve``.
+    """
+    return _validate(config.model_dump(), list(settings.items()))
 
 
-def _checked(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Phase2Config:
+def _validate(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Phase2Config:
+    """Return the configuration of a tree of blocks in which ``(key, text)`` pairs are set."""
     for key, text in pairs:
         _assign(tree, key, text)
+    _check_keys(tree, "phase2")
     try:
         return Phase2Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_readable(error)) from None
+        raise ConfigError(_describe(error)) from None
+
+
+def _check_keys(block: Mapping[Any, Any], path: str) -> None:
+    """Raise ConfigError for a key with a lone surrogate, of which pydantic's error says neither the key nor where it is."""
+    for key, value in block.items():
+        if isinstance(key, str) and any("\ud800" <= char <= "\udfff" for char in key):
+            raise ConfigError(f"{path}: key {preview(key)} holds half a character (a lone surrogate); use the name of a key")
+        if isinstance(value, dict):
+            _check_keys(value, f"{path}.{key}")
+
+
+def _parse(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        ValueError: it is not readable as YAML; the message says why, on one line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # OverflowError: "\UFFFFFFFF"
+        raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -129,17 +172,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"cannot read configuration {name}: {error}; give the path of a YAML file") from None
     try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: not readable as YAML: {' '.join(str(error).split())[:300]}") from None
+        tree = _parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict) or set(tree) != {"phase2"} or not isinstance(tree["phase2"], dict | None):
-        found = preview(list(islice(tree, 5))) if isinstance(tree, dict) else type(tree).__name__
-        raise ConfigError(f"{name}: expected exactly one top-level block 'phase2:', found {found}")
+        content = preview(list(islice(tree, 5))) if isinstance(tree, dict) else type(tree).__name__
+        raise ConfigError(f"{name}: expected exactly one top-level block 'phase2:', found {content}")
     return tree["phase2"] or {}
 
 
 def _split_overrides(text: str) -> list[tuple[str, str]]:
-    """``a=1,b=[1,2]`` -> pairs; commas inside brackets or quotes do not split."""
+    """Return the ``(key, value)`` pairs of ``a=1,b=[1,2]``; commas inside brackets or quotes do not split."""
     parts, depth, quote, current = [], 0, "", ""
     for char in text:
         if quote:
@@ -168,19 +211,20 @@ def _split_overrides(text: str) -> list[tuple[str, str]]:
 
 
 def _assign(tree: dict[str, Any], key: str, text: str) -> None:
-    known = leaf_keys()
+    """Set a key of the tree to the value that a text holds; ``select.params.NAME`` sets one parameter of the selector."""
+    annotations = leaf_keys()
     parameter = ""
     if key.startswith("select.params."):
         key, parameter = "select.params", key.removeprefix("select.params.")
-    if key not in known:
-        raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, known)}")
+    if key not in annotations:
+        raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, annotations)}")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = _parse(text)
+    except ValueError:
         raise ConfigError(f"{key} = {preview(text)}: not readable as a YAML value; quote it if it is text") from None
-    only_text = set(get_args(known[key]) or (known[key],)) <= {str, type(None), Text}
+    only_text = set(get_args(annotations[key]) or (annotations[key],)) <= {str, type(None), Text}
     if only_text and not text.startswith(("'", '"')) and (value is not None or text.startswith("#")):
-        value = text  # as it stands: YAML would drop what follows " #", and read 123 as a number
+        value = text  # unparsed: YAML would drop what follows " #", and read 123 as a number
     *blocks, leaf = key.split(".")
     for block in blocks:
         tree = tree.setdefault(block, {})
@@ -195,36 +239,37 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
         tree[leaf] = value
 
 
-def _readable(error: ValidationError) -> str:
-    """One line per problem: key, value, rule, nearest valid name, and the default as an example of what is right."""
-    known = leaf_keys()
+def _describe(error: ValidationError) -> str:
+    """Return one line per problem: key, value, rule, nearest valid name, and the default as an example of a valid value."""
+    keys = leaf_keys()
     lines: dict[str, None] = {}
     problems = error.errors(include_url=False)
     for item in problems[:MAX_PROBLEMS]:
         path = [str(part) for part in item["loc"]]
         if item["type"] == "extra_forbidden":
             dotted = ".".join(path)
-            lines[f"unknown configuration key {preview(dotted)}{near_match(dotted, known)}"] = None
+            lines[f"unknown configuration key {preview(dotted)}{near_match(dotted, keys)}"] = None
             continue
         if item["type"] == "value_error":
             lines[str(item["ctx"]["error"])] = None
             continue
-        key = next((name for n in (1, 2) if (name := ".".join(path[:n])) in known), path[0])
+        key = next((name for n in (1, 2) if (name := ".".join(path[:n])) in keys), path[0])
         message = item["msg"][0].lower() + item["msg"][1:]
         hint = ""
         if item["type"] == "literal_error" and isinstance(item["input"], str):
             choices = re.findall(r"'([^']+)'", item["ctx"]["expected"])
             near = difflib.get_close_matches(item["input"][:80], choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-        what = "value" if key in known else "block"
-        example = f" (default: {_default(key)})" if key in known else ""
+        kind = "value" if key in keys else "block"
+        example = f" (default: {_default(key)})" if key in keys else ""
         value = redact(preview(item["input"]))
-        lines[f"phase2.{key}: {what} {value} refused: {message}{hint}{example}"] = None
-    more = [f"... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-    return "\n".join([*lines, *more])
+        lines[f"phase2.{key}: {kind} {value} rejected: {message}{hint}{example}"] = None
+    omitted = [f"... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    return "\n".join([*lines, *omitted])
 
 
 def _default(key: str) -> str:
+    """Return the default of a key as YAML writes it."""
     value: Any = Phase2Config()
     for part in key.split("."):
         value = getattr(value, part)

@@ -1,7 +1,7 @@
-"""The phase2 configuration: one schema, from which files, overrides and flags are read and checked.
+"""The phase2 configuration: one schema, against which files, overrides and options are validated.
 
-Order of precedence: defaults below < YAML file < ``set`` overrides < named options. The defaults are those of
-``configs/phase2.yaml`` (a test keeps them equal). Values are immutable once resolved.
+Order of precedence: defaults below < YAML file < ``set`` overrides < named options. ``configs/phase2.yaml`` spells out the same
+defaults, with a comment per key (a test keeps them equal). Values are immutable once resolved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from cedkv.core.registry import Registry, build
 from cedkv.core.text import escape_control, redact
 
 
-def _plain(text: str) -> str:
+def _check_text(text: str) -> str:
+    """Return the text if it has neither control characters nor credentials."""
     if escape_control(text) != text or "\n" in text:
         raise PydanticCustomError("hidden", "text must hold no control or direction characters; remove them")
     if redact(text) != text:
@@ -29,7 +30,7 @@ def _plain(text: str) -> str:
 
 
 def _name_in(registry: Registry[Any]) -> Callable[[str], str]:
-    """Return a validator: the name is in a registry."""
+    """Return a validator that accepts names of a registry."""
 
     def check(name: str) -> str:
         try:
@@ -40,7 +41,7 @@ def _name_in(registry: Registry[Any]) -> Callable[[str], str]:
     return check
 
 
-Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_check_text)]
 SelectorName = Annotated[str, AfterValidator(_name_in(SELECTORS))]
 TaskName = Annotated[str, AfterValidator(_name_in(TASKS))]
 PositioningName = Annotated[str, AfterValidator(_name_in(POSITIONING))]
@@ -55,11 +56,12 @@ LayerScope = (
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 KL_LIMIT = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Limit in nats for two computations that are equal on paper, by dtype; used where a threshold is left null.
+"""Largest KL in nats between two mathematically identical computations, by dtype; used where a threshold is null.
 
-Seen on a 135M Llama: 1e-7 in float32, 3e-3 in bfloat16. The limits stand well above what rounding does and far below
-what a wrong position or a wrong mask does (1e-2 and more in float32). For relative errors of keys the same numbers serve:
-rounding makes them 6 units of the dtype at most, 0.047 in bfloat16 and 0.006 in float16 (``plumbing.rotation_equivariance``).
+Measured on a 135M Llama: 1e-7 in float32, 3e-3 in bfloat16. The limits are well above the effect of rounding and far below
+the effect of a wrong position or a wrong mask (1e-2 and more in float32). The same numbers limit relative errors of rotated
+keys: rounding makes these errors at most 6 units of the dtype, 0.047 in bfloat16 and 0.006 in float16 (the check
+``rotation_equivariance``).
 """
 
 
@@ -70,6 +72,8 @@ class Block(BaseModel):
 
 
 class ModelBlock(Block):
+    """Which model, and what is allowed with its checkpoint."""
+
     id: Text = "Qwen/Qwen2.5-1.5B-Instruct"
     revision: Text | None = None
     cache_dir: Text | None = None
@@ -79,6 +83,8 @@ class ModelBlock(Block):
 
 
 class RuntimeBlock(Block):
+    """Device, dtype, batch size, exit code and MLflow timeout."""
+
     backend: Literal["hf"] = "hf"
     allow_mock_fallback: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
@@ -89,10 +95,10 @@ class RuntimeBlock(Block):
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
 
     @model_validator(mode="after")
-    def _strict(self) -> Self:
+    def _check_weights_and_devices(self) -> Self:
         if self.allow_mock_fallback:
             raise ValueError(
-                "runtime.allow_mock_fallback = true is refused: a verdict on a mock says nothing about a model, so the "
+                "runtime.allow_mock_fallback = true is rejected: a verdict on a mock says nothing about a model, so the "
                 "suite runs on real weights or not at all; leave it false"
             )
         if self.device_map is not None and self.device != "auto":
@@ -104,6 +110,8 @@ class RuntimeBlock(Block):
 
 
 class EvalBlock(Block):
+    """Sample counts and repetitions."""
+
     on_samples: Count = 64
     off_samples: Count = 128
     repro_runs: Annotated[int, Field(ge=2, le=100)] = 2
@@ -113,15 +121,21 @@ class EvalBlock(Block):
 
 
 class PrefixBlock(Block):
+    """Slots of a prefix, and the source of its keys and values."""
+
     padding_mode: PaddingName = "null_pad"
     kv_source: KVSourceName = "prefill"
 
 
 class InjectionBlock(Block):
+    """Rotary positions of the injected prefix and the query."""
+
     positioning_mode: PositioningName = "compact"
 
 
 class SelectBlock(Block):
+    """Which spans of a demo are kept."""
+
     mode: SelectorName = "attention_diversity_span"
     params: dict[str, bool | int | float | str] = {}
     span_len: Count = 8
@@ -134,8 +148,9 @@ class SelectBlock(Block):
     causal_drop_advisory: bool = False
 
     @model_validator(mode="after")
-    def _params_fit(self) -> Self:
-        if self.params or self.mode not in SELECTORS.builtin:  # built-in ones have defaults, and importing them takes time
+    def _check_params(self) -> Self:
+        # Without params a built-in selector needs no check: all its parameters have defaults, and importing it takes time.
+        if self.params or self.mode not in SELECTORS.builtin:
             try:
                 build(SELECTORS.get(self.mode), self.params, "select.params")
             except ConfigError as error:
@@ -144,11 +159,15 @@ class SelectBlock(Block):
 
 
 class LayerScopeBlock(Block):
+    """Layers whose attention is read, and layers that see the prefix."""
+
     selection: LayerScope = "top25"
     injection: LayerScope = "all"
 
 
 class ThresholdsBlock(Block):
+    """Limits of Gate B, then of Gate A; None: the limit of the dtype (``KL_LIMIT``)."""
+
     on_gain_min: float = 0.10
     off_delta_p99_max: Limit = 1.0
     delta_on_min: Limit = 0.10
@@ -166,17 +185,21 @@ class ThresholdsBlock(Block):
 
 
 class ReportingBlock(Block):
+    """What records contain beyond the metrics."""
+
     topk_tokens: Annotated[int, Field(ge=1, le=100)] = 5
 
 
 class DataBlock(Block):
+    """Source of ON episodes and OFF prompts."""
+
     on_path: Text | None = None
     off_path: Text | None = None
     task: TaskName = "symbol_lookup"
     pairs: Annotated[int, Field(ge=2, le=12)] = 8
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _check_one_source(self) -> Self:
         if self.on_path is not None and self.task != "symbol_lookup":
             raise ValueError(
                 f"data.task = {self.task} generates ON episodes and data.on_path = {self.on_path} names a file of them; leave "
@@ -186,7 +209,7 @@ class DataBlock(Block):
 
 
 class Phase2Config(Block):
-    """Everything one run depends on."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 42
     model: ModelBlock = ModelBlock()
@@ -202,7 +225,7 @@ class Phase2Config(Block):
     data: DataBlock = DataBlock()
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_prefix_len(self) -> Self:
         need = self.select.span_budget * self.select.span_len + self.select.keep_sink
         if need > self.prefix_len:
             raise ValueError(
@@ -213,24 +236,24 @@ class Phase2Config(Block):
         return self
 
     def for_phase(self, phase: str) -> Phase2Config:
-        """What a phase runs: 1.5 is Gate A alone, on ``eval.gate_a_samples`` ON samples."""
+        """Return the configuration of a phase: 1.5, Gate A alone, runs on at most ``eval.gate_a_samples`` ON samples."""
         if phase != "1.5":
             return self
         sizes = self.eval.model_copy(update={"on_samples": min(self.eval.on_samples, self.eval.gate_a_samples)})
         return self.model_copy(update={"eval": sizes})
 
     def kl_limit(self, threshold: str) -> float:
-        """The limit of a check whose two sides are equal on paper: the threshold, or the dtype's limit if null."""
+        """Return a threshold for two mathematically identical computations in nats; where it is null, the dtype's limit."""
         value = getattr(self.thresholds, threshold)
         return KL_LIMIT[self.runtime.torch_dtype] if value is None else float(value)
 
     @property
     def rows_per_pass(self) -> int | None:
-        """Rows in a forward pass at most; None for as many as fit."""
+        """Largest number of rows in a forward pass; None for as many as fit."""
         return None if self.runtime.batch_size == "auto" else self.runtime.batch_size
 
     def dotted(self) -> dict[str, Any]:
-        """The resolved configuration as ``{"phase2.select.mode": ...}``."""
+        """Return the resolved configuration as ``{"phase2.select.mode": ...}``."""
         flat: dict[str, Any] = {}
         for name, value in self.model_dump().items():
             if isinstance(value, dict):

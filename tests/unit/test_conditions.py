@@ -1,4 +1,4 @@
-"""The conditions of a comparison: what lists give, what they are called, and which lists are refused."""
+"""The conditions of a comparison: what lists give, what they are called, and which lists are rejected."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def test_all_is_every_selector() -> None:
         ({"select_modes": "random_span,random_span"}, "select_modes = .*'random_span' appears twice"),
         ({"span_budgets": "1,,2"}, "span_budgets = '1,,2': a value is empty"),
         ({"span_budgets": ""}, "span_budgets = '': a value is empty"),
-        ({"span_budgets": "2,x"}, "condition select.span_budget=x: phase2.select.span_budget: value 'x' refused"),
+        ({"span_budgets": "2,x"}, "condition select.span_budget=x: phase2.select.span_budget: value 'x' rejected"),
         ({"span_budgets": "2,40"}, "condition select.span_budget=40: .*= 160 tokens cannot fit prefix_len = 24"),
         ({"keep_sinks": "0"}, "at least two different conditions, the lists give 1"),
         ({"keep_sinks": "0,-0"}, "at least two different conditions, the lists give 1"),
     ],
 )
-def test_lists_that_are_refused(lists: dict[str, str], message: str) -> None:
+def test_lists_that_are_rejected(lists: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_conditions("ablate_selector", config(), lists)
 

@@ -105,18 +105,18 @@ def test_file_may_leave_everything_out(file: Path, text: str) -> None:
         ("--- {}\n--- {}", "not readable as YAML"),
         ("[" * 3000, "not readable as YAML"),
         ("phase2: {seed: 2024-13-01}", "not readable as YAML"),
-        ("phase2: {select: 3}", "phase2.select: block 3 refused"),
-        ("phase2: {select: null}", "phase2.select: block None refused"),
+        ("phase2: {select: 3}", "phase2.select: block 3 rejected"),
+        ("phase2: {select: null}", "phase2.select: block None rejected"),
         ("phase2: {1: 2}", "keys should be strings"),
         ("phase2: {sedd: 3}", "unknown configuration key 'sedd'; did you mean 'seed'?"),
         ("phase2: {select: {mod: x}}", "unknown configuration key 'select.mod'; did you mean 'select.mode'?"),
         ("phase2: {selct: {mode: random_span}}", "unknown configuration key 'selct'; did you mean 'select."),
-        ("phase2: {eval: {on_samples: '3'}}", "phase2.eval.on_samples: value '3' refused: input should be a valid integer"),
-        ("phase2: {model: {revision: 123}}", "phase2.model.revision: value 123 refused: input should be a valid string"),
+        ("phase2: {eval: {on_samples: '3'}}", "phase2.eval.on_samples: value '3' rejected: input should be a valid integer"),
+        ("phase2: {model: {revision: 123}}", "phase2.model.revision: value 123 rejected: input should be a valid string"),
     ],
 )
 def test_file_that_cannot_be_used(file: Path, text: str, message: str) -> None:
-    """An alias is refused rather than expanded: nested ones grow to gigabytes."""
+    """An alias is rejected rather than expanded: nested ones grow to gigabytes."""
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         resolve(file)

@@ -1,4 +1,4 @@
-"""The schema: the shipped files, what is refused and in which words, and that a resolved configuration stays as it is."""
+"""The schema: the shipped files, what is rejected and in which words, and that a resolved configuration stays as it is."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FIT = (
 )
 
 
-def refusal(*overrides: str) -> str:
+def rejection(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         resolve(None, overrides)
     return str(caught.value)
@@ -80,25 +80,28 @@ def test_every_option_takes_its_own_default(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("runtime.allow_mock_fallback=true", "runtime.allow_mock_fallback = true is refused: a verdict on a mock"),
-        ("seed=-1", "phase2.seed: value -1 refused: input should be greater than or equal to 0"),
-        ("seed=true", "phase2.seed: value True refused: input should be a valid integer"),
-        ("seed=1.0", "phase2.seed: value 1.0 refused: input should be a valid integer"),
-        ("eval.on_samples=0", "phase2.eval.on_samples: value 0 refused: input should be greater than or equal to 1"),
-        ("eval.repro_runs=1", "phase2.eval.repro_runs: value 1 refused: input should be greater than or equal to 2"),
-        ("data.pairs=13", "phase2.data.pairs: value 13 refused: input should be less than or equal to 12"),
-        ("eval.off_samples=six", "phase2.eval.off_samples: value 'six' refused: input should be a valid integer"),
-        ("eval.decoding=sampling", "phase2.eval.decoding: value 'sampling' refused: input should be 'greedy'"),
-        ("thresholds.on_gain_min=.nan", "phase2.thresholds.on_gain_min: value nan refused: input should be a finite number"),
-        ("thresholds.delta_on_min=1e999", "phase2.thresholds.delta_on_min: value inf refused: input should be a finite number"),
-        ("thresholds.repro_acc_tol=-1", "phase2.thresholds.repro_acc_tol: value -1 refused"),
-        ("thresholds.nonzero_effect_over_floor_min=0.5", "value 0.5 refused: input should be greater than or equal to 1"),
-        ("runtime.device=gpu", "phase2.runtime.device: value 'gpu' refused"),
-        ("layer_scope.selection=top0", "phase2.layer_scope.selection: value 'top0' refused"),
-        ("layer_scope.selection=top101", "phase2.layer_scope.selection: value 'top101' refused"),
-        ("layer_scope.injection=[]", "phase2.layer_scope.injection: value [] refused"),
-        ("layer_scope.injection=[-1]", "value -1 refused: input should be greater than or equal to 0"),
-        ("model.id=null", "phase2.model.id: value None refused: input should be a valid string"),
+        ("runtime.allow_mock_fallback=true", "runtime.allow_mock_fallback = true is rejected: a verdict on a mock"),
+        ("seed=-1", "phase2.seed: value -1 rejected: input should be greater than or equal to 0"),
+        ("seed=true", "phase2.seed: value True rejected: input should be a valid integer"),
+        ("seed=1.0", "phase2.seed: value 1.0 rejected: input should be a valid integer"),
+        ("eval.on_samples=0", "phase2.eval.on_samples: value 0 rejected: input should be greater than or equal to 1"),
+        ("eval.repro_runs=1", "phase2.eval.repro_runs: value 1 rejected: input should be greater than or equal to 2"),
+        ("data.pairs=13", "phase2.data.pairs: value 13 rejected: input should be less than or equal to 12"),
+        ("eval.off_samples=six", "phase2.eval.off_samples: value 'six' rejected: input should be a valid integer"),
+        ("eval.decoding=sampling", "phase2.eval.decoding: value 'sampling' rejected: input should be 'greedy'"),
+        ("thresholds.on_gain_min=.nan", "phase2.thresholds.on_gain_min: value nan rejected: input should be a finite number"),
+        (
+            "thresholds.delta_on_min=1e999",
+            "phase2.thresholds.delta_on_min: value inf rejected: input should be a finite number",
+        ),
+        ("thresholds.repro_acc_tol=-1", "phase2.thresholds.repro_acc_tol: value -1 rejected"),
+        ("thresholds.nonzero_effect_over_floor_min=0.5", "value 0.5 rejected: input should be greater than or equal to 1"),
+        ("runtime.device=gpu", "phase2.runtime.device: value 'gpu' rejected"),
+        ("layer_scope.selection=top0", "phase2.layer_scope.selection: value 'top0' rejected"),
+        ("layer_scope.selection=top101", "phase2.layer_scope.selection: value 'top101' rejected"),
+        ("layer_scope.injection=[]", "phase2.layer_scope.injection: value [] rejected"),
+        ("layer_scope.injection=[-1]", "value -1 rejected: input should be greater than or equal to 0"),
+        ("model.id=null", "phase2.model.id: value None rejected: input should be a valid string"),
         ("select.mode=random_spam", "; did you mean 'random_span'?"),
         ("select.span_lenn=6", "unknown configuration key 'select.span_lenn'; did you mean 'select.span_len'?"),
         ("select_mode=random_span", "unknown configuration key 'select_mode'; did you mean 'select.mode'?"),
@@ -107,17 +110,17 @@ def test_every_option_takes_its_own_default(name: str) -> None:
         ("prefix_len=34,select.keep_sink=3", FIT),
     ],
 )
-def test_refused_with_value_rule_and_remedy(override: str, message: str) -> None:
-    assert message in refusal(override)
+def test_rejected_with_value_rule_and_remedy(override: str, message: str) -> None:
+    assert message in rejection(override)
 
 
 def test_nothing_near_lists_all_keys() -> None:
-    message = refusal("xyzzy=1")
+    message = rejection("xyzzy=1")
     assert all(key in message for key in leaf_keys())
 
 
 def test_all_problems_are_told_at_once() -> None:
-    assert len(refusal("seed=-1", "eval.on_samples=0", "select.mode=best").splitlines()) == 3
+    assert len(rejection("seed=-1", "eval.on_samples=0", "select.mode=best").splitlines()) == 3
 
 
 @pytest.mark.parametrize("positive", ["prefix_len=35,select.keep_sink=3", "select.span_budget=8,select.span_len=8"])
