@@ -1,7 +1,7 @@
-"""Errors a user can act on.
+"""Errors that the user can act on.
 
-Each message names the value, the limit, the consequence and the remedy. The command line prints the message alone and
-exits with the error's code; anything else that is raised is a defect or the machine's (code 3).
+Each message names the value, the limit, the consequence and the remedy. The command line prints the message alone and exits
+with the error's code; any other exception is a defect of the suite or a fault of the machine (code 3).
 """
 
 
@@ -20,7 +20,7 @@ class DataError(CedkvError):
 
 
 class ModelError(CedkvError):
-    """The model cannot be had, or cannot do what is asked of it."""
+    """The model cannot be loaded, or does not support what the configuration needs."""
 
 
 class NumericsError(CedkvError):
@@ -28,7 +28,7 @@ class NumericsError(CedkvError):
 
 
 class RunInterrupted(CedkvError):  # noqa: N818  (what happened to the run, not what is wrong with the input)
-    """The run cannot go on, through no fault of its input (a full disk); it can be resumed."""
+    """The run cannot go on for a reason other than its input (a full disk); it can be resumed."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Writing results: JSON without NaN, whole files by one rename, lines flushed as they are written."""
+"""Read the user's text files, and write results: JSON without NaN, files in one rename, lines flushed to disk."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from pathlib import Path
 from typing import Any, TextIO
 
 SCHEMA_VERSION = "1.0"
+"""``schema_version`` of every JSON object and JSON line that is written here."""
 
 
 @contextmanager
-def open_user_text(path: Path, most: int | None = None) -> Iterator[TextIO]:
-    """A text file, open for reading; a byte-order mark, which some editors write, is left out.
+def open_user_text(path: Path, max_bytes: int | None = None) -> Iterator[TextIO]:
+    """Open a text file for reading; a byte-order mark, which some editors write, is skipped.
 
     Args:
-        most: bytes at most.
+        max_bytes: largest size that is accepted; None for any.
 
     Raises:
-        ValueError: no such file, not a regular one, too long, not readable, or (while it is read) not UTF-8; the message says
-            which, in words.
+        ValueError: no such file, not a regular file, too large, not readable, or (while it is read) not UTF-8; the message
+            says which.
     """
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError(f"it is {_kind(about.st_mode)}, not a file")
-        if most is not None and about.st_size > most:
-            raise ValueError(f"it has {about.st_size:,} bytes, {most:,} are allowed")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"it is {_kind(status.st_mode)}, not a file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise ValueError(f"it has {status.st_size:,} bytes, {max_bytes:,} are allowed")
         with path.open(encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
@@ -45,12 +46,12 @@ def _kind(mode: int) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite becomes None, everything else stays."""
+    """Return None for a number that is not finite, because JSON has no NaN, and any other value unchanged."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clean(value: Any) -> Any:
-    """The same structure with every number that is not finite as null."""
+    """Return the same structure with None for every number that is not finite."""
     if isinstance(value, dict):
         return {key: clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -60,7 +61,7 @@ def clean(value: Any) -> Any:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[TextIO]:
-    """A file that is never seen half-written: it takes its name when the block ends, and is then on disk."""
+    """Open a file for writing that gets its name only when the block ends, complete and on disk: no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as file:
@@ -72,23 +73,23 @@ def atomic_write(path: Path) -> Iterator[TextIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power loss (a no-op where folders cannot be opened)."""
+    """Flush a folder to disk, so that new names in it survive a power loss (a no-op where folders cannot be opened)."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(descriptor)
         finally:
-            os.close(handle)
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
+    """Write a text file as ``atomic_write`` does."""
     with atomic_write(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, content: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]] | None = None) -> None:
-    """Write an object with its ``schema_version`` first; ``lists`` follow, a record per line."""
+    """Write an object, ``schema_version`` first, as ``atomic_write`` does; ``lists`` follow, one record per line."""
     with json_lists(path, content) as writer:
         for name, records in (lists or {}).items():
             writer.begin(name)
@@ -97,38 +98,38 @@ def write_json(path: Path, content: Mapping[str, Any], lists: Mapping[str, Itera
 
 
 class JsonLists:
-    """A JSON object under construction whose last members are long lists, written record by record: a line each."""
+    """Writes a JSON object whose last members are long lists, one record per line: no list is in memory as a whole."""
 
     def __init__(self, file: TextIO, content: Mapping[str, Any]) -> None:
         head = json.dumps(clean({"schema_version": SCHEMA_VERSION, **content}), ensure_ascii=False, indent=1, allow_nan=False)
-        self._file, self._open, self._first = file, False, True
+        self._file, self._list_open, self._first_record = file, False, True
         file.write(head.removesuffix("\n}"))
 
     def begin(self, name: str) -> None:
-        """End the list before, if any, and begin one."""
-        self._end()
+        """Begin a list; the one before ends."""
+        self._end_list()
         self._file.write(f",\n {json.dumps(name)}: [")
-        self._open = self._first = True
+        self._list_open = self._first_record = True
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add a record to the list."""
         text = json.dumps(clean(record), ensure_ascii=False, allow_nan=False)
-        self._file.write(("" if self._first else ",") + "\n  " + text)
-        self._first = False
+        self._file.write(("" if self._first_record else ",") + "\n  " + text)
+        self._first_record = False
 
     def close(self) -> None:
         """End the object."""
-        self._end()
+        self._end_list()
         self._file.write("\n}\n")
 
-    def _end(self) -> None:
-        if self._open:
+    def _end_list(self) -> None:
+        if self._list_open:
             self._file.write("\n ]")
 
 
 @contextmanager
 def json_lists(path: Path, content: Mapping[str, Any]) -> Iterator[JsonLists]:
-    """Write an object with its ``schema_version`` first, and then lists that never are in memory as a whole."""
+    """Open an object, ``schema_version`` first, for lists that are written record by record, as ``atomic_write`` does."""
     with atomic_write(path) as file:
         writer = JsonLists(file, content)
         yield writer
@@ -136,7 +137,7 @@ def json_lists(path: Path, content: Mapping[str, Any]) -> Iterator[JsonLists]:
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records as JSON lines, each with its ``schema_version``, and flush them to disk."""
+    """Append records as JSON lines, each with ``schema_version`` first, and flush them to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(map(_line, records))
         file.flush()
@@ -144,7 +145,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """The same as a whole file, of records taken one by one."""
+    """Write the lines that ``append_lines`` would append as a new file, taking the records one by one."""
     with atomic_write(path) as file:
         file.writelines(map(_line, records))
 

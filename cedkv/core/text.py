@@ -17,14 +17,16 @@ _SECRETS = (
     (re.compile(r"\b(?:hf|gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}"), "***"),
 )
 _HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control and direction characters, and halves of characters; a newline is not one of them."""
+"""Control and direction characters, and lone surrogates; a newline is not one of them."""
 
 
 def redact(text: str) -> str:
-    """The text without ``user:password@`` in any URI, tokens in queries and headers, and the values of secret environment
-    variables. The one place where secrets are recognised."""
-    for pattern, shown_as in _SECRETS:
-        text = pattern.sub(shown_as, text)
+    """Return the text without secrets; no other function recognises secrets.
+
+    Removed are ``user:password@`` in any URI, tokens in queries and headers, and the values of secret environment variables.
+    """
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")
@@ -32,53 +34,56 @@ def redact(text: str) -> str:
 
 
 def escape_control(text: str) -> str:
-    """The text with control and direction characters as escapes, so that a terminal shows them and obeys none."""
-    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+    """Return the text with control and direction characters as escapes: a terminal shows them and obeys none."""
+    return _HIDDEN.sub(lambda match: match.group().encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
 def sanitize(text: str) -> str:
-    """A message as a terminal or a log may have it: no secrets, nothing hidden, of a length that is read."""
+    """Return a message that may go to a terminal or a log: no secrets, control characters escaped, at most 4,000 characters."""
     text = escape_control(redact(text))
     return text if len(text) <= 4000 else f"{text[:3000]} [...] {text[-900:]}"
 
 
-def preview(value: Any, most: int = 80) -> str:
-    """A value in a message: as Python writes it, cut where it is long."""
+def preview(value: Any, max_length: int = 80) -> str:
+    """Return a value for a message: its ``repr``, truncated to ``max_length`` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to write integers of more than 4,300 digits
+    except ValueError:  # Python does not write integers of more than 4,300 digits
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return text if len(text) <= max_length else f"{text[:max_length]}... ({len(text)} characters)"
 
 
 def near_match(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or the names there are when none is near."""
-    known = list(names)
+    """Return ``"; did you mean 'x'?"`` with the nearest of ``names``, or all of ``names`` when none is near."""
+    candidates = list(names)
     name = name[:80]
-    last = {key.rsplit(".", 1)[-1]: key for key in known}
-    matches = [last[name]] if name in last else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    by_last_part = {key.rsplit(".", 1)[-1]: key for key in candidates}
+    if name in by_last_part:
+        return f"; did you mean {by_last_part[name]!r}?"
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     if not matches:
-        matches = [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)]
+        last_parts = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last_part, n=1, cutoff=0.6)
+        matches = [by_last_part[part] for part in last_parts]
     if matches:
         return f"; did you mean {matches[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}"
+    return f"; known: {', '.join(sorted(candidates))}"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, or a dash for what is missing or not finite."""
+    """Return four significant digits, or a dash for a value that is missing or not finite."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def plural(n: int, word: str) -> str:
-    """``1 span``, ``2 spans``."""
+    """Return a count with its noun: ``1 span``, ``2 spans``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def sentence(text: str) -> str:
-    """With a capital at the start."""
+    """Return the text with a capital at the start."""
     return text[:1].upper() + text[1:]
 
 
 def escape_markdown(text: str) -> str:
-    """Text of others inside markdown: preview to the letter, on one line, neither markup nor HTML nor a link."""
+    """Return a text that markdown shows literally, on one line: no markup, no HTML, no link."""
     return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
