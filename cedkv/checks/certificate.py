@@ -1,8 +1,9 @@
-"""The certificate: this model, these weights, on this device, in these versions, gives right numbers here; or it does not.
+"""The certificate: whether this suite computes the model's own numbers, for these weights, device and versions.
 
-Measured on first use and by ``python -m cedkv certify``; kept next to the model cache under everything it depends on, the
-suite's own code included. What it cannot see: a configuration that lies about what no weight shows (a rope_theta, a window
-taken away, heads cut otherwise) makes another model, which both sides of every check then compute alike.
+A certificate is measured on first use and by ``python -m cedkv certify``, and stored next to the model cache under the digest
+of everything it depends on, the suite's own code included. It cannot detect a configuration that is wrong about something no
+weight shows (``rope_theta``, a missing attention window, another split into heads): such a configuration defines another
+model, and both sides of every check compute that model alike.
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, run_probe
 from cedkv.config.extensions import KV_SOURCES
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
-from cedkv.core.files import write_text
+from cedkv.core.files import finite_or_none, write_text
 from cedkv.kv.positioning import moves_keys
 from cedkv.models.capabilities import unsupported_reason
 from cedkv.models.loading import LanguageModel
 from cedkv.models.smollm2 import cache_root
 
 FOLDER = "CEDKV_CERTIFICATES"
-"""Environment variable: another folder for certificates."""
+"""Environment variable that names another folder for certificates."""
 CERTIFIED_CODE = ("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "models", "inference", "checks")
-"""What the probe computes with, packages and modules; a test holds that it imports nothing else of the suite."""
+"""Packages and modules that the probe computes with; a test asserts that the probe imports no other part of the suite."""
 ROTATION = "rotation_equivariance"
-"""The check that only gather at compact positions needs."""
+"""The check that matters only where cached keys are moved: ``gather`` at ``compact`` positions."""
+_STORED = ("name", "observed", "limit", "unit", "meaning", "n")
+"""Fields of a ``CheckResult`` that are stored."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was found on one model.
+    """The results of all checks on one model.
 
-    identity: all that it depends on. model: facts for a reader.
-    floor, fault, effect: in nats, see ``probe.Probed``; None when the measurement broke off.
-    broke: why the measurement broke off; None when it did not.
-    can: (kv_source, positioning) -> None, or why not.
+    identity: everything the results depend on. model: facts about the model, for reports.
+    floor, fault, effect: in nats, see ``probe.Probed``; None when the measurement ended with an error.
+    broke: the error that ended the measurement; None when there was none.
+    can: (kv_source, positioning) -> None where the model supports the pair, else the reason why not.
     """
 
     identity: dict[str, Any]
@@ -61,21 +64,26 @@ class Certificate:
     seconds: float
 
     def failed(self, configs: Sequence[Phase2Config]) -> list[str]:
-        """What stands against these configurations; all of it for none. The rotation counts only where keys have to move."""
-        moves = not configs or any(_moves_cached_keys(config) for config in configs)
-        found = [each.name for each in self.findings if each.verdict != "pass" and (moves or each.name != ROTATION)]
-        return [self.broke] if self.broke is not None else found
+        """Return the names of the failed checks that matter for these configurations, or the error of the measurement.
+
+        Args:
+            configs: configurations to run; none for all checks. ``ROTATION`` matters only where cached keys are moved.
+        """
+        if self.broke is not None:
+            return [self.broke]
+        skipped = None if not configs or any(_moves_cached_keys(config) for config in configs) else ROTATION
+        return [check.name for check in self.findings if check.verdict != "pass" and check.name != skipped]
 
     @property
     def certified(self) -> bool:
-        """Everything holds. A rotation is not asked of a model whose keys cannot be moved: it is refused by name for that."""
+        """True if every check passes; ``ROTATION`` is not measured on a model whose keys cannot be moved (see ``can``)."""
         return not self.failed(())
 
-    def require(self, configs: Sequence[Phase2Config]) -> None:
-        """Refuse a model that fails, unless ``model.allow_uncertified`` is set.
+    def check(self, configs: Sequence[Phase2Config]) -> None:
+        """Reject a model that fails, unless ``model.allow_uncertified`` is set.
 
         Raises:
-            ModelError: what stands against these configurations, with all figures.
+            ModelError: a check that matters for these configurations failed; the message has all observed values.
         """
         failed = self.failed(configs)
         if failed and not configs[0].model.allow_uncertified:
@@ -86,63 +94,58 @@ class Certificate:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON, with the verdicts written out."""
+        """Return the certificate as JSON values, with the verdicts written out."""
         findings = [
-            {"name": f.name, "observed": _number(f.observed), "limit": f.limit, "unit": f.unit, "meaning": f.meaning, "n": f.n,
-             "passes": f.verdict == "pass"}
-            for f in self.findings
-        ]  # fmt: skip
+            {**{name: finite_or_none(getattr(check, name)) for name in _STORED}, "passes": check.verdict == "pass"}
+            for check in self.findings
+        ]
         return {**asdict(self), "certified": self.certified, "findings": findings}
 
     def heading(self) -> str:
-        """The model in a few words."""
-        m = self.model
-        ropes = f" ({', '.join(m['rope_types'])})" if m["rope_types"] else ""
-        limits = "; ".join([f"{m['max_positions']} positions", *m["limits"]])
+        """Return one line that describes the model."""
+        facts = self.model
+        rope_types = f" ({', '.join(facts['rope_types'])})" if facts["rope_types"] else ""
+        limits = "; ".join([f"{facts['max_positions']} positions", *facts["limits"]])
         return (
-            f"{m['model_id']}: {m['model_type']}, {m['torch_dtype']} on {m['device']}, {m['positions']} positions{ropes}, "
-            f"{m['heads']}, {limits}"
+            f"{facts['model_id']}: {facts['model_type']}, {facts['torch_dtype']} on {facts['device']}, "
+            f"{facts['positions']} positions{rope_types}, {facts['heads']}, {limits}"
         )
 
     def table(self) -> str:
-        """The findings for a reader."""
-        head = ("check", "observed", "limit", "verdict", "")
-        rows = [
-            (
-                f.name,
-                _short(f.observed),
-                f"<= {_short(f.limit)} {f.unit}".rstrip(),
-                "pass" if f.verdict == "pass" else "FAIL",
-                f.meaning,
-            )
-            for f in self.findings
-        ]
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(5)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+        """Return the results as a table in plain text, or the error that ended the measurement."""
         if self.broke is not None:
-            return f"the measurement broke off: {self.broke}"
+            return f"the measurement ended with an error: {self.broke}"
+        rows = [("check", "observed", "limit", "verdict", "")]
+        for check in self.findings:
+            limit = f"<= {_short(check.limit)} {check.unit}".rstrip()
+            verdict = "pass" if check.verdict == "pass" else "FAIL"
+            rows.append((check.name, _short(check.observed), limit, verdict, check.meaning))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append(
             f"numerical floor {_short(self.floor)} nats, the smallest planted fault {_short(self.fault)} nats, "
             f"the demo's effect {_short(self.effect)} nats"
         )
-        limit = next((f.limit for f in self.findings if f.name == "left_alone"), None) or 0.0
-        if self.fault is not None and self.fault < limit:
+        kl_limit = next((check.limit for check in self.findings if check.name == "left_alone"), None) or 0.0
+        if self.fault is not None and self.fault < kl_limit:
             lines.append(
-                f"a position that is off by one, or a token missing, may hide below {_short(limit)} nats: rounding in "
+                f"a position that is off by one, or a missing token, may hide below {_short(kl_limit)} nats: rounding in "
                 f"{self.model['torch_dtype']} is no finer; certify the model in float32 as well"
             )
         lines += [f"  {pair:<18} {reason or 'works'}" for pair, reason in self.can.items()]
         return "\n".join(lines)
 
 
-def certify(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None) -> Certificate:
-    """Measure a model, and keep what was found, a failure too; a measurement that broke off is not kept.
+def certify(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | None) -> Certificate:
+    """Measure a model and store the certificate, also of a model that fails, but not of a measurement that ended with an error.
+
+    Faults of the machine (out of memory, OSError) are raised: they say nothing about the model.
 
     Args:
-        prints: of ``fingerprint``.
+        fingerprint: as ``models.fingerprint.fingerprint`` returns it.
         cache_dir: ``model.cache_dir``.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     probed: Probed | None = None
     broke = None
     try:
@@ -151,74 +154,77 @@ def certify(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None)
         raise
     except Exception as error:
         broke = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-    made = Certificate(
-        identity=identity(lm, prints),
+    certificate = Certificate(
+        identity=identity(lm, fingerprint),
         model=_facts(lm),
         findings=tuple(_judge(lm, probed)) if probed is not None else (),
-        floor=None if probed is None else _number(probed.floor),
-        fault=None if probed is None else _number(probed.fault),
-        effect=None if probed is None else _number(probed.effect),
+        floor=None if probed is None else finite_or_none(probed.floor),
+        fault=None if probed is None else finite_or_none(probed.fault),
+        effect=None if probed is None else finite_or_none(probed.effect),
         broke=broke,
-        can=_can(lm),
-        seconds=round(time.perf_counter() - began, 2),
+        can=_supported_pairs(lm),
+        seconds=round(time.perf_counter() - started, 2),
     )
     if broke is None:
-        _keep(made, cache_dir)
-    return made
+        _store(certificate, cache_dir)
+    return certificate
 
 
-def ensure(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None) -> Certificate:
-    """The certificate of a model: the one that is kept, or one measured now."""
-    found = _kept(lm, prints, cache_dir)
-    if found is None:
+def ensure_certificate(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | None) -> Certificate:
+    """Return the stored certificate of a model, or measure one; arguments and errors as in ``certify``."""
+    certificate = _load(lm, fingerprint, cache_dir)
+    if certificate is None:
         click.echo("first use of this model here: checking it against itself ...", err=True)
-        found = certify(lm, prints, cache_dir)
-    return found
+        certificate = certify(lm, fingerprint, cache_dir)
+    return certificate
 
 
-def identity(lm: LanguageModel, prints: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a certificate depends on, flat."""
+def identity(lm: LanguageModel, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything a certificate depends on, flat."""
     config = lm.model.config.to_json_string(use_diff=False)
     return {
-        **prints,
+        **fingerprint,
         "model.id": lm.meta["model_id"],
         "model.revision": lm.meta["model_revision"],
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "runtime.matmul": lm.meta["matmul"],
         "runtime.device_map": lm.meta["device_map"],
-        "suite.code": _code(),
+        "suite.code": _code_digest(),
     }
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
-    able = lm.capabilities
+    capabilities = lm.capabilities
     return {
         **{name: lm.meta[name] for name in ("model_id", "architecture", "parameters", "torch_dtype", "device")},
-        "model_type": able.model_type,
-        "positions": able.positions,
-        "rope_types": list(able.rope_types),
-        "heads": able.layout,
-        "max_positions": able.max_positions,
-        "limits": [limit.reason for limit in able.context_limits],
+        "model_type": capabilities.model_type,
+        "positions": capabilities.positions,
+        "rope_types": list(capabilities.rope_types),
+        "heads": capabilities.layout,
+        "max_positions": capabilities.max_positions,
+        "limits": [limit.reason for limit in capabilities.context_limits],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 def _judge(lm: LanguageModel, probed: Probed) -> list[CheckResult]:
-    """Judge all figures. Limits are those of the dtype. In float32 they are also a tenth of a planted fault, where this model
-    is so indifferent to its context that a fault makes less than ten times the limit: else a check could not fail."""
+    """Return the results of all checks on the probe's figures; limits are those of the dtype.
+
+    In float32 a limit is also at most a tenth of the smallest planted fault: on a model that hardly reacts to its context a
+    fault may change the output by less than the usual limit, and no check could then fail.
+    """
     dtype = lm.meta["torch_dtype"]
-    nats = KL_LIMIT[dtype]
+    kl_limit = KL_LIMIT[dtype]
     if dtype == "float32":
-        nats = min(nats, max(probed.fault / 10, 10 * probed.floor, 1e-10))
+        kl_limit = min(kl_limit, max(probed.fault / 10, 10 * probed.floor, 1e-10))
     defaults = Phase2Config.model_validate({"runtime": {"torch_dtype": dtype}})
     results = []
     for check in certificate_checks():
         if isinstance(check, ProbeCheck):
-            name, limit = check.name, check.limit(dtype, nats)
+            name, limit = check.name, check.limit(dtype, kl_limit)
         else:
-            name, limit = check.observation, nats if check.unit == "nats" else check.limit(defaults)
-        if name == ROTATION and lm.rope_layouts is None:  # rejected by name, see `can`
+            name, limit = check.observation, kl_limit if check.unit == "nats" else check.limit(defaults)
+        if name == ROTATION and lm.rope_layouts is None:  # such a configuration is rejected by name, see `can`
             continue
         result = check.result(probed.figures.get(name), limit, len(DEMOS))
         results.append(replace(result, gate=None, name=name))
@@ -226,71 +232,66 @@ def _judge(lm: LanguageModel, probed: Probed) -> list[CheckResult]:
 
 
 def certificate_checks() -> list[ProbeCheck | MeasuredCheck]:
-    """Return the checks that a certificate is made of: its own, then those of Gate A that it measures too."""
-    own = [check for check in all_checks() if isinstance(check, ProbeCheck)]
-    return [*own, *(check for check in measured_checks() if check.certified)]
+    """Return the checks that a certificate consists of: probe checks, then those of Gate A that it measures too."""
+    probe_checks = [check for check in all_checks() if isinstance(check, ProbeCheck)]
+    return [*probe_checks, *(check for check in measured_checks() if check.certified)]
 
 
-def _can(lm: LanguageModel) -> dict[str, str | None]:
-    found = {}
+def _supported_pairs(lm: LanguageModel) -> dict[str, str | None]:
+    """Return ``Certificate.can``."""
+    reasons = {}
     for source in ("prefill", "gather"):
         for mode in ("compact", "absolute"):
             reason = unsupported_reason(lm.capabilities, source, mode)
             if reason is None and (source, mode) == ("gather", "compact") and lm.rope_layouts is None:
                 reason = "the keys of this model did not follow any rotation known here"
-            found[f"{source}, {mode}"] = reason
-    return found
+            reasons[f"{source}, {mode}"] = reason
+    return reasons
 
 
 def _moves_cached_keys(config: Phase2Config) -> bool:
-    """Return whether keys out of a demo's cache get other positions, for which the rotation must be known."""
+    """Return whether keys from a demo's cache are moved to other positions, for which the rotation must be known."""
     return KV_SOURCES.get(config.prefix.kv_source).reads_demo_cache and moves_keys(config.injection.positioning_mode)
 
 
-def _code() -> str:
-    """sha256 over the suite's own modules but for those that only present results: what they compute is what is certified."""
+def _code_digest() -> str:
+    """Return the sha256 of ``CERTIFIED_CODE``; modules that only present results are not part of what is certified."""
     digest = hashlib.sha256()
     root = Path(cedkv.__file__).parent
-    paths = [root / name for name in CERTIFIED_CODE]
-    for path in sorted(file for p in paths for file in ([p] if p.suffix else p.rglob("*.py"))):
+    roots = [root / name for name in CERTIFIED_CODE]
+    for path in sorted(file for r in roots for file in ([r] if r.suffix else r.rglob("*.py"))):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _path(its: Mapping[str, Any], cache_dir: str | None) -> Path:
-    digest = hashlib.sha256(json.dumps(its, sort_keys=True, default=str).encode()).hexdigest()
+def _path(identity: Mapping[str, Any], cache_dir: str | None) -> Path:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     folder = os.environ.get(FOLDER)
     return (Path(folder) if folder else cache_root(cache_dir) / "certificates") / f"{digest[:32]}.json"
 
 
-def _keep(made: Certificate, cache_dir: str | None) -> None:
-    path = _path(made.identity, cache_dir)
+def _store(certificate: Certificate, cache_dir: str | None) -> None:
+    path = _path(certificate.identity, cache_dir)
     try:
-        write_text(path, json.dumps(made.as_dict(), indent=1, allow_nan=False, default=str) + "\n")
+        write_text(path, json.dumps(certificate.as_dict(), indent=1, allow_nan=False, default=str) + "\n")
     except OSError as error:
-        click.echo(f"the certificate could not be kept in {path}: {error}; it will be measured again next time", err=True)
+        click.echo(f"the certificate could not be stored in {path}: {error}; it will be measured again next time", err=True)
 
 
-def _kept(lm: LanguageModel, prints: Mapping[str, Any], cache_dir: str | None) -> Certificate | None:
-    """What was found before on the very same model; None where nothing was, or it cannot be read."""
-    its = identity(lm, prints)
+def _load(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | None) -> Certificate | None:
+    """Return the stored certificate with the identity of this model; None where there is none, or it is not readable."""
+    expected = identity(lm, fingerprint)
     try:
-        content = json.loads(_path(its, cache_dir).read_text(encoding="utf-8"))
-        if content.pop("identity") != json.loads(json.dumps(its, default=str)):
+        content = json.loads(_path(expected, cache_dir).read_text(encoding="utf-8"))
+        if content.pop("identity") != json.loads(json.dumps(expected, default=str)):
             return None
         del content["certified"]
-        findings = tuple(
-            CheckResult(None, f["name"], f["observed"], "<=", f["limit"], f["n"], f["unit"], f["meaning"])
-            for f in content.pop("findings")
-        )
-        return Certificate(identity=its, findings=findings, **content)
+        stored = [{name: finding[name] for name in _STORED} for finding in content.pop("findings")]
+        findings = tuple(CheckResult(gate=None, relation="<=", **fields) for fields in stored)
+        return Certificate(identity=expected, findings=findings, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _short(value: float | None) -> str:

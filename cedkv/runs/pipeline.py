@@ -80,9 +80,9 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
         loading.check_loaded(lm, each)
     identity = fingerprint(lm)
     journal = active.open_journal(depends_on(identity, conditions, samples, resolved.phase), keys)
-    certified = certificate.ensure(lm, identity, config.model.cache_dir)
+    certified = certificate.ensure_certificate(lm, identity, config.model.cache_dir)
     _attach_certificate(certified, resolved, [active.manifest])
-    certified.require(configs)
+    certified.check(configs)
     if resolved.comparison is None:
         write_json(active.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
     active.manifest.datasets = tracking.describe_datasets(sample_tables(samples, resolved.phase))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.checks.certificate import ensure
+from cedkv.checks.certificate import ensure_certificate
 from cedkv.models.fingerprint import fingerprint
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -19,7 +19,7 @@ from tests.support.runs import run_phase2
 def certified(llama_folder: Path) -> Path:
     """A model that is certified already, so that a run writes nothing but its own files: crashes are planted by counting."""
     _, lm = tiny.load(llama_folder)
-    ensure(lm, fingerprint(lm), None)
+    ensure_certificate(lm, fingerprint(lm), None)
     return llama_folder
 
 

@@ -1,4 +1,4 @@
-"""The certificate: what holds is certified, what does not is refused, and what was found is kept for this very model."""
+"""The certificate: what holds is certified, what does not is rejected, and what was measured is kept for this very model."""
 
 from __future__ import annotations
 
@@ -110,21 +110,21 @@ def test_kept_for_this_very_model_and_no_other(llama_folder: Path, tmp_path: Pat
     """Found again for the same weights; not for a changed weight, another dtype, or a changed configuration."""
     folder = tiny.save(tmp_path / "model")
     _, lm = tiny.load(folder)
-    first = certificate.ensure(lm, fingerprint(lm), None)
+    first = certificate.ensure_certificate(lm, fingerprint(lm), None)
     (path,) = own_store.iterdir()
     path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1000'))
-    again = certificate.ensure(lm, fingerprint(lm), None)
+    again = certificate.ensure_certificate(lm, fingerprint(lm), None)
     assert again.seconds > 1000, "measured again"
     assert again.findings == first.findings
     path.write_text("damaged")
-    assert certificate.ensure(lm, fingerprint(lm), None).seconds < 1000
+    assert certificate.ensure_certificate(lm, fingerprint(lm), None).seconds < 1000
 
     _, other = tiny.load(tiny.save(folder, seed=1))
-    certificate.ensure(other, fingerprint(other), None)
+    certificate.ensure_certificate(other, fingerprint(other), None)
     lm.model.config.rope_parameters["rope_theta"] = 5e5
-    certificate.ensure(lm, fingerprint(lm), None)
+    certificate.ensure_certificate(lm, fingerprint(lm), None)
     _, half = tiny.load(folder, "runtime.torch_dtype=bfloat16")
-    certificate.ensure(half, fingerprint(half), None)
+    certificate.ensure_certificate(half, fingerprint(half), None)
     assert len(list(own_store.iterdir())) == 4
 
 
@@ -155,7 +155,7 @@ def test_an_indifferent_model_gets_limits_that_can_fail(tmp_path: Path) -> None:
 
 
 def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 certified, 3 a check failed, 2 refused before weights."""
+    """0 certified, 3 a check failed, 2 rejected before weights."""
     target = tmp_path / "figures.json"
 
     def run(folder: Path) -> tuple[int, str, dict[str, Any]]:
@@ -181,7 +181,7 @@ def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: py
     assert content["refused"] in output
 
 
-def test_a_run_on_a_model_that_fails_is_refused_or_tagged(
+def test_a_run_on_a_model_that_fails_is_rejected_or_tagged(
     llama_folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figures are in the run either way; by itself it fails, and where it is allowed it says so."""
@@ -194,10 +194,10 @@ def test_a_run_on_a_model_that_fails_is_refused_or_tagged(
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("cedkv")
     assert experiment is not None
-    allowed, refused = client.search_runs([experiment.experiment_id], max_results=2)
-    assert [run.data.tags["certificate"] for run in (allowed, refused)] == ["uncertified"] * 2
-    assert [run.info.status for run in (allowed, refused)] == ["FINISHED", "FAILED"]
-    for run in (allowed, refused):
+    allowed, rejected = client.search_runs([experiment.experiment_id], max_results=2)
+    assert [run.data.tags["certificate"] for run in (allowed, rejected)] == ["uncertified"] * 2
+    assert [run.info.status for run in (allowed, rejected)] == ["FINISHED", "FAILED"]
+    for run in (allowed, rejected):
         assert any(f.path == "artifacts/certificate.json" for f in client.list_artifacts(run.info.run_id, "artifacts"))
 
 
@@ -224,12 +224,12 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize(("architecture", "change", "reason"), LIES.values(), ids=LIES.keys())
-def test_a_configuration_that_contradicts_its_weights_is_refused(
+def test_a_configuration_that_contradicts_its_weights_is_rejected(
     tmp_path: Path, architecture: str, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
     folder = _rewritten(tiny.save(tmp_path, architecture), change)
     with pytest.raises(ModelError, match=reason):
-        made(folder).require([tiny.config(folder)])
+        made(folder).check([tiny.config(folder)])
 
 
 def test_a_configuration_that_ties_what_the_checkpoint_has_apart_changes_nothing(tmp_path: Path) -> None:
