@@ -21,14 +21,13 @@ from typing import Any
 import click
 import torch
 
-import cedkv
 from cedkv.checks.base import CheckResult, MeasuredCheck, all_checks, measured_checks
 from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, run_probe
-from cedkv.config.extensions import KV_SOURCES
+from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.files import finite_or_none, write_text
-from cedkv.kv.positioning import moves_keys
+from cedkv.kv.positioning import moves_cached_keys
 from cedkv.models.capabilities import unsupported_reason
 from cedkv.models.loading import LanguageModel
 from cedkv.models.smollm2 import cache_root
@@ -71,7 +70,12 @@ class Certificate:
         """
         if self.broke is not None:
             return [self.broke]
-        skipped = None if not configs or any(_moves_cached_keys(config) for config in configs) else ROTATION
+        skipped = (
+            None
+            if not configs
+            or any(moves_cached_keys(config.prefix.kv_source, config.injection.positioning_mode) for config in configs)
+            else ROTATION
+        )
         return [check.name for check in self.findings if check.verdict != "pass" and check.name != skipped]
 
     @property
@@ -240,24 +244,19 @@ def certificate_checks() -> list[ProbeCheck | MeasuredCheck]:
 def _supported_pairs(lm: LanguageModel) -> dict[str, str | None]:
     """Return ``Certificate.can``."""
     reasons = {}
-    for source in ("prefill", "gather"):
-        for mode in ("compact", "absolute"):
+    for source in KV_SOURCES.builtin:
+        for mode in POSITIONING.builtin:
             reason = unsupported_reason(lm.capabilities, source, mode)
-            if reason is None and (source, mode) == ("gather", "compact") and lm.rope_layouts is None:
+            if reason is None and moves_cached_keys(source, mode) and lm.rope_layouts is None:
                 reason = "the keys of this model did not follow any rotation known here"
             reasons[f"{source}, {mode}"] = reason
     return reasons
 
 
-def _moves_cached_keys(config: Phase2Config) -> bool:
-    """Return whether keys from a demo's cache are moved to other positions, for which the rotation must be known."""
-    return KV_SOURCES.get(config.prefix.kv_source).reads_demo_cache and moves_keys(config.injection.positioning_mode)
-
-
 def _code_digest() -> str:
     """Return the sha256 of ``CERTIFIED_CODE``; modules that only present results are not part of what is certified."""
     digest = hashlib.sha256()
-    root = Path(cedkv.__file__).parent
+    root = Path(__file__).parents[1]
     roots = [root / name for name in CERTIFIED_CODE]
     for path in sorted(file for r in roots for file in ([r] if r.suffix else r.rglob("*.py"))):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())

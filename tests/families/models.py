@@ -39,7 +39,7 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table. ``rejected``: part of the reason, where the model has to be rejected before its weights are loaded."""
+    """A row of the table. ``rejected``: part of the reason, where it is rejected before its weights are loaded."""
 
     name: str
     model_type: str
