@@ -1,7 +1,7 @@
-"""A run from its start, or its resume, to its end: its folder, held for this process alone; its journal; its MLflow run.
+"""A run from its start, or its resume, to its end: its folder, locked for this process; its journal; its MLflow run.
 
-What is finished is on disk at any moment. A run ends as FINISHED, FAILED (an error) or KILLED (SIGTERM, SIGINT, SIGHUP),
-with the data it has. One that ends without any of it (kill -9, power) is set right by ``resume`` or ``sync``.
+Finished units are on disk at any moment. A run ends as FINISHED, FAILED (an error) or KILLED (SIGTERM, SIGINT, SIGHUP), with
+the data computed so far. A run that could not set its status (kill -9, power loss) gets it from ``resume`` or ``sync``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from cedkv.runs.manifest import (
     load_manifest,
     locked,
     reject_other_config,
+    report_full_disk,
     require_outputs,
-    storing,
 )
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.tracking import MlflowTracker
 
 
 class ActiveRun:
-    """A run under way.
+    """A run in progress.
 
-    manifest: the run's own. children: manifests of its nested runs, by condition key.
+    manifest: the run's manifest. children: manifests of its nested runs, by condition key.
     """
 
     def __init__(self, resolved: ResolvedRun, tags: Mapping[str, str]) -> None:
@@ -49,21 +49,27 @@ class ActiveRun:
         """The run's folder."""
         return self.manifest.folder
 
-    def start(self, held: ExitStack) -> None:
-        """Take hold of the folder; make the MLflow run first when this is a new one, because the folder has its id."""
+    def start(self, stack: ExitStack) -> None:
+        """Lock the folder until ``stack`` ends; a new run is created in MLflow first, because its id names the folder."""
         if not self.resumed:
             self.manifest.tags |= self._tags
             self._tracker.start(self.manifest)
-        held.enter_context(locked(self.folder))
+        stack.enter_context(locked(self.folder))
         if not self.resumed:
             self.manifest.write(self._config)
             self.push()
 
     def open_journal(self, depends_on: Mapping[str, Any], conditions: Sequence[str]) -> Journal:
-        """Return the journal, new or to go on with. A resumed run becomes RUNNING here: a rejected one stays as it was.
+        """Return the run's journal, new or existing.
+
+        A resumed run becomes RUNNING here and not earlier, so that a resume that is rejected leaves the run as it was.
+
+        Args:
+            depends_on: every value that the run's records depend on, flat.
+            conditions: keys of the conditions.
 
         Raises:
-            ConfigError: the run depends on something else than when it was started.
+            ConfigError: a value that the run depends on has changed since the run was started.
         """
         self._journal = Journal(self.folder / journal.NAME, {"run_id": self.manifest.run_id, **depends_on}, conditions)
         if self.resumed:
@@ -74,7 +80,7 @@ class ActiveRun:
         return self._journal
 
     def child(self, key: str, name: str, config: Phase2Config, tags: Mapping[str, str]) -> RunManifest:
-        """Return the nested run of a condition: a new one, or, in a resumed comparison, the existing one."""
+        """Return the manifest of a condition's nested run: a new run, or, in a resumed comparison, the existing one."""
         if key in self.manifest.children:
             child = load_manifest(self.manifest.home / self.manifest.children[key])
             child.tags |= tags
@@ -91,11 +97,11 @@ class ActiveRun:
         return child
 
     def push(self) -> None:
-        """Log what is known so far."""
+        """Log the manifest as it is now."""
         self._tracker.push(self.manifest)
 
     def finish(self, manifest: RunManifest) -> None:
-        """End a run, this one or a nested one, that has written all its files, and log it."""
+        """End and log a run that has written all its files: this run or a nested one."""
         manifest.finish("FINISHED")
         manifest.save()
         if manifest is self.manifest:
@@ -109,7 +115,7 @@ class ActiveRun:
 
     @property
     def fault(self) -> str | None:
-        """Why MLflow does not have everything; None when it has."""
+        """The reason why MLflow does not have everything; None when it has."""
         complete = all(manifest.logged for manifest in (self.manifest, *self.children.values()))
         return None if complete else self._tracker.fault or "not everything was logged"
 
@@ -119,11 +125,14 @@ class ActiveRun:
             self._journal.close()
 
     def fail(self, error: BaseException) -> None:
-        """End everything that is under way with its data; faults in here are swallowed, what is raised says more."""
+        """End this run and its unfinished nested runs with the data they have; ``error`` is what ended them.
+
+        Errors in here are suppressed, because ``error`` says more.
+        """
         if self.resumed and self._journal is None:
-            return
+            return  # the resume was rejected
         if not (self.folder / NAME).exists() and not isinstance(error, CedkvError):
-            with suppress(OSError):  # ended while MLflow was making the run: what a resume needs is not written yet
+            with suppress(OSError):  # ended while MLflow was creating the run: nothing a resume needs is written yet
                 self.manifest.write(self._config)
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         for manifest in (self.manifest, *(child for child in self.children.values() if child.status == "RUNNING")):
@@ -132,7 +141,7 @@ class ActiveRun:
                 self._tracker.push(manifest, None if manifest is self.manifest else self.manifest, files=True)
         if status == "KILLED" or not isinstance(error, CedkvError):
             click.echo(
-                f"run {self.manifest.run_id} ended as {status}; its data is in {self.folder}. Go on with --resume "
+                f"run {self.manifest.run_id} ended as {status}; its data is in {self.folder}. Continue with --resume "
                 f"{self.manifest.run_id}",
                 err=True,
             )
@@ -140,14 +149,14 @@ class ActiveRun:
 
 @contextmanager
 def open_run(resolved: ResolvedRun, tags: Mapping[str, str]) -> Iterator[ActiveRun]:
-    """Start a run, or go on with it; whatever happens inside, it ends with the data it has.
+    """Start or resume a run; whatever happens in the block, the run ends with the data it has.
 
     Args:
-        tags: the tags of a run that has no results yet.
+        tags: tags of a run without results.
 
     Raises:
-        ConfigError: a run that cannot be resumed like this, or on which another process works.
-        RunInterrupted: its folder cannot be written.
+        ConfigError: the run was started with another configuration, or another process works on it.
+        RunInterrupted: the run's folder cannot be written.
         TrackingError: the run is finished, but MLflow does not have everything.
     """
     if resolved.resumed:
@@ -156,10 +165,10 @@ def open_run(resolved: ResolvedRun, tags: Mapping[str, str]) -> Iterator[ActiveR
         require_outputs()
     active = ActiveRun(resolved, tags)
     manifest = active.manifest
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            with storing(manifest):
-                active.start(held)
+            with report_full_disk(manifest):
+                active.start(stack)
                 yield active
         except BaseException as error:
             active.fail(error)
@@ -173,25 +182,29 @@ def open_run(resolved: ResolvedRun, tags: Mapping[str, str]) -> Iterator[ActiveR
         )
 
 
-def sync(folder: Path, timeout: int, say: Callable[[str], None]) -> None:
-    """Log a run and its nested runs from its folder, as often as one likes. A run that was killed is ended as KILLED.
+def sync(folder: Path, timeout: int, report: Callable[[str], None]) -> None:
+    """Log a run and its nested runs from its folder; logging again changes nothing. A run without an end is ended as KILLED.
+
+    Args:
+        timeout: longest wait for a call to MLflow, in seconds.
+        report: called with a line per logged run.
 
     Raises:
-        ConfigError: no folder of a run, or another process works on it.
+        ConfigError: not the folder of a run, or another process works on the run.
         TrackingError: MLflow still does not have everything.
     """
     manifest = load_manifest(folder)
     if manifest.parent is not None:
-        raise ConfigError(f"{str(folder)!r} is a condition of comparison {manifest.parent}: sync that one, it logs both")
+        raise ConfigError(f"{str(folder)!r} is a condition of comparison {manifest.parent}: sync the comparison, it logs both")
     tracker = MlflowTracker(timeout)
     with locked(folder):
         children = [load_manifest(folder.parent / run_id) for run_id in manifest.children.values()]
-        for each in (manifest, *children):
-            if each.end_time is None:
-                each.finish("KILLED")
-            each.known = False
-            tracker.push(each, None if each is manifest else manifest, files=True)
-            if each.logged:
-                say(f"{each.run_id}: logged as run {each.mlflow_run_id}, {each.status}")
+        for run in (manifest, *children):
+            if run.end_time is None:
+                run.finish("KILLED")
+            run.known = False
+            tracker.push(run, None if run is manifest else manifest, files=True)
+            if run.logged:
+                report(f"{run.run_id}: logged as run {run.mlflow_run_id}, {run.status}")
     if tracker.fault is not None:
         raise TrackingError(f"the results are safe in {folder}, but not (all) of them are logged: {tracker.fault}")

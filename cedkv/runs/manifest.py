@@ -1,6 +1,6 @@
-"""``run.json``: what a run is, and what MLflow has to hold of it. On disk before MLflow is asked for anything.
+"""``run.json``: the description of a run and everything MLflow has to store of it, on disk before MLflow is called.
 
-A run can be resumed, and logged later, from its folder alone. Light: it imports neither torch nor mlflow.
+A run can be resumed, and logged later, from its folder alone. The module imports neither torch nor mlflow.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from cedkv.core.text import preview, redact
 from cedkv.runs.journal import differences, reject_changes
 
 OUTPUTS = Path("outputs")
-NAME, LOCK, TABLES, NOTE = "run.json", "run.lock", "tables", "mlflow.note.content"
+NAME, LOCK, TABLES = "run.json", "run.lock", "tables"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow's UI shows as the description of a run."""
 INDIFFERENT = {"phase2.runtime.fail_on_gate", "phase2.runtime.mlflow_timeout", "phase2.model.allow_uncertified"}
-"""Settings that change no result: a resumed run may have others."""
+"""Settings that change no result: they may differ when a run is resumed."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -41,17 +43,18 @@ class RunManifest:
 
     run_id: name of the run's folder: MLflow's id, or ``local-...`` where MLflow could not be reached at the start.
     command: ``phase2``, a comparison's name, or ``condition``.
-    lists: a comparison's list options, as they were given.
+    lists: a comparison's list options, as the user gave them.
     children: condition key -> run id.
-    origin: a tag by which MLflow finds the run again when its answer to "make a run" was lost.
-    mlflow_run_id: None as long as MLflow is not known to have the run.
+    origin: value of a tag by which the run is found in MLflow when the answer to "create a run" was lost.
+    mlflow_run_id: the run's id in MLflow; None until MLflow has answered with one.
     experiment: MLflow's experiment, by name or (only digits) by id.
-    metrics_at: when the metrics were computed, in ms: logging them again with the same time changes nothing.
+    start_time, end_time: in ms since 1970, as ``metrics_at``.
+    metrics_at: when the metrics were computed: logging them again with the same time changes nothing.
     seconds: wall time by stage, of a finished run.
     datasets: MLflow's descriptions of the inputs, each with its ``context``.
     known: MLflow has confirmed that it has the run.
     logged: MLflow has everything.
-    home: the folder its folder is in.
+    home: the folder that contains the run's folder; not stored.
     """
 
     command: str
@@ -79,128 +82,140 @@ class RunManifest:
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return self.home / self.run_id
 
     def write(self, config: Phase2Config) -> None:
-        """Write what a resume needs. The parameters are the resolved configuration, under its dotted names (MLflow's limit:
-        6,000 characters)."""
+        """Write everything a resume needs: ``config.yaml`` and ``run.json``.
+
+        Parameters are the resolved configuration under its dotted names (MLflow's limit: 6,000 characters per value).
+        """
         write_config(config, self.folder)
-        self.params = {key: redact(_text(value))[:6000] for key, value in config.dotted().items()}
+        self.params = {key: redact(_param(value))[:6000] for key, value in config.dotted().items()}
         self.save()
 
     def save(self) -> None:
-        """Write ``run.json``; where the folder stands is not part of it, so that it can be moved."""
+        """Write ``run.json``, without ``home``, so that the folder can be moved."""
         write_json(self.folder / NAME, {name: value for name, value in asdict(self).items() if name != "home"})
 
     def set_results(self, metrics: Mapping[str, float | None], tags: Mapping[str, str], description: str) -> None:
-        """Take a finished run's results (MLflow's limit for a description: 8,000 characters). What could not be computed is
-        left out, not 0."""
+        """Set the results of a finished run; a metric that could not be computed is left out.
+
+        MLflow's limit for tags and description is 8,000 characters.
+        """
         self.metrics = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
         self.metrics_at = now()
         self.tags |= {name: redact(value)[:8000] for name, value in {**tags, NOTE: description}.items()}
 
     def finish(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED, now."""
+        """Set the final status (FINISHED, FAILED or KILLED) and the end time; what MLflow has is then out of date."""
         self.status, self.end_time, self.logged = status, now(), False
 
 
-_ENTRY = TypeAdapter(RunManifest)
+_MANIFEST = TypeAdapter(RunManifest)
 
 
 def write_config(config: Phase2Config, folder: Path) -> None:
-    """``config.yaml``: the resolved configuration, ready to be run again."""
+    """Write ``config.yaml``: the resolved configuration, from which the run can be repeated."""
     head = f"# schema_version: {SCHEMA_VERSION} (resolved configuration; run it again with -P config=this file)\n"
     write_text(folder / "config.yaml", head + to_yaml(config))
 
 
 def new_manifest(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str | None]) -> RunManifest:
-    """The manifest of a new run. One that ``mlflow run`` has made can be resumed from here on: its id is known already.
+    """Return the manifest of a new run.
+
+    Where ``mlflow run`` has created the MLflow run (``MLFLOW_RUN_ID``), the id is known now, so the manifest is written at
+    once: the run can be resumed from this moment on.
 
     Raises:
         ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
-        RunInterrupted: its folder cannot be written.
+        RunInterrupted: the run's folder cannot be written.
     """
     manifest = RunManifest(command, phase, lists=dict(lists))
-    given = os.environ.get("MLFLOW_RUN_ID")
-    manifest.run_id = checked(given, "MLFLOW_RUN_ID") if given else manifest.origin
-    if given:
-        manifest.mlflow_run_id = given
+    mlflow_run_id = os.environ.get("MLFLOW_RUN_ID")
+    manifest.run_id = check_run_id(mlflow_run_id, "MLFLOW_RUN_ID") if mlflow_run_id else manifest.origin
+    if mlflow_run_id:
+        manifest.mlflow_run_id = mlflow_run_id
         if (manifest.folder / NAME).exists():
             raise ConfigError(
-                f"{manifest.folder} holds a run already: resume={given} goes on with it; for a new run leave MLFLOW_RUN_ID and "
-                "--run-id out"
+                f"{manifest.folder} holds a run already: resume={mlflow_run_id} continues it; for a new run leave "
+                "MLFLOW_RUN_ID and --run-id out"
             )
-        with storing(manifest), locked(manifest.folder):
+        with report_full_disk(manifest), locked(manifest.folder):
             manifest.write(config)
     return manifest
 
 
 def require_outputs() -> None:
-    """Raises RunInterrupted, before a run is made that would have no place, when ``outputs/`` cannot be written."""
+    """Raise RunInterrupted when ``outputs/`` cannot be written, before a run without a place for its results is created."""
     try:
         OUTPUTS.mkdir(exist_ok=True)
         with TemporaryFile(dir=OUTPUTS) as file:
             file.write(b"\0")
     except OSError as error:
         raise RunInterrupted(
-            f"{OUTPUTS.absolute()} cannot be written: {error}; free space, or go to a folder of your own"
+            f"{OUTPUTS.absolute()} cannot be written: {error}; free space, or start from a folder of your own"
         ) from None
 
 
 @contextmanager
-def storing(manifest: RunManifest) -> Iterator[None]:
-    """What is done in here writes to the run's folder. Raises RunInterrupted: it cannot; the message says what is left."""
+def report_full_disk(manifest: RunManifest) -> Iterator[None]:
+    """Turn an OSError in the block, which writes to the run's folder, into RunInterrupted with what is left and a remedy."""
     try:
         yield
     except OSError as error:
-        then = (
-            f"Finished units are safe in it; free space, then go on with --resume {manifest.run_id}"
+        remedy = (
+            f"Finished units are safe in it; free space, then continue with --resume {manifest.run_id}"
             if (manifest.folder / NAME).exists()
-            else "Nothing was done yet; free space, then start again"
+            else "Nothing was computed yet; free space, then start again"
         )
-        raise RunInterrupted(f"{preview(str(manifest.folder), 200)} cannot be written: {error}. {then}") from error
+        raise RunInterrupted(f"{preview(str(manifest.folder), 200)} cannot be written: {error}. {remedy}") from error
 
 
 def now() -> int:
-    """Milliseconds since 1970."""
+    """Return milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 def load_manifest(folder: Path) -> RunManifest:
-    """The manifest of a run's folder.
+    """Return the manifest of a run's folder.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: there is no manifest, or it cannot be read.
     """
     path = folder / NAME
     try:
         with open_user_text(path) as file:
-            manifest = _ENTRY.validate_json(file.read())
+            manifest = _MANIFEST.validate_json(file.read())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc'])) or 'its text'}: {first['msg']}"
-        raise ConfigError(f"{preview(str(path), 200)} cannot be read: {why}; it was damaged or edited") from None
+        problem = f"{'.'.join(map(str, first['loc'])) or 'its text'}: {first['msg']}"
+        raise ConfigError(f"{preview(str(path), 200)} cannot be read: {problem}; it was damaged or edited") from None
     except ValueError as error:
         if os.path.exists(path):  # unlike Path.exists, False for a name no file can have
             raise ConfigError(f"{preview(str(path), 200)} cannot be read: {error}; it was damaged or edited") from None
-        there = "has no run.json: its run ended before anything was stored" if os.path.isdir(folder) else "is not there"
+        state = "has no run.json: its run ended before anything was stored" if os.path.isdir(folder) else "does not exist"
         raise ConfigError(
-            f"{preview(str(folder), 200)} {there}, so there is nothing to go on with; start a new run, or check run id and "
-            "folder (runs are looked for in outputs/ of the folder you are in)"
+            f"{preview(str(folder), 200)} {state}, so there is nothing to continue; start a new run, or check run id and "
+            "folder (runs are looked for in outputs/ of the current folder)"
         ) from None
     if manifest.run_id != folder.name:
         raise ConfigError(
             f"{preview(str(folder), 200)} holds run {preview(manifest.run_id)}; give the folder the name of its run"
         )
     for run_id in (manifest.run_id, *manifest.children.values()):
-        checked(run_id, str(path))
+        check_run_id(run_id, str(path))
     manifest.home = folder.parent
     return manifest
 
 
 def find_resumable(run_id: str) -> RunManifest:
-    """The manifest of a run that is to be resumed. Raises ConfigError: no run id, or none of a run here."""
-    manifest = load_manifest(OUTPUTS / checked(run_id, "resume"))
+    """Return the manifest of a run that is to be resumed.
+
+    Raises:
+        ConfigError: not a run id, no such run here, or a condition of a comparison.
+    """
+    manifest = load_manifest(OUTPUTS / check_run_id(run_id, "resume"))
     if manifest.parent is not None:
         raise ConfigError(
             f"run {run_id} is a condition of comparison {manifest.parent}: resume={manifest.parent} continues both"
@@ -208,37 +223,37 @@ def find_resumable(run_id: str) -> RunManifest:
     return manifest
 
 
-def checked(run_id: str, name: str) -> str:
-    """The text, if it is a run id and no path. Raises ConfigError."""
+def check_run_id(run_id: str, source: str) -> str:
+    """Return the text if it is a run id; raise ConfigError, which names the ``source`` of the text, if it is not."""
     if not is_run_id(run_id):
         raise ConfigError(
-            f"{name} = {preview(run_id)} is no run id; give the name of a folder in outputs/, like 8da8f583e4b1..."
+            f"{source} = {preview(run_id)} is not a run id; give the name of a folder in outputs/, like 8da8f583e4b1..."
         )
     return run_id
 
 
 def is_run_id(text: str) -> bool:
-    """No path, and nothing that a shell or a page would read as more than a name."""
+    """Return whether the text can name a run: not a path, and nothing a shell or an HTML page would interpret."""
     return _RUN_ID.fullmatch(text) is not None
 
 
 def reject_other_config(manifest: RunManifest, config: Phase2Config) -> None:
-    """Raises ConfigError, naming each difference, when a run was started with another configuration."""
-    path = manifest.folder / "config.yaml"
-    reject_changes(manifest.run_id, differences(results_settings(resolve(path)), results_settings(config)))
+    """Raise ConfigError, which names each difference, when a run was started with another configuration."""
+    stored = resolve(manifest.folder / "config.yaml")
+    reject_changes(manifest.run_id, differences(results_settings(stored), results_settings(config)))
 
 
 def results_settings(config: Phase2Config) -> dict[str, Any]:
-    """The settings that results depend on, by dotted name."""
+    """Return the settings that results depend on, by dotted name."""
     return {name: value for name, value in config.dotted().items() if name not in INDIFFERENT}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the system lets go of it when the process ends, however it ends.
+    """Hold a run's folder for this process alone; the operating system releases it when the process ends, however it ends.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process holds the folder.
         RunInterrupted: the folder cannot be written.
     """
     lock = FileLock(folder / LOCK, timeout=0)
@@ -247,12 +262,12 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"run {folder.name} is being worked on by another process: two would mix their results. Wait for it, or stop it, "
+            f"run {folder.name} is in use by another process: two would mix their results. Wait for that process, or stop it, "
             "then try again"
         ) from None
     except OSError as error:
         raise RunInterrupted(
-            f"{preview(str(folder), 200)} cannot be written: {error}; free space, or go to a folder of your own"
+            f"{preview(str(folder), 200)} cannot be written: {error}; free space, or start from a folder of your own"
         ) from None
     try:
         yield
@@ -260,5 +275,6 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _text(value: Any) -> str:
+def _param(value: Any) -> str:
+    """Return a value as the text of an MLflow parameter."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,7 +1,7 @@
-"""A run once its input has been read and checked: everything but the model. Light: neither torch nor mlflow is imported.
+"""Resolve what a run needs except the model: configuration, conditions and the user's sample files.
 
-The configuration, the conditions and the user's sample files are read here and nowhere else; what is wrong with them is said
-before a run is made.
+They are read here and nowhere else, so that invalid input is rejected before a run is created. The module imports neither torch
+nor mlflow.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cedkv.tasks.load import SampleTexts, read_sample_texts
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run whose input has been read and checked.
+    """A run whose input has been read and validated.
 
-    config: of the whole run; what conditions share is taken from it.
+    config: settings that all conditions share are taken from this configuration.
     conditions: one for a single evaluation.
-    texts: the user's samples; None where they are generated.
+    texts: the user's samples as text; its fields are None where samples are generated.
     """
 
     manifest: RunManifest
@@ -36,7 +36,7 @@ class ResolvedRun:
 
     @property
     def phase(self) -> Phase:
-        """1.5 is Gate A alone, 2 is everything."""
+        """The phase: 1.5 is Gate A alone, 2 is everything."""
         return "1.5" if self.manifest.phase == "1.5" else "2"
 
     @property
@@ -46,19 +46,19 @@ class ResolvedRun:
 
 
 def resolve_request(request: RunRequest) -> ResolvedRun:
-    """Read and check what a command line asks for.
+    """Read and validate the input of a new run, or of a run to resume.
 
     Raises:
-        ConfigError: an unusable configuration or list, or a run that cannot be resumed like this.
-        DataError: an unusable file of samples.
+        ConfigError: an invalid configuration or list, or a request that contradicts the run to resume.
+        DataError: an invalid file of samples.
         RunInterrupted: the run's folder cannot be written.
     """
     if request.resume is None:
         config = resolve(request.path, request.overrides, request.options)
         return resolve_run(request.command, config, request.phase or "2", request.lists)
     manifest = find_resumable(request.resume)
-    _require_same(manifest.run_id, "command", manifest.command, request.command if request.command != "any" else None)
-    _require_same(manifest.run_id, "phase", manifest.phase, request.phase)
+    _check_same(manifest.run_id, "command", manifest.command, request.command if request.command != "any" else None)
+    _check_same(manifest.run_id, "phase", manifest.phase, request.phase)
     config = resolve(request.path or str(manifest.folder / "config.yaml"), request.overrides, request.options)
     phase: Phase = "1.5" if manifest.phase == "1.5" else "2"
     lists = request.lists if any(request.lists.values()) else manifest.lists
@@ -72,10 +72,12 @@ def resolve_run(
     lists: Mapping[str, str | None] | None = None,
     resumed: RunManifest | None = None,
 ) -> ResolvedRun:
-    """Return a run of a configuration: ``phase2``, or the comparison that ``lists`` describe.
+    """Return a run of a configuration: a single evaluation, or a comparison.
 
     Args:
-        resumed: the manifest of the run to go on with; None for a new one.
+        command: ``phase2`` for a single evaluation, or the name of a comparison.
+        lists: the comparison's list options, from which its conditions are built.
+        resumed: the manifest of the run to resume; None for a new run.
 
     Raises:
         ConfigError, DataError, RunInterrupted: as ``resolve_request``.
@@ -90,8 +92,9 @@ def resolve_run(
     return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
 
 
-def _require_same(run_id: str, name: str, stored: str, asked: str | None) -> None:
-    if asked is not None and stored != asked:
+def _check_same(run_id: str, name: str, stored: str, requested: str | None) -> None:
+    """Raise ConfigError if a resume requests another command or phase than the run was started with."""
+    if requested is not None and stored != requested:
         raise ConfigError(
-            f"run {run_id} is of {name} {stored}, not {asked}: python -m cedkv --resume {run_id} goes on with any run"
+            f"run {run_id} is of {name} {stored}, not {requested}: python -m cedkv --resume {run_id} continues any run"
         )

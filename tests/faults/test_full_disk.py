@@ -93,7 +93,7 @@ def test_outputs_with_room_for_one_file(store: str, disk: Disk, llama_folder: Pa
     OUTPUTS.symlink_to(disk.folder)
     assert run_program(llama_folder) == 3
     told = capfd.readouterr().err
-    assert "Nothing was done yet; free space, then start again" in told
+    assert "Nothing was computed yet; free space, then start again" in told
     assert "--resume" not in told
     assert mlflow.get_run(the_run()).info.status == "FAILED"
 

@@ -65,7 +65,7 @@ def a_run(folder: Path) -> RunManifest:
     [{"children": {"x": "../../etc"}}, {"children": {"x": "/etc"}}, {"children": ["x"]}, {"tags": 3}, {"metrics": {"x": "y"}},
      {"run_id": "../a"}, {"datasets": "x"}, {"status": None}],
 )  # fmt: skip
-def test_a_foreign_run_json_is_refused_by_name(tmp_path: Path, changed: dict[str, object]) -> None:
+def test_a_foreign_run_json_is_rejected_by_name(tmp_path: Path, changed: dict[str, object]) -> None:
     """It says which other folders are read and logged: they lie next to it, and nowhere else."""
     entry = a_run(tmp_path)
     path = entry.folder / "run.json"

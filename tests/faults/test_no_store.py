@@ -203,7 +203,10 @@ def test_a_server_with_other_answers(store: str, answer: Answer, capsys: pytest.
 def test_outputs_that_cannot_be_written_are_seen_before_a_run_is_made(store: str, make: Callable[[Path], None]) -> None:
     make(Path("outputs"))
     before = n_runs()
-    with pytest.raises(RunInterrupted, match=r"outputs cannot be written: .*free space, or go to a folder of your own"), run():
+    with (
+        pytest.raises(RunInterrupted, match=r"outputs cannot be written: .*free space, or start from a folder of your own"),
+        run(),
+    ):
         raise AssertionError
     assert n_runs() == before
 

@@ -125,14 +125,14 @@ def test_full_disk(store: str, llama_folder: Path, undisturbed: dict[str, str], 
 
 
 @pytest.fixture
-def broken_off(store: str, llama_folder: Path, undisturbed: dict[str, str]) -> str:
+def interrupted(store: str, llama_folder: Path, undisturbed: dict[str, str]) -> str:
     """A run that was killed after its second unit."""
     assert forked(lambda: run_phase2(config(llama_folder), "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
     return the_run()
 
 
 def unchanged(run_id: str, work: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """The work is refused, and neither folder nor MLflow run are touched by it."""
+    """The work is rejected, and neither folder nor MLflow run are touched by it."""
     before, status = left_by(run_id), mlflow.get_run(run_id).info.status
     with pytest.raises(error, match=message):
         work()
@@ -140,14 +140,14 @@ def unchanged(run_id: str, work: Callable[[], Any], error: type[Exception], mess
     assert mlflow.get_run(run_id).info.status == status
 
 
-def test_what_is_not_the_same_run_is_refused_by_name(
-    broken_off: str, llama_folder: Path, tmp_path_factory: pytest.TempPathFactory
+def test_what_is_not_the_same_run_is_rejected_by_name(
+    interrupted: str, llama_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Configuration, weights, samples: results of two kinds must not be mixed. One run, because making it takes time."""
     its = config(llama_folder, "seed=43,select.span_len=3")
     unchanged(
-        broken_off,
-        resume(broken_off, its),
+        interrupted,
+        resume(interrupted, its),
         ConfigError,
         r"phase2\.seed: 42 then, 43 now\n.*phase2\.select\.span_len: 4 then, 3 now",
     )
@@ -155,24 +155,24 @@ def test_what_is_not_the_same_run_is_refused_by_name(
     kept = weights.read_bytes()
     try:
         tiny.model("llama", seed=1).save_pretrained(llama_folder)
-        unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, r"model\.weights: '[0-9a-f]{64}' then")
+        unchanged(interrupted, resume(interrupted, config(llama_folder)), ConfigError, r"model\.weights: '[0-9a-f]{64}' then")
     finally:
         weights.write_bytes(kept)
-    line = OUTPUTS / broken_off / "journal.jsonl"
+    line = OUTPUTS / interrupted / "journal.jsonl"
     whole = line.read_bytes()
     line.write_bytes(whole.replace(b'"correct_base":false', b'"correct_base":true ', 1))
-    unchanged(broken_off, resume(broken_off, config(llama_folder)), DataError, r"journal\.jsonl:2: .* damaged or edited")
+    unchanged(interrupted, resume(interrupted, config(llama_folder)), DataError, r"journal\.jsonl:2: .* damaged or edited")
     line.write_bytes(whole)
-    with FileLock(OUTPUTS / broken_off / LOCK):
-        unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "worked on by another process")
-    mlflow.MlflowClient().delete_run(broken_off)
-    unchanged(broken_off, resume(broken_off, config(llama_folder)), ConfigError, "was deleted in MLflow; bring it back")
-    mlflow.MlflowClient().restore_run(broken_off)
+    with FileLock(OUTPUTS / interrupted / LOCK):
+        unchanged(interrupted, resume(interrupted, config(llama_folder)), ConfigError, "in use by another process")
+    mlflow.MlflowClient().delete_run(interrupted)
+    unchanged(interrupted, resume(interrupted, config(llama_folder)), ConfigError, "was deleted in MLflow; bring it back")
+    mlflow.MlflowClient().restore_run(interrupted)
     # settings that change no result may change
-    assert forked(resume(broken_off, config(llama_folder, "runtime.fail_on_gate=true,runtime.mlflow_timeout=30"))) == 0
+    assert forked(resume(interrupted, config(llama_folder, "runtime.fail_on_gate=true,runtime.mlflow_timeout=30"))) == 0
 
 
-def test_changed_samples_are_refused_by_name(store: str, certified: Path, tmp_path: Path) -> None:
+def test_changed_samples_are_rejected_by_name(store: str, certified: Path, tmp_path: Path) -> None:
     """The path is the same, the file is not."""
     line = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
     own = tmp_path / "own.jsonl"
@@ -183,22 +183,22 @@ def test_changed_samples_are_refused_by_name(store: str, certified: Path, tmp_pa
     unchanged(the_run(), resume(the_run(), its), ConfigError, r"samples\.on\.digest: '[0-9a-f]{64}' then")
 
 
-def test_two_processes_at_once(broken_off: str, llama_folder: Path, undisturbed: dict[str, str]) -> None:
-    """The second one is refused, and the lock of a killed one is gone with it."""
+def test_two_processes_at_once(interrupted: str, llama_folder: Path, undisturbed: dict[str, str]) -> None:
+    """The second one is rejected, and the lock of a killed one is gone with it."""
     first = os.fork()
     if first == 0:
         points.JOURNAL_APPEND.replace(lambda *_: time.sleep(60))
-        resume(broken_off, config(llama_folder))()
+        resume(interrupted, config(llama_folder))()
         os._exit(0)
     deadline = time.monotonic() + 30
-    while not _held(broken_off):
+    while not _held(interrupted):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     with pytest.raises(ConfigError, match="another process"):
-        resume(broken_off, config(llama_folder))()
+        resume(interrupted, config(llama_folder))()
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)
-    finishes_the_same(broken_off, llama_folder, undisturbed)
+    finishes_the_same(interrupted, llama_folder, undisturbed)
 
 
 def _held(run_id: str) -> bool:

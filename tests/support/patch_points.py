@@ -20,7 +20,7 @@ from cedkv.inference import forward, student, teacher
 from cedkv.inference import prefix as prefix_module
 from cedkv.kv import attention, cache
 from cedkv.models import loading
-from cedkv.runs import lifecycle, pipeline, publish, tracking
+from cedkv.runs import lifecycle, pipeline, publish, timeouts, tracking
 from cedkv.runs.journal import Journal
 
 
@@ -107,7 +107,7 @@ REPORT_CONDITION = point("report_condition", publish)
 OPEN_RUN = point("open_run", pipeline)
 END_ON_SIGNALS = point("_end_on_signals", app)
 MLFLOW_ATTEMPT = point("_attempt", tracking.MlflowTracker)
-MLFLOW_HTTP_SETTINGS = point("_http", tracking)
+MLFLOW_HTTP_SETTINGS = point("_http", timeouts)
 TRACKING_FAULT = point("fault", lifecycle.ActiveRun)
 JOURNAL_APPEND = point("append", Journal)
 JOURNAL_WRITE = point("_write", Journal)

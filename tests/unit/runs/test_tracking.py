@@ -87,7 +87,7 @@ def test_a_run_that_has_results_is_not_taken_over(store: str, monkeypatch: pytes
     run_id = made_by_mlflow_run(monkeypatch, None)
     with run() as job:
         ended(job)
-    with pytest.raises(ConfigError, match=rf"outputs/{run_id} holds a run already: resume={run_id} goes on"), run():
+    with pytest.raises(ConfigError, match=rf"outputs/{run_id} holds a run already: resume={run_id} continues it"), run():
         pytest.fail("a second run was started")
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
@@ -129,7 +129,7 @@ def test_whatever_ends_a_run_early_is_told(
         raise error
     assert mlflow.get_run(job.manifest.run_id).info.status == status
     assert [item.path for item in CLIENT().list_artifacts(job.manifest.run_id)] == ["config.yaml", "metrics.jsonl"]
-    assert f"ended as {status}; its data is in outputs/{job.manifest.run_id}. Go on with --resume" in capsys.readouterr().err
+    assert f"ended as {status}; its data is in outputs/{job.manifest.run_id}. Continue with --resume" in capsys.readouterr().err
 
 
 def test_results_are_in_the_run_as_people_look_for_them(store: str) -> None:
