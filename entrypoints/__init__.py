@@ -1,1 +1,1 @@
-"""The entry points of MLproject: thin commands over ``cedkv.cli.app``."""
+"""The entry points of MLproject, as thin commands over ``cedkv.cli.app``."""

@@ -7,15 +7,15 @@ from typing import Any
 import click
 
 from cedkv.cli.app import execute, request_of
-from cedkv.cli.click_ext import GroupedCommand, configured, program, short_options
+from cedkv.cli.click_ext import GroupedCommand, program, run_options, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})
 @click.option("--phase", type=click.Choice(["1.5", "2"]), help="What to run|2 (default): everything. 1.5: Gate A alone.")
-@configured
+@run_options
 @short_options
 def main(**parameters: Any) -> None:
-    """Base, teacher, select and random arms on one model; Gates A and B; one MLflow run."""
+    """Evaluate base, teacher, select and random arms on one model: Gates A and B, one MLflow run."""
     execute(request_of("phase2", parameters), parameters["debug"])
 
 

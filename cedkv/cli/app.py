@@ -1,4 +1,4 @@
-"""``python -m cedkv``: the suite from the command line. Heavy imports wait until a run is really asked for."""
+"""``python -m cedkv``: the command line. Heavy modules are imported only once a run has been resolved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from cedkv.cli.click_ext import GroupedCommand, MainCommand, configured, phase2_flags, short_options
+from cedkv.cli.click_ext import GroupedCommand, MainCommand, phase2_flags, run_options, short_options
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.text import escape_control, preview, redact, sanitize
@@ -22,22 +22,25 @@ from cedkv.core.version import __version__
 from cedkv.runs.request import RunRequest
 
 TRUE = ("true", "1", "yes", "on")
+"""Values that ``--phase2-strict-hf`` accepts."""
 
 
 def execute(request: RunRequest, debug: bool = False) -> None:
     """Resolve a request, run it, and exit.
 
-    0 done; 1 a gate failed and ``fail_on_gate`` is set (in a comparison: any condition's Gate A, or the first one's Gate
-    B); 2 an error with a remedy; 3 the run was interrupted; 4 results safe, not logged; 128 + n ended by signal n.
+    Exit codes: 0 done; 1 a gate failed and ``fail_on_gate`` is set (in a comparison: any condition's Gate A, or the first
+    condition's Gate B); 2 an error with a remedy; 3 the run was interrupted; 4 results safe, not logged; 128 + n ended by
+    signal n.
     """
     _end_on_signals()
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: the bars of all libraries, in a log a flood
-    with _readable_errors(debug):
+        # tqdm reads the variable when it is imported; in a log the bars of all libraries would be thousands of lines
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    with _report_errors(debug):
         from cedkv.runs.resolved import resolve_request
 
         resolved = resolve_request(request)
-        with _importing():
+        with _without_garbage_collection():
             from cedkv.runs.pipeline import run
 
         verdicts = [result.results.verdicts for result in run(resolved)]
@@ -48,9 +51,9 @@ def execute(request: RunRequest, debug: bool = False) -> None:
 
 
 def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
-    """Return the request that a command's click parameters make up.
+    """Return the request that a command's click parameters describe.
 
-    A resumed run has a configuration already, so the one that MLproject gives by itself is left out then.
+    A resumed run has a configuration of its own, so the default configuration that MLproject passes is ignored then.
     """
     path, resume = parameters["path"], parameters["resume"]
     return RunRequest(
@@ -65,9 +68,11 @@ def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
-    """Imports of torch, transformers and mlflow make a million objects that stay: looking for garbage among them, now and in
-    every later collection, costs seconds and finds none."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Import heavy modules in the block without garbage collection, and exempt their objects from later collections.
+
+    torch, transformers and mlflow create a million objects that stay: scanning them costs seconds and finds no garbage.
+    """
     gc.disable()
     try:
         yield
@@ -77,23 +82,23 @@ def _importing() -> Iterator[None]:
 
 
 def _end_on_signals() -> None:
-    """SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED, with its data; further ones do not disturb that."""
+    """Let SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED with its data; further signals are ignored."""
 
-    def end(number: int, _: object) -> None:
-        for each in ending:
-            signal.signal(each, signal.SIG_IGN)
-        click.echo(f"{signal.Signals(number).name}: ending the run ...", err=True)
-        sys.exit(128 + number)
+    def end(signal_number: int, _: object) -> None:
+        for handled in handled_signals:
+            signal.signal(handled, signal.SIG_IGN)
+        click.echo(f"{signal.Signals(signal_number).name}: ending the run ...", err=True)
+        sys.exit(128 + signal_number)
 
-    names = ("SIGTERM", "SIGINT", "SIGHUP")
-    ending = [getattr(signal, name) for name in names if signal.getsignal(getattr(signal, name, 0)) is not signal.SIG_IGN]
-    for each in ending:
-        signal.signal(each, end)
+    names = ("SIGTERM", "SIGINT", "SIGHUP")  # a signal the parent process ignores (nohup) stays ignored
+    handled_signals = [getattr(signal, n) for n in names if signal.getsignal(getattr(signal, n, 0)) is not signal.SIG_IGN]
+    for handled in handled_signals:
+        signal.signal(handled, end)
 
 
 @contextmanager
-def _readable_errors(debug: bool) -> Iterator[None]:
-    """Errors as one readable message and an exit code; a traceback only with ``--debug``."""
+def _report_errors(debug: bool) -> Iterator[None]:
+    """Turn an exception into one message and an exit code; with ``debug`` a traceback is printed too."""
     try:
         yield
     except Exception as error:
@@ -102,46 +107,53 @@ def _readable_errors(debug: bool) -> Iterator[None]:
         if isinstance(error, CedkvError):
             click.echo(f"Error: {sanitize(str(error))}", err=True)
             sys.exit(error.exit_code)
-        what = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
-        click.echo(f"Error: this was not foreseen: {what}\nGive --debug to see where (-P debug=true), and report it", err=True)
+        message = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        click.echo(f"Error: unexpected error: {message}\nUse --debug to see where (-P debug=true), and report it", err=True)
         sys.exit(3)
 
 
 def comparison_command(name: str) -> click.Command:
-    """The entry point of a comparison: lists of settings, and every option of a single run."""
+    """Return the command of a comparison: its list options, and every option of a single run."""
 
-    def command(**parameters: Any) -> None:
+    def run_comparison(**parameters: Any) -> None:
         execute(request_of(name, parameters), parameters["debug"])
 
-    body: Callable[..., None] = configured(short_options(command))
+    command: Callable[..., None] = run_options(short_options(run_comparison))
     for option, (key, text) in reversed(COMPARISONS[name].items()):
-        body = click.option(f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]")(body)
-    about = "Evaluate several conditions on the same samples: a parent run, a nested run each, paired statistics, a page."
-    return click.command(name, cls=GroupedCommand, help=about, context_settings={"max_content_width": 110})(body)
+        command = click.option(f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]")(command)
+    summary = "Evaluate several conditions on the same samples: a parent run, a nested run each, paired statistics, a page."
+    return click.command(name, cls=GroupedCommand, help=summary, context_settings={"max_content_width": 110})(command)
 
 
-def _strict_only(value: str) -> None:
+def _check_strict(value: str) -> None:
     if value.strip().lower() not in TRUE:
         raise ConfigError(
-            f"--phase2-strict-hf {preview(value)} is refused: a verdict on a mock says nothing about a model, so strict is the "
-            "only mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
+            f"--phase2-strict-hf {preview(value)} is rejected: a verdict on a mock says nothing about a model, so strict is "
+            "the only mode. Leave the flag out; a small real model needs no hub: --phase2-model-id smollm2-135m"
         )
 
 
 @click.group(
-    cls=MainCommand, invoke_without_command=True,
+    cls=MainCommand,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)  # fmt: skip
+)
 @click.option(
-    "--phase", type=click.Choice(["1.5", "2"]),
+    "--phase",
+    type=click.Choice(["1.5", "2"]),
     help="What to run|2 (default): all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
-)  # fmt: skip
-@configured
+)
+@run_options
 @phase2_flags
 @click.option(
-    "--phase2-strict-hf", "strict", is_flag=False, flag_value="true", default="true", metavar="true",
-    help="Phase 2|Real weights or a clear error. Always on; switching it off is refused.",
-)  # fmt: skip
+    "--phase2-strict-hf",
+    "strict",
+    is_flag=False,
+    flag_value="true",
+    default="true",
+    metavar="true",
+    help="Phase 2|Real weights or a clear error. Always on; switching it off is rejected.",
+)
 @click.version_option(__version__, prog_name="cedkv")
 @click.pass_context
 def main(
@@ -160,9 +172,9 @@ def main(
       0    done
       1    done, a gate did not pass, and runtime.fail_on_gate is set
       2    an error of input, model or numbers, with the reason and a remedy
-      3    the run broke off (a full disk, a defect); --resume RUN_ID goes on with it
+      3    the run was interrupted (a full disk, a defect); --resume RUN_ID continues it
       4    done, the results are safe in outputs/RUN_ID, but not logged; sync logs them
-      128+n  ended by signal n (130 SIGINT, 143 SIGTERM), the run is KILLED; --resume goes on with it
+      128+n  ended by signal n (130 SIGINT, 143 SIGTERM), the run is KILLED; --resume continues it
 
     \b
     Examples:
@@ -174,38 +186,39 @@ def main(
     """
     if ctx.invoked_subcommand is not None:
         return
-    with _readable_errors(parameters["debug"]):
-        _strict_only(strict)
+    with _report_errors(parameters["debug"]):
+        _check_strict(strict)
     execute(request_of("phase2" if parameters["resume"] is None else "any", parameters), parameters["debug"])
 
 
 @main.command("sync", cls=GroupedCommand)
 @click.argument("folder", metavar="RUN_DIR")
-@click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Seconds one call is waited for.")
+@click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Longest wait per call (s).")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def sync_command(folder: str, timeout: int, debug: bool) -> None:
-    """Log a run to MLflow from its folder (outputs/RUN_ID): what was not logged, or broken off, or logged in part.
+    """Log a run to MLflow from its folder (outputs/RUN_ID).
 
-    It may be called again: what is there already stays as it is. A run that was killed without a word (kill -9, power) is
-    ended as KILLED. Exit code 4: MLflow still does not have everything.
+    For a run that was not logged, was interrupted, or was logged in part. It may be called again: what is logged already
+    stays as it is. A run that could not set its status (kill -9, power loss) is ended as KILLED. Exit code 4: MLflow still
+    does not have everything.
     """
-    with _readable_errors(debug):
+    with _report_errors(debug):
         from cedkv.runs.lifecycle import sync
 
-        sync(Path(os.path.abspath(folder)), timeout, click.echo)  # of "." too: the folder's name is the run's
+        sync(Path(os.path.abspath(folder)), timeout, click.echo)  # absolute: the folder's name, also of ".", is the run id
 
 
 @main.command("report", cls=GroupedCommand)
 @click.argument("folder", metavar="RUN_DIR")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def report_command(folder: str, debug: bool) -> None:
-    """Render a finished run again from its folder (outputs/RUN_ID): page, tables, figures and files. No model is loaded.
+    """Render a finished run again from its folder (outputs/RUN_ID).
 
-    The same version of cedkv writes the same bytes. Of a comparison, its nested runs are rendered too. MLflow is not asked;
-    sync logs what was written.
+    Page, tables, figures and files are written; no model is loaded. The same version of cedkv writes the same bytes. The
+    nested runs of a comparison are rendered too. MLflow is not called; sync logs what was written.
     """
-    with _readable_errors(debug):
-        with _importing():
+    with _report_errors(debug):
+        with _without_garbage_collection():
             from cedkv.runs.publish import render_again
 
         render_again(Path(os.path.abspath(folder)), click.echo)
@@ -218,20 +231,22 @@ def report_command(folder: str, debug: bool) -> None:
 @click.option("--dtype", metavar="VALUE", help="float32, bfloat16, float16.")
 @click.option("--config", "path", metavar="FILE", help="YAML file with a phase2 block.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE,...", help="Any configuration key.")
-@click.option("--json", "target", metavar="FILE", help="Write the figures, or the refusal, to a file.")
+@click.option("--json", "target", metavar="FILE", help="Write the figures, or the reason of a rejection, to a file.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def certify_command(
     path: str | None, overrides: tuple[str, ...], target: str | None, debug: bool, **options: str | None
 ) -> None:
-    """Does this suite compute on this model what the model computes when it is left alone? Measured anew, and kept.
+    """Check that this suite computes what the model computes by itself.
+
+    The certificate is measured anew and stored.
 
     \b
     Exit codes:
       0    certified
-      2    refused before its weights were loaded (or it cannot be had), with the reason
+      2    rejected before its weights were loaded (or it cannot be loaded), with the reason
       3    a check failed
     """
-    with _readable_errors(debug):
+    with _report_errors(debug):
         from cedkv.core.files import write_json
 
         try:
@@ -242,15 +257,15 @@ def certify_command(
 
             config = resolve(path, overrides, options)
             lm = loading.load(config)
-            found = certificate.certify(lm, fingerprint(lm), config.model.cache_dir)
+            certified = certificate.certify(lm, fingerprint(lm), config.model.cache_dir)
         except CedkvError as error:
             if target is not None:
                 write_json(Path(target), {"certified": False, "refused": str(error)})
             raise
         if target is not None:
-            write_json(Path(target), found.as_dict())
-        click.echo(found.heading())
-        click.echo(found.table())
-        failed = found.failed([])
-        click.echo(f"not certified: {', '.join(failed)}" if failed else f"certified ({found.seconds:g} s)")
+            write_json(Path(target), certified.as_dict())
+        click.echo(certified.heading())
+        click.echo(certified.table())
+        failed = certified.failed([])
+        click.echo(f"not certified: {', '.join(failed)}" if failed else f"certified ({certified.seconds:g} s)")
         sys.exit(3 if failed else 0)

@@ -1,4 +1,4 @@
-"""What all commands have in common: grouped help, readable usage errors, and options made from the table of short names."""
+"""Parts that all commands share: grouped help, short usage errors, and options built from the table of short names."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select
 
 
 @contextmanager
-def _readable_usage() -> Iterator[None]:
-    """click repeats what it does not understand as it stands, however long."""
+def _short_usage_errors() -> Iterator[None]:
+    """Sanitize and shorten click's usage errors, which quote an argument in full, however long."""
     try:
         yield
     except click.UsageError as error:
@@ -31,12 +31,12 @@ def _readable_usage() -> Iterator[None]:
 class GroupedCommand(click.Command):
     """A command whose help lists options in groups; an option's group is the part of its help before ``|``."""
 
-    def make_context(self, *given: Any, **more: Any) -> click.Context:
-        with _readable_usage():
-            return super().make_context(*given, **more)
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _short_usage_errors():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _readable_usage():
+        with _short_usage_errors():
             return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,7 +52,7 @@ class GroupedCommand(click.Command):
 
 
 class MainCommand(GroupedCommand, click.Group):
-    """The program: without a subcommand it runs an evaluation."""
+    """The main program, which runs an evaluation where no subcommand is given; its help lists subcommands last."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
@@ -60,36 +60,46 @@ class MainCommand(GroupedCommand, click.Group):
 
 
 def program(command: click.Command, name: str) -> None:
-    """Run a command as the program this process is."""
+    """Run a command as the main program of this process, under the given name."""
     stdio.tolerate_closed_streams()
     command(prog_name=name)
 
 
-def configured(command: Callable[..., None]) -> Callable[..., None]:
-    """The options every command has: a file, any key, a run to go on with, and tracebacks."""
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that makes a run: ``--config``, ``--set``, ``--resume`` and ``--debug``."""
     command = click.option(
-        "--debug", type=bool, is_flag=False, flag_value=True, default=False, metavar="true",
+        "--debug",
+        type=bool,
+        is_flag=False,
+        flag_value=True,
+        default=False,
+        metavar="true",
         help="Running|Show the traceback of an error.",
-    )(command)  # fmt: skip
+    )(command)
     command = click.option(
-        "--resume", metavar="RUN_ID", help="Running|Go on with a run that was broken off, where it was: a folder in outputs/.",
-    )(command)  # fmt: skip
+        "--resume",
+        metavar="RUN_ID",
+        help="Running|Continue an interrupted run from its last finished unit; RUN_ID is a folder in outputs/.",
+    )(command)
     command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE,...",
-        help="Configuration|Any configuration key: select.span_len=6,eval.off_samples=32. May be given again.",
-    )(command)  # fmt: skip
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE,...",
+        help="Configuration|Any configuration key: select.span_len=6,eval.off_samples=32. May be repeated.",
+    )(command)
     return click.option("--config", "path", metavar="FILE", help="Configuration|YAML file with a phase2 block.")(command)
 
 
 def short_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The ``-P`` names, as options ``--select_mode``."""
+    """Add the ``-P`` names as options: ``--select_mode``."""
     for name, (key, text) in reversed(OPTIONS.items()):
         command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
     return command
 
 
 def phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags of ``python -m cedkv``, as options ``--phase2-select-mode``."""
+    """Add the flags of ``python -m cedkv``: ``--phase2-select-mode``."""
     for name in reversed(PHASE2_FLAGS):
         key, text = OPTIONS[name]
         flag = f"--phase2-{name.replace('_', '-')}"

@@ -103,7 +103,7 @@ def test_misspelled_option_has_a_near_match(command: click.Command, wrong: str, 
 def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> None:
     found = invoke(app.main, "--phase2-strict-hf", value)
     assert found.exit_code == 2
-    assert f"--phase2-strict-hf {value!r} is refused" in found.output
+    assert f"--phase2-strict-hf {value!r} is rejected" in found.output
     assert "smollm2-135m" in found.output
     assert runs.calls == []
 
@@ -151,7 +151,7 @@ def test_exit_code_of_a_gate(
         (ModelError("no such model"), 2, "Error: no such model\n"),
         (RunInterrupted("disk full"), 3, "Error: disk full\n"),
         (TrackingError("results are safe"), 4, "Error: results are safe\n"),
-        (ZeroDivisionError("by\nzero"), 3, "Error: this was not foreseen: ZeroDivisionError: by zero\nGive --debug"),
+        (ZeroDivisionError("by\nzero"), 3, "Error: unexpected error: ZeroDivisionError: by zero\nUse --debug"),
     ],
 )
 def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, told: str) -> None:
