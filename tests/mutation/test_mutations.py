@@ -1,15 +1,15 @@
-"""The mutation table: faults planted into the real code, and the check of Gate A that each is caught by.
+"""Plant a fault into the real code, and hold that the check which is there for it fails; without a fault all checks pass.
 
-A fault (``tests/mutation/planted``) changes one thing in an otherwise untouched run of a tiny model whose weights are scaled
-up, so that positions and context matter. ``CAUGHT_BY`` says which check it makes ``fail``; without a fault all pass.
+A fault (``tests/mutation/planted``) changes one thing in an otherwise untouched run, or certificate, of a tiny model whose
+weights are scaled up, so that positions and context matter. ``tests/mutation/table.py`` says which check it makes ``fail``;
+every built-in check is in the table, or a test here fails. For nearly every check it also names a fault that no other one sees.
 
-What no measurement on the model can see, because both sides would be computed alike, is caught by other means:
+What no check can see, because both of its sides would be computed alike or no verdict changes, is caught by other means:
 
-    attention of another layer, or not the mean over heads      the certificate (attention_rows), unit/kv/test_attention.py
-    the wrong answer token, KL the other way round, arms mixed   oracle/test_outside_recomputation.py: every figure of a run
-      up in the records                                          computed again from its artifacts by plain transformers
+    KL the other way round, a wrong answer token, figures of     oracle/test_outside_recomputation.py: every figure of a run
+      one arm in another's column, of few samples                computed again from its artifacts by plain transformers
     percentiles, means, comparisons                              unit/test_metrics_phase2.py, unit/analysis/test_paired.py
-    random draws that depend on order or company                 integration/test_engine.py
+    random draws that depend on order or batch composition       integration/test_engine.py
 """
 
 from __future__ import annotations
@@ -17,100 +17,87 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from cedkv.analysis.results import collect
-from cedkv.checks.gates import gate_a
-from cedkv.checks.probe import ROWS_LIMIT, run_probe
-from tests.mutation.planted import Patch, Plant, precision, prefixes, samples
-from tests.support import patch_points as points
-from tests.support import tiny
-
-GATHER, SINKS, SOME_LAYERS = "prefix.kv_source=gather", "select.keep_sink=3", "layer_scope.injection=[0,2]"
-
-
-def verdicts(folder: Path, *overrides: str) -> dict[str, str]:
-    """Gate A of a small run: check -> verdict."""
-    records = collect(tiny.records(folder, *overrides))
-    config = tiny.config(folder, *overrides)
-    return {check.name: check.verdict for check in gate_a(config, records.on, records.plumbing, records.repro)}
-
-
-CAUGHT_BY: list[tuple[Plant, str, tuple[str, ...]]] = [
-    (prefixes.position_off_by_one, "keep_all_absolute", ()),
-    (prefixes.query_not_behind_the_prefix, "keep_all_absolute", ()),
-    (prefixes.query_on_the_last_kept_token, "selection_rules", ()),
-    (prefixes.query_on_the_last_kept_token, "left_alone", ()),
-    (prefixes.compact_where_absolute_is_asked, "selection_rules", ("injection.positioning_mode=absolute",)),
-    (prefixes.keys_not_rotated, "first_layer", (GATHER,)),
-    (prefixes.keys_not_rotated, "keep_all_absolute", ()),
-    (prefixes.rotated_the_wrong_way, "first_layer", (GATHER,)),
-    (prefixes.moved_by_row_0_s_shift, "first_layer", (GATHER,)),
-    (prefixes.rotation_unlike_the_model_s, "rotation_equivariance", ()),
-    (prefixes.gathered_off_by_one, "keep_all_absolute", ()),
-    (prefixes.gathered_of_another_sample, "first_layer", (GATHER,)),
-    (prefixes.nulls_not_masked, "null_effect", ()),
-    (prefixes.mask_one_short, "keep_all_absolute", ()),
-    (prefixes.padding_visible, "batch_consistency", ()),
-    (prefixes.teacher_read_at_a_padded_slot, "batch_consistency", ()),
-    (prefixes.keys_and_values_swapped, "keep_all_absolute", ()),
-    (prefixes.prefix_in_the_wrong_layers, "keep_all_absolute", ()),
-    (prefixes.hidden_from_the_wrong_layers, "unseen_layers", (SOME_LAYERS,)),
-    (prefixes.use_changes_the_prefix, "source_cache_unchanged", ()),
-    (prefixes.one_cache_for_all_passes, "batch_consistency", (GATHER,)),
-    (prefixes.cache_of_an_earlier_prefix, "keep_all_absolute", ()),
-    (prefixes.prefix_without_effect, "nonzero_effect", ()),
-    (samples.swapped_samples, "left_alone", ()),
-    (samples.states_swapped_for_the_whole_unit, "left_alone", ()),
-    (samples.off_prompts_under_another_state, "off_alone", ()),
-    (samples.off_prompts_under_another_state, "off_alone", (GATHER, SOME_LAYERS)),
-    (samples.row_0_s_selection_for_all, "selection_rules", ()),
-    (samples.row_0_s_attention_for_all, "attention_alone", ()),
-    (samples.attention_off_by_one, "attention_alone", ()),
-    (samples.keep_sink_ignored, "selection_rules", (SINKS,)),
-    (samples.a_kept_token_lost, "selection_rules", ()),
-    (samples.random_answers_are_select_s, "random_is_another", ()),
-    (precision.bfloat16_passed_off_as_float32, "kv_precision", ()),
-    (precision.bfloat16_passed_off_as_float32, "arithmetic", ()),
-    (precision.products_in_bfloat16, "arithmetic", ()),
-    (precision.prefix_kept_in(torch.bfloat16), "kv_precision", ()),
-    (precision.prefix_kept_in(torch.float16), "kv_precision", ()),
-    (precision.stored_in(torch.float8_e4m3fn), "roundtrip_rel_kl", ()),
-    (precision.stored_in(torch.bfloat16), "roundtrip_exact", ()),
-    (precision.stored_in(torch.float16), "roundtrip_exact", ()),
-    (precision.stored_layers_swapped, "roundtrip_rel_kl", ()),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("plant", "check", "overrides"), CAUGHT_BY, ids=[f"{plant.__name__}-{check}" for plant, check, _ in CAUGHT_BY]
+from tests.mutation.measuring import (
+    Overrides,
+    Reference,
+    builtin_keys,
+    certificate_verdicts,
+    reference,
+    run_verdicts,
 )
-def test_planted_fault_is_caught(
-    llama_folder: Path, monkeypatch: Patch, plant: Plant, check: str, overrides: tuple[str, ...]
+from tests.mutation.planted import Patch, Plant, arms
+from tests.mutation.table import ALONE, CERTIFICATE, FLOOR_BASED, GATE_A, GATE_B, NEVER_ALONE, TABLE, Row
+
+RUNS = GATE_A + GATE_B
+
+
+def ids(rows: list[Row]) -> list[str]:
+    return [f"{plant.__name__}-{key}" for plant, key, _ in rows]
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> tuple[Path, Reference]:
+    """A model and what it says without a fault, measured before any is planted."""
+    return llama_folder, reference(llama_folder)
+
+
+@pytest.fixture(scope="module")
+def each_model(model_folder: Path) -> tuple[Path, Reference]:
+    """As ``llama``, of each architecture in turn."""
+    return model_folder, reference(model_folder)
+
+
+def assert_caught(verdicts: dict[str, str], plant: Plant, key: str) -> None:
+    """Hold that a check fails, and that it alone does where the table says so."""
+    assert verdicts[key] == "fail"
+    if ALONE.get(key) is plant:
+        failing = {other for other, verdict in verdicts.items() if verdict != "pass"}
+        assert failing - (FLOOR_BASED - {key}) == {key}
+
+
+def test_every_check_has_a_planted_fault() -> None:
+    assert {key for _, key, _ in TABLE} == builtin_keys()
+
+
+def test_every_check_sees_what_no_other_does_or_the_table_says_why_not() -> None:
+    assert ALONE.keys().isdisjoint(NEVER_ALONE)
+    assert ALONE.keys() | NEVER_ALONE.keys() == builtin_keys()
+    assert {(plant, key) for key, plant in ALONE.items()} <= {(plant, key) for plant, key, _ in TABLE}
+
+
+@pytest.mark.parametrize(("plant", "key", "overrides"), RUNS, ids=ids(RUNS))
+def test_fault_is_caught_by_a_gate(
+    llama: tuple[Path, Reference], monkeypatch: Patch, plant: Plant, key: str, overrides: Overrides
+) -> None:
+    folder, without_fault = llama
+    plant(monkeypatch)
+    assert_caught(run_verdicts(folder, overrides, without_fault), plant, key)
+
+
+@pytest.mark.parametrize(("plant", "key"), [(plant, key) for plant, key, _ in CERTIFICATE], ids=ids(CERTIFICATE))
+def test_fault_is_caught_by_the_certificate(
+    llama_folder: Path, tmp_path: Path, monkeypatch: Patch, plant: Plant, key: str
 ) -> None:
     plant(monkeypatch)
-    assert verdicts(llama_folder, *overrides)[check] == "fail"
+    assert_caught(certificate_verdicts(llama_folder, tmp_path, monkeypatch), plant, key)
 
 
-@pytest.mark.parametrize("overrides", sorted({given for _, _, given in CAUGHT_BY}), ids=str)
-def test_without_a_fault_everything_passes(model_folder: Path, overrides: tuple[str, ...]) -> None:
-    found = verdicts(model_folder, *overrides)
-    assert set(found.values()) == {"pass"}
-    assert found.keys() >= {check for _, check, given in CAUGHT_BY if given == overrides}
+@pytest.mark.parametrize("overrides", sorted({overrides for _, _, overrides in RUNS}), ids=str)
+def test_without_a_fault_all_checks_of_a_run_pass(each_model: tuple[Path, Reference], overrides: Overrides) -> None:
+    folder, without_fault = each_model
+    verdicts = run_verdicts(folder, overrides, without_fault)
+    assert set(verdicts.values()) == {"pass"}
+    assert verdicts.keys() >= {key for _, key, row_overrides in RUNS if row_overrides == overrides}
 
 
-def test_random_spans_that_are_the_selected_ones_decide_nothing(llama_folder: Path, monkeypatch: Patch) -> None:
+def test_without_a_fault_all_findings_of_the_certificate_pass(model_folder: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    verdicts = certificate_verdicts(model_folder, tmp_path, monkeypatch)
+    assert verdicts == dict.fromkeys((key for _, key, _ in CERTIFICATE), "pass")
+
+
+def test_random_spans_that_are_the_selected_ones_decide_nothing(llama: tuple[Path, Reference], monkeypatch: Patch) -> None:
     """Nothing tells a fault from a demo with one choice only; either way the comparison with random says nothing."""
-    samples.random_spans_are_select_s(monkeypatch)
-    assert verdicts(llama_folder)["random_is_another"] == "insufficient"
-
-
-@pytest.mark.parametrize("how", ["another layer", "one head"])
-def test_attention_read_wrongly_is_for_the_certificate(llama_folder: Path, monkeypatch: Patch, how: str) -> None:
-    _, lm = tiny.load(llama_folder)
-    assert run_probe(lm).figures["attention_rows"] <= ROWS_LIMIT["float32"]
-    if how == "one head":
-        points.ATTENTION_ROWS.wrap(monkeypatch, lambda real, *arguments: real(*arguments)[:, :1])
-    else:
-        points.READ_ATTENTION.wrap(monkeypatch, lambda real, self, layer, *rest: real(self, (layer + 1) % 4, *rest))
-    assert run_probe(lm).figures["attention_rows"] > ROWS_LIMIT["float32"]
+    folder, without_fault = llama
+    arms.random_spans_are_select_s(monkeypatch)
+    assert run_verdicts(folder, (), without_fault)["gateA.random_is_another"] == "insufficient"

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from transformers import PretrainedConfig
 
-from cedkv import eval_phase2
+from cedkv import eval_phase2, records
 from cedkv.checks import consistency, probe
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
@@ -58,14 +59,17 @@ def point(name: str, *owners: Any) -> PatchPoint:
 # models
 LOAD_MODEL = point("load", loading)
 DETECT_ROPE_LAYOUTS = point("detect_rope_layouts", loading)
+CONFIG_CONTENT = point("get_config_dict", PretrainedConfig)
 
 # forward passes
 FORWARD_WITH_PREFIX = point("_forward_with_prefix", forward)
 LAST_LOGITS = point("last_logits", forward)
 LAST_LOGITS_WITH_TEACHER = point("last_logits", forward, teacher)
+LOG_SOFTMAX = point("log_softmax", forward, teacher, consistency)
 READ_CACHE = point("read_cache", forward)
 LEFT_PADDED = point("left_padded", forward)
 LEFT_PADDED_TEACHER = point("left_padded", teacher)
+LEFT_PADDED_INCREMENTAL = point("left_padded", consistency)
 HIDDEN_PREFIX = point("HiddenPrefix", forward)
 PROBE_LOGPROBS = point("next_token_logprobs", probe)
 BASE_LOGPROBS = point("next_token_logprobs", eval_phase2)
@@ -96,9 +100,14 @@ POSITIONING = POSITIONING_MODES._loaded
 READ_SAMPLES = point("read_batch", student)
 EVIDENCE = point("read_evidence", student)
 CHOOSE = point("choose", student)
+STUDENTS = point("students", student)
+ENCODE = point("_encode", student)
 ANSWER = point("answer", student)
 SELECT = point("select_tokens", student)
 OFF_PROMPTS = point("_off_select", eval_phase2)
+ANSWERS = point("answers", eval_phase2)
+RECORDED_KL = point("kl", records)
+RECORDED_OFF_KL = point("kl", eval_phase2)
 
 # runs
 RUN = point("run", pipeline)

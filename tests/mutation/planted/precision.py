@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cedkv.kv.cache import KVPrefix
 from tests.mutation.planted import Patch, Plant
 from tests.support import patch_points as points
 
@@ -27,16 +28,20 @@ def bfloat16_passed_off_as_float32(patch: Patch) -> None:
     loaded(patch, lambda lm: lm.model.to(torch.bfloat16))
 
 
-def products_in_bfloat16(patch: Patch) -> None:
+def products_in(dtype: torch.dtype) -> Plant:
     """Inputs of every linear layer are rounded, what comes out is float32."""
 
     def change(lm: Any) -> None:
         for layer in lm.model.modules():
             if type(layer) is torch.nn.Linear:
                 real = layer.forward
-                layer.forward = lambda rows, _real=real: _real(rows.to(torch.bfloat16).to(rows.dtype))
+                layer.forward = lambda rows, _real=real: _real(rows.to(dtype).to(rows.dtype))
 
-    loaded(patch, change)
+    def plant(patch: Patch) -> None:
+        loaded(patch, change)
+
+    plant.__name__ = f"products_in_{str(dtype)[6:]}"
+    return plant
 
 
 def prefix_kept_in(dtype: torch.dtype) -> Plant:
@@ -52,8 +57,10 @@ def prefix_kept_in(dtype: torch.dtype) -> Plant:
 
 def stored_in(dtype: torch.dtype) -> Plant:
     def plant(patch: Patch) -> None:
-        points.SAVE_PREFIX.wrap(patch, lambda real, prefix, *rest: real(
-            replace(prefix, keys=tuple(k.to(dtype).to(k.dtype) for k in prefix.keys)), *rest))  # fmt: skip
+        def narrow(real: Any, prefix: KVPrefix, *rest: Any) -> Any:
+            return real(replace(prefix, keys=tuple(k.to(dtype).to(k.dtype) for k in prefix.keys)), *rest)
+
+        points.SAVE_PREFIX.wrap(patch, narrow)
 
     plant.__name__ = f"stored_in_{str(dtype)[6:]}"
     return plant

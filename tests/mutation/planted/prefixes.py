@@ -23,12 +23,30 @@ def position_off_by_one(patch: Patch) -> None:
 
 
 def query_not_behind_the_prefix(patch: Patch) -> None:
-    points.FORWARD_WITH_PREFIX.wrap(patch, lambda real, model, device, rows, prefix, *rest, **more: real(
-        model, device, rows, replace(prefix, query_start=prefix.query_start * 0), *rest, **more))  # fmt: skip
+    def at_zero(real: Any, model: Any, device: Any, rows: Any, prefix: KVPrefix, *rest: Any, **named: Any) -> Any:
+        return real(model, device, rows, replace(prefix, query_start=prefix.query_start * 0), *rest, **named)
+
+    points.FORWARD_WITH_PREFIX.wrap(patch, at_zero)
 
 
 def query_on_the_last_kept_token(patch: Patch) -> None:
     patch.setitem(points.POSITIONING, "compact", lambda kept, length: (tuple(range(len(kept))), len(kept) - 1))
+
+
+def prefix_at_wrong_positions(patch: Patch) -> None:
+    points.PREFILL.wrap(
+        patch, lambda real, lm, rows, positions, names: real(lm, rows, [[2 * p for p in row] for row in positions], names)
+    )
+
+
+def a_place_by_slot(patch: Patch) -> None:
+    """Queries are placed by counting slots, as where ``position_ids`` are ignored: gaps close."""
+
+    def closing(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+        prefix = None if prefix is None else replace(prefix, query_start=torch.full_like(prefix.query_start, prefix.slots))
+        return real(lm, rows, prefix, layers)
+
+    points.LAST_LOGITS.wrap(patch, closing)
 
 
 def compact_where_absolute_is_asked(patch: Patch) -> None:
@@ -48,8 +66,15 @@ def moved_by_row_0_s_shift(patch: Patch) -> None:
 
 
 def rotation_unlike_the_model_s(patch: Patch) -> None:
-    points.ROTATE_KEYS_EVERYWHERE.wrap(patch, lambda real, keys, shift, rotation: real(
-        keys, shift, replace(rotation, inv_freq=rotation.inv_freq.flip(0))))  # fmt: skip
+    points.ROTATE_KEYS_EVERYWHERE.wrap(
+        patch, lambda real, keys, shift, rotation: real(keys, shift, replace(rotation, inv_freq=rotation.inv_freq.flip(0)))
+    )
+
+
+def keys_turned_by_other_angles(patch: Patch) -> None:
+    points.ROTATE_KEYS_CHECKED.wrap(
+        patch, lambda real, keys, shift, rotation: real(keys, shift, replace(rotation, inv_freq=1.01 * rotation.inv_freq))
+    )
 
 
 def gathered_off_by_one(patch: Patch) -> None:
@@ -60,6 +85,30 @@ def gathered_off_by_one(patch: Patch) -> None:
     points.GATHER.wrap(patch, shifted)
 
 
+def gathered_off_by_one_behind_a_gap(patch: Patch) -> None:
+    """Where kept tokens leave a gap, the token in front of each of the later ones is taken."""
+
+    def shifted(real: Any, source: Any, rows: Any, placements: Any, rope_layouts: Any) -> Any:
+        before = []
+        for placement in placements:
+            first = placement.kept_tokens[0]
+            kept = [token - (token > first + index) for index, token in enumerate(placement.kept_tokens)]
+            before.append(replace(placement, kept_tokens=tuple(kept)))
+        return real(source, rows, before, rope_layouts)
+
+    points.GATHER.wrap(patch, shifted)
+
+
+def last_layer_s_keys_of_row_0_for_all(patch: Patch) -> None:
+    """What row 0 itself gets is right, and so is every other layer."""
+
+    def first_row(real: Any, *arguments: Any) -> Any:
+        keys, values = real(*arguments)
+        return (*keys[:-1], keys[-1][:1].expand_as(keys[-1])), values
+
+    points.ENCODE.wrap(patch, first_row)
+
+
 def gathered_of_another_sample(patch: Patch) -> None:
     points.GATHER.wrap(patch, lambda real, source, rows, *rest: real(source, [*rows[1:], rows[0]], *rest))
 
@@ -68,11 +117,30 @@ def gathered_of_another_sample(patch: Patch) -> None:
 
 
 def nulls_not_masked(patch: Patch) -> None:
-    def unmasked(real: Any, *given: Any) -> KVPrefix:
-        made = real(*given)
+    def unmasked(real: Any, *arguments: Any) -> KVPrefix:
+        made = real(*arguments)
         return replace(made, visible=torch.ones_like(made.visible))
 
     points.ASSEMBLE_EVERYWHERE.wrap(patch, unmasked)
+
+
+def nulls_of_an_empty_row_not_masked(patch: Patch) -> None:
+    def unmasked(real: Any, *arguments: Any) -> KVPrefix:
+        made = real(*arguments)
+        return replace(made, visible=made.visible | ~made.visible.any(dim=1, keepdim=True))
+
+    points.ASSEMBLE_EVERYWHERE.wrap(patch, unmasked)
+
+
+def null_pad_visible_in_the_arms(patch: Patch) -> None:
+    """All slots that a placement asks for are visible, so that with ``null_pad`` queries attend to keys of zeros."""
+
+    def unmasked(real: Any, keys: Any, values: Any, placements: Any) -> KVPrefix:
+        made = real(keys, values, placements)
+        slots = torch.tensor([placement.slots for placement in placements])
+        return replace(made, visible=torch.arange(made.slots) < slots[:, None])
+
+    points.ASSEMBLE.wrap(patch, unmasked)
 
 
 def mask_one_short(patch: Patch) -> None:
@@ -95,20 +163,6 @@ def padding_visible(patch: Patch) -> None:
     points.LEFT_PADDED.wrap(patch, seen)
 
 
-def teacher_read_at_a_padded_slot(patch: Patch) -> None:
-    """Short rows are aligned at their start, and read at the batch's last slot all the same."""
-
-    def right(real: Any, rows: Any, device: Any) -> Any:
-        return tuple(
-            torch.stack(
-                [torch.roll(row, int(mask.sum()) - len(row)) for row, mask in zip(part, real(rows, device)[1], strict=True)]
-            )
-            for part in real(rows, device)
-        )
-
-    points.LEFT_PADDED_TEACHER.wrap(patch, right)
-
-
 def keys_and_values_swapped(patch: Patch) -> None:
     points.ASSEMBLE.wrap(patch, lambda real, keys, values, placements: real(values, keys, placements))
 
@@ -121,7 +175,7 @@ def prefix_in_the_wrong_layers(patch: Patch) -> None:
 
 
 def hidden_from_the_wrong_layers(patch: Patch) -> None:
-    points.HIDDEN_PREFIX.wrap(patch, lambda real, slots, layers: HiddenPrefix(slots, frozenset(range(4)) - layers))  # fmt: skip
+    points.HIDDEN_PREFIX.wrap(patch, lambda real, slots, layers: HiddenPrefix(slots, frozenset(range(4)) - layers))
 
 
 # caches that are not fresh
@@ -134,6 +188,16 @@ def use_changes_the_prefix(patch: Patch) -> None:
         return made
 
     points.FRESH_CACHE.wrap(patch, stale)
+
+
+def use_rounds_the_prefix(patch: Patch) -> None:
+    """The first key is rounded in place: too little to show in an answer, and the same each time."""
+
+    def rounded(real: Any, self: KVPrefix) -> DynamicCache:
+        self.keys[0][:, :, 0] = self.keys[0][:, :, 0].to(torch.float16).to(self.keys[0].dtype)
+        return real(self)
+
+    points.FRESH_CACHE.wrap(patch, rounded)
 
 
 def one_cache_for_all_passes(patch: Patch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
 
 from cedkv.core.values import Placement
 from cedkv.kv.cache import KVPrefix
@@ -32,16 +32,9 @@ def states_swapped_for_the_whole_unit(patch: Patch) -> None:
     points.ANSWER.wrap(patch, swapped)
 
 
-def off_prompts_under_another_state(patch: Patch) -> None:
-    def rotated(real: Any, batch: Any, config: Any, off: Any, state: Any) -> Any:
-        return real(batch, config, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
-
-    points.OFF_PROMPTS.wrap(patch, rotated)
-
-
 def row_0_s_selection_for_all(patch: Patch) -> None:
-    def first(real: Any, batch: Any, config: Any, known: Any, mode: str, purpose: str, trial: int) -> Any:
-        made = real(batch, config, known, mode, purpose, trial)
+    def first(real: Any, batch: Any, config: Any, evidences: Any, mode: str, purpose: str, trial: int) -> Any:
+        made = real(batch, config, evidences, mode, purpose, trial)
         if purpose != "select":
             return made
         chosen, slots, selections, placements = made.selections[0], made.placements[0].slots, [], []
@@ -56,12 +49,9 @@ def row_0_s_selection_for_all(patch: Patch) -> None:
 
 def row_0_s_attention_for_all(patch: Patch) -> None:
     def first(real: Any, batch: Any, config: Any) -> Any:
-        known = real(batch, config)
-        fitting = [torch.zeros(len(its.attention)).double().numpy() for its in known]
-        for own in fitting:
-            n = min(len(own), len(known[0].attention))
-            own[:n] = known[0].attention[:n]
-        return [replace(its, attention=own) for its, own in zip(known, fitting, strict=True)]
+        evidences = real(batch, config)
+        attention = [np.resize(evidences[0].attention, len(evidence.attention)) for evidence in evidences]
+        return [replace(evidence, attention=row) for evidence, row in zip(evidences, attention, strict=True)]
 
     points.EVIDENCE.wrap(patch, first)
 
@@ -76,8 +66,10 @@ def attention_off_by_one(patch: Patch) -> None:
 
 
 def keep_sink_ignored(patch: Patch) -> None:
-    points.SELECT.wrap(patch, lambda real, name, task: real(
-        name, replace(task, select=task.select.model_copy(update={"keep_sink": 0}))))  # fmt: skip
+    def without_sinks(real: Any, selector: Any, task: Any) -> Any:
+        return real(selector, replace(task, select=task.select.model_copy(update={"keep_sink": 0})))
+
+    points.SELECT.wrap(patch, without_sinks)
 
 
 def a_kept_token_lost(patch: Patch) -> None:
@@ -86,13 +78,3 @@ def a_kept_token_lost(patch: Patch) -> None:
         return replace(made, kept_tokens=made.kept_tokens[:-1])
 
     points.SELECT.wrap(patch, lost)
-
-
-def random_answers_are_select_s(patch: Patch) -> None:
-    first: dict[int, Any] = {}
-    points.ANSWER.wrap(patch, lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
-
-
-def random_spans_are_select_s(patch: Patch) -> None:
-    points.CHOOSE.wrap(patch, lambda real, batch, config, known, mode, purpose, trial: real(
-        batch, config, known, config.select.mode, "select", 0))  # fmt: skip

@@ -1,0 +1,108 @@
+"""Faults in what arms answer and in how it is recorded: answers of another arm, sample or batch, or in another unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tests.mutation.planted import Patch
+from tests.support import patch_points as points
+
+Logprobs = torch.Tensor
+
+
+def random_answers_are_select_s(patch: Patch) -> None:
+    first: dict[int, Any] = {}
+    points.ANSWER.wrap(patch, lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
+
+
+def random_spans_are_select_s(patch: Patch) -> None:
+    def selected(real: Any, batch: Any, config: Any, evidences: Any, mode: str, purpose: str, trial: int) -> Any:
+        return real(batch, config, evidences, config.select.mode, "select", 0)
+
+    points.CHOOSE.wrap(patch, selected)
+
+
+def base_answers_are_select_s(patch: Patch) -> None:
+    """Base has the prefix as well."""
+
+    def mixed_up(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
+        return real({**by_arm, "base": by_arm["select"]}, *rest)
+
+    points.ANSWERS.wrap(patch, mixed_up)
+
+
+def select_and_random_swapped(patch: Patch) -> None:
+    def mixed_up(real: Any, by_arm: dict[str, Logprobs], randoms: list[Logprobs], *rest: Any) -> Any:
+        return real({**by_arm, "select": randoms[0]}, [by_arm["select"], *randoms[1:]], *rest)
+
+    points.ANSWERS.wrap(patch, mixed_up)
+
+
+def select_answers_of_the_next_sample(patch: Patch) -> None:
+    def mixed_up(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
+        return real({**by_arm, "select": by_arm["select"].roll(-1, dims=0)}, *rest)
+
+    points.ANSWERS.wrap(patch, mixed_up)
+
+
+def select_at_another_temperature(patch: Patch) -> None:
+    """Greedy tokens stay what they are."""
+
+    def flatter(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
+        return real({**by_arm, "select": (0.01 * by_arm["select"]).log_softmax(dim=-1)}, *rest)
+
+    points.ANSWERS.wrap(patch, flatter)
+
+
+def all_arms_at_another_temperature(patch: Patch) -> None:
+    """Every distribution of the pipeline alike; only the model left alone is itself."""
+    points.LOG_SOFTMAX.wrap(patch, lambda real, logits: real(0.9 * logits))
+
+
+def a_query_token_for_the_answer(patch: Patch) -> None:
+    def wrong(real: Any, lm: Any, configs: Any, samples: Any, *rest: Any, **named: Any) -> Any:
+        changed = [replace(sample, answer_token_id=sample.query_token_ids[0]) for sample in samples]
+        return real(lm, configs, changed, *rest, **named)
+
+    points.READ_SAMPLES.wrap(patch, wrong)
+
+
+def kl_as_a_mean_over_the_vocabulary(patch: Patch) -> None:
+    points.RECORDED_KL.wrap(patch, lambda real, logprobs, reference: real(logprobs, reference) / logprobs.shape[-1])
+
+
+def off_kl_in_bits(patch: Patch) -> None:
+    points.RECORDED_OFF_KL.wrap(patch, lambda real, *logprobs: real(*logprobs) / math.log(2))
+
+
+def off_prompts_compared_with_the_next_one_alone(patch: Patch) -> None:
+    """KL(an OFF prompt under a prefix || another OFF prompt alone); Gate A looks at OFF prompts under a prefix only."""
+
+    def shifted(real: Any, lm: Any, rows: Any, names: Any, prefix: Any = None, *rest: Any) -> Any:
+        logprobs = real(lm, rows, names, prefix, *rest)
+        return logprobs.roll(-1, dims=0) if prefix is None and names[0].startswith("off") else logprobs
+
+    points.BASE_LOGPROBS.wrap(patch, shifted)
+
+
+def off_prompts_under_another_state(patch: Patch) -> None:
+    def rotated(real: Any, batch: Any, config: Any, off: Any, state: Any) -> Any:
+        return real(batch, config, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
+
+    points.OFF_PROMPTS.wrap(patch, rotated)
+
+
+def state_of_an_earlier_batch(patch: Patch) -> None:
+    """The prefixes of the first batch with as many rows: answers depend on which samples were together before."""
+    first: dict[int, Any] = {}
+
+    def stale(real: Any, batch: Any, configs: Any) -> Iterator[Any]:
+        for evidence, state in real(batch, configs):
+            yield evidence, first.setdefault(len(batch.samples), state)
+
+    points.STUDENTS.wrap(patch, stale)
