@@ -1,4 +1,7 @@
-"""The certificate: what holds is certified, what does not is rejected, and what was measured is kept for this very model."""
+"""The certificate: a sound model is certified, an unsound one rejected, and the result is kept for this very model.
+
+Planted faults and the findings that fail on them are in ``tests/mutation``.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,10 @@ from cedkv.checks import certificate
 from cedkv.checks.certificate import ROTATION, certificate_checks, certify
 from cedkv.cli.app import main
 from cedkv.core.errors import ModelError
-from cedkv.kv.cache import KVPrefix
 from cedkv.models.fingerprint import fingerprint
-from tests.support import patch_points as points
+from tests.mutation.planted.attention import scaled_scores
 from tests.support import tiny
 from tests.support.runs import run_phase2
-
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 @pytest.fixture(autouse=True)
@@ -49,82 +49,25 @@ def test_a_sound_model_is_certified_far_within_its_limits(model_folder: Path) ->
     assert found.fault > 0.1, "a fault would not show"
 
 
-def read_one_key_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    points.ATTENTION_ROWS.wrap(monkeypatch, lambda real, *arguments: real(*arguments).roll(1, dims=-1))
-
-
-def scaled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention that is not the model's, in every path of this suite alike."""
-
-    points.SDPA_FORWARD.wrap(monkeypatch, lambda real, *q_k_v, scaling, **rest: real(*q_k_v, scaling=0.9 * scaling, **rest))
-    points.SCALED_DOT_PRODUCT.wrap(monkeypatch, lambda real, *q_k_v, scale, **rest: real(*q_k_v, scale=0.9 * scale, **rest))
-
-
-def a_place_by_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queries placed by counting visible slots, as where ``position_ids`` are ignored: gaps close."""
-
-    def closing(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
-        prefix = None if prefix is None else replace(prefix, query_start=torch.full_like(prefix.query_start, prefix.slots))
-        return real(lm, rows, prefix, layers)
-
-    points.LAST_LOGITS.wrap(monkeypatch, closing)
-
-
-def prefix_at_wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    points.PREFILL.wrap(
-        monkeypatch, lambda real, lm, rows, positions, names: real(lm, rows, [[2 * p for p in row] for row in positions], names)
-    )
-
-
-def seen_where_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    points.PROBE_LOGPROBS.wrap(
-        monkeypatch, lambda real, lm, rows, names, prefix=None, layers=None: real(lm, rows, names, prefix)
-    )
-
-
-def keys_turned_by_other_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    points.ROTATE_KEYS_CHECKED.wrap(
-        monkeypatch, lambda real, keys, shift, turn: real(keys, shift, replace(turn, inv_freq=1.01 * turn.inv_freq))
-    )
-
-
-CAUGHT_BY: dict[Plant, str] = {
-    read_one_key_late: "attention_rows",
-    scaled_scores: "left_alone",
-    a_place_by_slot: "slots_have_no_place",
-    prefix_at_wrong_positions: "left_alone",
-    seen_where_hidden: "hidden_prefix",
-    keys_turned_by_other_angles: ROTATION,
-}
-
-
-@pytest.mark.parametrize(("plant", "check"), CAUGHT_BY.items(), ids=[plant.__name__ for plant in CAUGHT_BY])
-def test_planted_fault_fails_the_check_that_is_there_for_it(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, check: str
-) -> None:
-    plant(monkeypatch)
-    assert check in made(llama_folder).failed([])
-
-
 def test_kept_for_this_very_model_and_no_other(llama_folder: Path, tmp_path: Path, own_store: Path) -> None:
     """Found again for the same weights; not for a changed weight, another dtype, or a changed configuration."""
     folder = tiny.save(tmp_path / "model")
     _, lm = tiny.load(folder)
-    first = certificate.ensure_certificate(lm, fingerprint(lm), None)
+    first = certificate.ensure(lm, fingerprint(lm), None)
     (path,) = own_store.iterdir()
     path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1000'))
-    again = certificate.ensure_certificate(lm, fingerprint(lm), None)
+    again = certificate.ensure(lm, fingerprint(lm), None)
     assert again.seconds > 1000, "measured again"
     assert again.findings == first.findings
     path.write_text("damaged")
-    assert certificate.ensure_certificate(lm, fingerprint(lm), None).seconds < 1000
+    assert certificate.ensure(lm, fingerprint(lm), None).seconds < 1000
 
     _, other = tiny.load(tiny.save(folder, seed=1))
-    certificate.ensure_certificate(other, fingerprint(other), None)
+    certificate.ensure(other, fingerprint(other), None)
     lm.model.config.rope_parameters["rope_theta"] = 5e5
-    certificate.ensure_certificate(lm, fingerprint(lm), None)
+    certificate.ensure(lm, fingerprint(lm), None)
     _, half = tiny.load(folder, "runtime.torch_dtype=bfloat16")
-    certificate.ensure_certificate(half, fingerprint(half), None)
+    certificate.ensure(half, fingerprint(half), None)
     assert len(list(own_store.iterdir())) == 4
 
 
@@ -155,7 +98,7 @@ def test_an_indifferent_model_gets_limits_that_can_fail(tmp_path: Path) -> None:
 
 
 def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 certified, 3 a check failed, 2 rejected before weights."""
+    """0 certified, 3 a check failed, 2 refused before weights."""
     target = tmp_path / "figures.json"
 
     def run(folder: Path) -> tuple[int, str, dict[str, Any]]:
@@ -181,7 +124,7 @@ def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: py
     assert content["refused"] in output
 
 
-def test_a_run_on_a_model_that_fails_is_rejected_or_tagged(
+def test_a_run_on_a_model_that_fails_is_refused_or_tagged(
     llama_folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figures are in the run either way; by itself it fails, and where it is allowed it says so."""
@@ -194,10 +137,10 @@ def test_a_run_on_a_model_that_fails_is_rejected_or_tagged(
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("cedkv")
     assert experiment is not None
-    allowed, rejected = client.search_runs([experiment.experiment_id], max_results=2)
-    assert [run.data.tags["certificate"] for run in (allowed, rejected)] == ["uncertified"] * 2
-    assert [run.info.status for run in (allowed, rejected)] == ["FINISHED", "FAILED"]
-    for run in (allowed, rejected):
+    allowed, refused = client.search_runs([experiment.experiment_id], max_results=2)
+    assert [run.data.tags["certificate"] for run in (allowed, refused)] == ["uncertified"] * 2
+    assert [run.info.status for run in (allowed, refused)] == ["FINISHED", "FAILED"]
+    for run in (allowed, refused):
         assert any(f.path == "artifacts/certificate.json" for f in client.list_artifacts(run.info.run_id, "artifacts"))
 
 
@@ -224,12 +167,12 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize(("architecture", "change", "reason"), LIES.values(), ids=LIES.keys())
-def test_a_configuration_that_contradicts_its_weights_is_rejected(
+def test_a_configuration_that_contradicts_its_weights_is_refused(
     tmp_path: Path, architecture: str, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
     folder = _rewritten(tiny.save(tmp_path, architecture), change)
     with pytest.raises(ModelError, match=reason):
-        made(folder).check([tiny.config(folder)])
+        made(folder).require([tiny.config(folder)])
 
 
 def test_a_configuration_that_ties_what_the_checkpoint_has_apart_changes_nothing(tmp_path: Path) -> None:
