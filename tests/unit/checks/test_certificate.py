@@ -53,21 +53,21 @@ def test_kept_for_this_very_model_and_no_other(llama_folder: Path, tmp_path: Pat
     """Found again for the same weights; not for a changed weight, another dtype, or a changed configuration."""
     folder = tiny.save(tmp_path / "model")
     _, lm = tiny.load(folder)
-    first = certificate.ensure(lm, fingerprint(lm), None)
+    first = certificate.ensure_certificate(lm, fingerprint(lm), None)
     (path,) = own_store.iterdir()
     path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1000'))
-    again = certificate.ensure(lm, fingerprint(lm), None)
+    again = certificate.ensure_certificate(lm, fingerprint(lm), None)
     assert again.seconds > 1000, "measured again"
     assert again.findings == first.findings
     path.write_text("damaged")
-    assert certificate.ensure(lm, fingerprint(lm), None).seconds < 1000
+    assert certificate.ensure_certificate(lm, fingerprint(lm), None).seconds < 1000
 
     _, other = tiny.load(tiny.save(folder, seed=1))
-    certificate.ensure(other, fingerprint(other), None)
+    certificate.ensure_certificate(other, fingerprint(other), None)
     lm.model.config.rope_parameters["rope_theta"] = 5e5
-    certificate.ensure(lm, fingerprint(lm), None)
+    certificate.ensure_certificate(lm, fingerprint(lm), None)
     _, half = tiny.load(folder, "runtime.torch_dtype=bfloat16")
-    certificate.ensure(half, fingerprint(half), None)
+    certificate.ensure_certificate(half, fingerprint(half), None)
     assert len(list(own_store.iterdir())) == 4
 
 
@@ -172,7 +172,7 @@ def test_a_configuration_that_contradicts_its_weights_is_refused(
 ) -> None:
     folder = _rewritten(tiny.save(tmp_path, architecture), change)
     with pytest.raises(ModelError, match=reason):
-        made(folder).require([tiny.config(folder)])
+        made(folder).check([tiny.config(folder)])
 
 
 def test_a_configuration_that_ties_what_the_checkpoint_has_apart_changes_nothing(tmp_path: Path) -> None:
