@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, row
 from benchmarks.forward import bare
 from benchmarks.machine import NATIVE, flags
-from cedkv.checks.gates import numerical_floor
+from cedkv.checks.base import RunRecords
 from cedkv.config.schema import KL_LIMIT
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
@@ -38,7 +38,7 @@ def rows(pairs: int = PAIRS, samples: int | None = None, plumbed: int = 2) -> li
         sizes = config.eval.model_copy(update={"repro_runs": 1, "gate_a_samples": plumbed})
         records = engine(lm, config.model_copy(update={"eval": sizes}), some)
         metrics[dtype] = run_metrics(_samples(records, "on"), _samples(records, "off"))
-        floor = numerical_floor([record for record in records if record["type"] == "plumbing"])
+        floor = RunRecords(config, plumbing=[record for record in records if record["type"] == "plumbing"]).floor
         found.append(row(f"numerical floor in {dtype} (nats, {plumbed} samples)", floor, f"<= {KL_LIMIT[dtype]}"))
     for name, value in metrics["bfloat16"].items():
         if name.startswith(ACCURACY) and not name.endswith("_std"):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from cedkv.config.schema import SelectBlock
+from cedkv.core.errors import CedkvError
 from cedkv.core.registry import build
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, TokenKind
 from cedkv.selectors.base import SelectionTask, candidates, select_tokens, selector_class
 
+_EVIDENCE = frozenset(field.name for field in fields(Evidence)) - {"attention"}
 _KINDS: tuple[TokenKind, ...] = ("input", "delimiter", "answer", "input", "delimiter")
 
 
@@ -35,9 +37,17 @@ def check_selector(name: str, **params: Any) -> None:
     select = SelectBlock(span_len=2, span_budget=3, min_span_distance=2)
     for length in (8, 13, 30, 61):
         for bos in (False, True):
-            first, again = (select_tokens(selector, _task(cls.needs, select, length, bos)) for _ in range(2))
             case = f"{name} on a demo of {length} tokens{' with BOS' if bos else ''}"
+            try:
+                first, again = (select_tokens(selector, _task(cls.needs, select, length, bos)) for _ in range(2))
+            except CedkvError:
+                raise
+            except Exception as error:
+                declared = ", ".join(sorted(cls.needs)) or "attention alone"
+                raise AssertionError(f"{case}: {type(error).__name__}: {error}; its needs declare {declared}") from error
             assert first == again, f"{case}: another choice for the same task"
+            with_all = select_tokens(selector, _task(_EVIDENCE, select, length, bos))
+            assert with_all == first, f"{case}: another choice where evidence is there that it does not declare in needs"
             assert first.spans, f"{case}: no span"
             inside = all(int(bos) <= span.start < span.end <= length for span in first.spans)
             assert inside, f"{case}: a span outside the demo, or over BOS: {first.spans}"
@@ -52,9 +62,12 @@ def _task(needs: frozenset[str], select: SelectBlock, length: int, bos: bool) ->
     rng = rng_for(0, "check_selector", 0, f"{length}-{bos}")
     starts = [span.start for span in candidates(tuple(kinds), select)]
     drawn = dict(zip(starts, rng.random(len(starts)).tolist(), strict=True))
-    everything: dict[str, Any] = {
-        "causal_drop": drawn, "accumulated": rng.random(length), "other_attention": rng.random(length), "gold": (3, 6),
-    }  # fmt: skip
-    assert everything.keys() == {field.name for field in fields(Evidence)} - {"attention"}
-    evidence = Evidence(np.asarray(rng.random(length)), **{name: everything[name] for name in needs})
+    drawn_evidence: dict[str, Any] = {
+        "causal_drop": drawn,
+        "accumulated": rng.random(length),
+        "other_attention": rng.random(length),
+        "gold": (3, 6),
+    }
+    assert drawn_evidence.keys() == _EVIDENCE
+    evidence = Evidence(np.asarray(rng.random(length)), **{name: drawn_evidence[name] for name in needs})
     return SelectionTask(select, tuple(kinds), evidence, rng_for(0, "check_selector choice", 0, "sample"))

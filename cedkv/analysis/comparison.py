@@ -180,7 +180,7 @@ def best_condition(results: Sequence[ConditionResult]) -> Best:
     tests of ``grid_comparisons`` with Holm's correction over these comparisons.
     """
     unique = unique_up_to_padding(results)
-    pass_a = [c for c in unique if not c.reference and not c.oracle and c.results.verdicts.get("gateA")]
+    pass_a = [c for c in unique if not c.reference and c.results.verdicts.get("gateA")]
     pass_both = [c for c in pass_a if c.results.verdicts.get("gateB")]
     pool = pass_both or pass_a
     means = {c.key: float(np.mean(series(c, KL_TO_TEACHER))) for c in pool if c.records.on}

@@ -19,8 +19,8 @@ def families(results: Sequence[ConditionResult], *names: str) -> list[Family]:
 
 
 def candidates(group: Family) -> Family:
-    """Return the conditions of a family that are neither reference points nor oracles."""
-    return [c for c in group if not c.reference and not c.oracle]
+    """Return the conditions of a family that are no points of reference."""
+    return [c for c in group if not c.reference]
 
 
 def budgets(results: Sequence[ConditionResult]) -> list[Family]:
@@ -36,7 +36,7 @@ def sinks(results: Sequence[ConditionResult]) -> list[Family]:
 
 
 def positions(results: Sequence[ConditionResult]) -> list[Family]:
-    """Return the pairs that differ in positioning alone."""
+    """Return the families that differ in positioning alone."""
     groups = [candidates(group) for group in families(results, POSITIONING)]
     return [group for group in groups if len(group) > 1]
 

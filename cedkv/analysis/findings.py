@@ -278,7 +278,7 @@ def _sink_answer(group: Family) -> str:
             parts.append(f"{source}, {most} sinks against {fewest}: {_kl_and_accuracy(kept, without)}")
             pairs = zip(series(kept, KL_TO_TEACHER), series(without, KL_TO_TEACHER), strict=True)
             kl_changes[source] = [a - b for a, b in pairs]
-    if len(kl_changes) == 2:
+    if kl_changes.keys() >= {"gather", "prefill"}:
         extra = [a - b for a, b in zip(kl_changes["gather"], kl_changes["prefill"], strict=True)]
         low, high = interval(extra, group[0].config.seed, "sinks-by-source")
         if low is not None and high is not None:
@@ -293,8 +293,13 @@ def _sink_answer(group: Family) -> str:
 
 
 def _positioning_answer(group: Family) -> str:
-    by_positioning = {setting(c, POSITIONING): c for c in group}
-    return f"compact against absolute: {_kl_and_accuracy(by_positioning['compact'], by_positioning['absolute'])}"
+    reference = next((c for c in group if setting(c, POSITIONING) == "absolute"), group[-1])
+    others = (c for c in group if c is not reference)
+    return "; ".join(f"{_against(c, reference, POSITIONING)}: {_kl_and_accuracy(c, reference)}" for c in others)
+
+
+def _against(condition: ConditionResult, reference: ConditionResult, name: str) -> str:
+    return f"{setting(condition, name)} against {setting(reference, name)}"
 
 
 def _length_answer(group: Family) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cedkv.analysis.paired import arm_comparisons
-from cedkv.checks.base import CheckResult
-from cedkv.checks.gates import all_pass, gate_a, gate_b, numerical_floor
+from cedkv.checks.base import CheckResult, RunRecords
+from cedkv.checks.gates import all_pass, judge_gate
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
@@ -111,20 +111,20 @@ def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Reco
 
 def decide(config: Phase2Config, records: Records, phase: str) -> Results:
     """Compute metrics, gates and statistics of a condition; phase 1.5 decides Gate A alone."""
-    checks = gate_a(config, records.on, records.plumbing, records.repro)
     metrics = run_metrics(records.on, records.off)
+    run = RunRecords(config, records.on, records.off, records.plumbing, records.repro, dict(metrics))
+    checks = judge_gate("A", run)
     verdicts = {"gateA": all_pass(checks)}
     metrics["phase2_gateA_pass"] = float(verdicts["gateA"])
     if phase == "2":
-        checks_b = gate_b(config, metrics, len(records.on), len(records.off))
+        checks_b = judge_gate("B", run)
         checks = checks + checks_b
         verdicts["gateB"] = all_pass(checks_b)
         verdicts["phase2"] = verdicts["gateA"] and verdicts["gateB"]
         metrics["phase2_gateB_pass"] = float(verdicts["gateB"])
         metrics["phase2_pass"] = float(verdicts["phase2"])
-    floor = numerical_floor(records.plumbing)
-    metrics["phase2_numerical_floor"] = floor
-    return Results(phase, metrics, checks, verdicts, floor, arm_comparisons(records.on, config.seed))
+    metrics["phase2_numerical_floor"] = run.floor
+    return Results(phase, metrics, checks, verdicts, run.floor, arm_comparisons(records.on, config.seed))
 
 
 def verdict_word(value: bool) -> str:

@@ -142,18 +142,20 @@ class CheckInputs:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a gate decides from: the records of a finished run and its metrics.
+    """What the gates decide from: the records of a finished run and its metrics.
 
-    plumbing: the measured checks' observations, one record per sample.
+    on, off: ``OnRecord`` per ON sample, ``OffRecord`` per OFF prompt.
+    plumbing: the measured checks' observations, one record per checked sample.
+    repro: whether a sample was answered in a repetition, one record per sample and repetition.
+    metrics: of ``run_metrics``; names of the MLflow metrics.
     """
 
     config: Phase2Config
     on: Sequence[Record] = ()
+    off: Sequence[Record] = ()
     plumbing: Sequence[Record] = ()
     repro: Sequence[Record] = ()
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    n_on: int = 0
-    n_off: int = 0
 
     @cached_property
     def floor(self) -> float | None:

@@ -83,7 +83,7 @@ class MetricCheck(Check):
         return float(getattr(run.config.thresholds, self.threshold))
 
     def judge(self, run: RunRecords) -> CheckResult:
-        return self.result(run.metrics[self.metric], self.limit(run), run.n_on)
+        return self.result(run.metrics[self.metric], self.limit(run), len(run.on))
 
 
 class OnGain(MetricCheck):
@@ -103,7 +103,7 @@ class OffDeltaP99(MetricCheck):
     metric, threshold = "phase2_off_delta_p99_select", "off_delta_p99_max"
 
     def judge(self, run: RunRecords) -> CheckResult:
-        return self.result(run.metrics[self.metric], self.limit(run), run.n_off)
+        return self.result(run.metrics[self.metric], self.limit(run), len(run.off))
 
 
 class DeltaOn(MetricCheck):

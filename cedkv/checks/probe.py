@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -113,7 +114,7 @@ class ModelLeftAlone(ProbeCheck):
                 (inputs.teacher, _call(lm, [s.teacher_ids for s in samples])),
                 (inputs.select, _call(lm, short)),
             ]
-        return max(float(kl(here, alone).max()) for here, alone in pairs)
+        return _worst(float(kl(here, alone).max()) for here, alone in pairs)
 
 
 class SlotsHaveNoPlace(ProbeCheck):
@@ -162,15 +163,15 @@ class AttentionRows(ProbeCheck):
         return ROWS_LIMIT[dtype]
 
     def measure(self, probe: Probe) -> float:
-        worst = 0.0
+        differences = []
         with left_alone(probe.lm.model, WEIGHING):
             for row, sample in enumerate(probe.samples):
                 ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
                 maps = probe.lm.model(ids, output_attentions=True).attentions
                 for i, layer in enumerate(sorted(probe.layers)):
                     expected = maps[layer][0].float().mean(dim=0)[-2:, : len(sample.demo_token_ids)]
-                    worst = max(worst, float((probe.teacher.rows[row][i] - expected).abs().max()))
-        return worst
+                    differences.append(float((probe.teacher.rows[row][i] - expected).abs().max()))
+        return _worst(differences)
 
 
 @dataclass(frozen=True)
@@ -271,12 +272,17 @@ def run_probe(lm: LanguageModel) -> Probed:
     config = Phase2Config().model_copy(update={"prefix_len": slots})
     certified = [check for check in measured_checks() if check.certified]
     observed = run_checks(lm, config, inputs, certified)
-    figures = {name: max(value for value in values if value is not None) for name, values in observed.items()}
+    figures = {name: _worst(value for value in values if value is not None) for name, values in observed.items()}
     case = Probe(lm, samples, kept, inputs, teacher)
     figures |= {check.name: check.measure(case) for check in all_checks() if isinstance(check, ProbeCheck)}
     with left_alone(lm.model):
         floor = _batched_alone(lm, [s.teacher_ids for s in samples])
     return Probed(figures, floor, _smallest_fault(case), float(kl(teacher.logprobs, base).mean()))
+
+
+def _worst(values: Iterable[float]) -> float:
+    """Return the largest value; NaN if one is NaN (Python's max may skip it) or if there is none, so that no check passes."""
+    return float(np.max(list(values) or [math.nan]))
 
 
 def _cache() -> Callable[[Any, Callable[[], Any]], Any]:
@@ -312,4 +318,4 @@ def _smallest_fault(probe: Probe) -> float:
         replace(prefix, visible=prefix.visible & ~last),
     )
     faulty = (next_token_logprobs(probe.lm, inputs.queries, inputs.names, wrong) for wrong in planted)
-    return min(float(kl(logprobs, inputs.select).max()) for logprobs in faulty)
+    return float(np.min([float(kl(logprobs, inputs.select).max()) for logprobs in faulty]))

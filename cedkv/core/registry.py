@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cedkv.core.errors import ConfigError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ImplT = TypeVar("ImplT")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 class Registry(Generic[T]):
@@ -56,12 +57,9 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: no such name, with the nearest one; a reference that cannot be imported.
         """
-        if name in self.builtin or name in self._registered or name in self._entry_points:
-            return name
-        if _REFERENCE.fullmatch(name):
+        if not self._named(name):
             self.get(name)
-            return name
-        raise ConfigError(f"no {self.kind} is named {preview(name)}{near_match(name, self.names())}")
+        return name
 
     def get(self, name: str) -> T:
         """Return the implementation registered under a name.
@@ -81,7 +79,7 @@ class Registry(Generic[T]):
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{self.kind} name {preview(name)} is no identifier; use letters, digits and underscores")
-        if name in self.builtin or name in self._registered:
+        if name in self.builtin or name in self._registered or name in self._entry_points:
             raise ConfigError(f"{self.kind} {preview(name)} is registered already; give yours another name")
 
         def decorate(implementation: ImplT) -> ImplT:
@@ -109,19 +107,30 @@ class Registry(Generic[T]):
 
         return {point.name: point for point in entry_points(group=self.group)}
 
+    def _named(self, name: str) -> bool:
+        """Return True for a registered name and False for a reference; raise ConfigError for anything else."""
+        if name in self.builtin or name in self._registered or name in self._entry_points:
+            return True
+        if _REFERENCE.fullmatch(name):
+            return False
+        raise ConfigError(f"no {self.kind} is named {preview(name)}{near_match(name, self.names())}")
+
     def _find(self, name: str) -> T:
         if name in self._registered:
             return self._registered[name]
-        reference = self.builtin.get(name)
-        if reference is None:
-            point = self._entry_points.get(name)
-            reference = point.value if point is not None else self.check(name) if ":" not in name else name
+        if not self._named(name):
+            reference = name
+        elif name in self.builtin:
+            reference = self.builtin[name]
+        else:
+            point = self._entry_points[name]
+            reference = f"{point.module}:{point.attr}"
         return self._checked(name, self._imported(name, reference))
 
     def _imported(self, name: str, reference: str) -> Any:
         module, _, attribute = reference.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return attrgetter(attribute)(importlib.import_module(module))
         except Exception as error:  # whatever a module of somebody else's raises when it is imported
             raise ConfigError(
                 f"{self.kind} {preview(name)} cannot be imported from {reference}: {type(error).__name__}: "

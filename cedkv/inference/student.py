@@ -129,7 +129,8 @@ def read_batch(
     if "other_attention" in needed:
         without = [s.sample_id for s in samples if s.other_query_ids is None]
         if without:
-            raise DataError(f'sample {without[0]}: transfer_span needs "other_query_text" in every line of data.on_path')
+            modes = dict.fromkeys(m for m in (c.select.mode for c in configs) if "other_attention" in selector_class(m).needs)
+            raise DataError(f'sample {without[0]}: {", ".join(modes)} needs "other_query_text" in every line of data.on_path')
         announce("other query", len(samples))
         queries = [s.other_query_ids or () for s in samples]
         rows = [teacher.demo_row[row] for row in range(len(samples))]

@@ -118,9 +118,10 @@ def read_teacher(
         NumericsError: a logit is not finite, or a key or value of a shared demo.
     """
     if len(set(map(tuple, demos))) < len(demos) and not reader.accumulate:
+        first_name = {tuple(demo): name for demo, name in zip(reversed(demos), reversed(names), strict=True)}
         unique = list(dict.fromkeys(map(tuple, demos)))
         index = {demo: row for row, demo in enumerate(unique)}
-        keys, values = prefill(lm, unique, [range(len(demo)) for demo in unique], names)
+        keys, values = prefill(lm, unique, [range(len(demo)) for demo in unique], [first_name[demo] for demo in unique])
         prefix = full_demo_prefix(keys, values, [len(demo) for demo in unique])
         output = read_queries(lm, prefix, [index[tuple(demo)] for demo in demos], queries, names, reader)
         return output if keep else replace(output, demo=None, demo_row={})

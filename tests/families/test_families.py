@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from cedkv.analysis.results import collect
+from cedkv.checks.base import RunRecords
 from cedkv.checks.certificate import FOLDER
-from cedkv.checks.gates import gate_a
+from cedkv.checks.gates import judge_gate
 from tests.families.models import FAMILIES, Family, judged, written
 from tests.support import tiny
 
@@ -39,7 +40,8 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     overrides = [f"prefix.kv_source={moving}", "eval.on_samples=2", "eval.off_samples=2", "eval.gate_a_samples=2",
                  "eval.n_random_trials=1", "layer_scope.injection=[1,2,3]"]  # fmt: skip
     records = collect(tiny.records(folder, *overrides))
-    checks = gate_a(tiny.config(folder, *overrides), records.on, records.plumbing, records.repro)
+    run = RunRecords(tiny.config(folder, *overrides), records.on, records.off, records.plumbing, records.repro)
+    checks = judge_gate("A", run)
     assert {check.name for check in checks if check.verdict != "pass"} == set()
     assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rope_layouts is not None)
 

@@ -59,7 +59,7 @@ def run_verdicts(folder: Path, overrides: Overrides, without_fault: Reference) -
     limit = f"thresholds.off_delta_p99_max={1.01 * without_fault.off_delta_p99}"
     config, records = _run(folder, (*overrides, limit), without_fault.answers)
     metrics = run_metrics(records.on, records.off)
-    run = RunRecords(config, records.on, records.plumbing, records.repro, metrics, len(records.on), len(records.off))
+    run = RunRecords(config, records.on, records.off, records.plumbing, records.repro, metrics)
     gates = ("A", "B") if overrides == LEARNED else ("A",)
     results = {check.key: check.judge(run) for check in all_checks() if check.gate in gates}
     return {key: result.verdict for key, result in results.items() if result is not None}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from cedkv.checks.base import CheckResult as Check
-from cedkv.checks.gates import gate_b
 from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence
@@ -24,7 +23,7 @@ def draw(seed: int, trial: int, sample_id: str) -> tuple[int, ...]:
 
 def versus(correct_select: list[bool], correct_random: list[list[bool]]) -> Check:
     on = [making.on(correct_select=s, correct_random=r) for s, r in zip(correct_select, correct_random, strict=True)]
-    checks = gate_b(Phase2Config(), run_metrics(on, [making.off()]), len(on), 1)
+    checks = making.gate_b(Phase2Config(), on, [making.off()])
     (found,) = [c for c in checks if c.name == "select_vs_random"]
     return found
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cedkv.checks.base import CheckResult as Check
-from cedkv.checks.gates import all_pass, gate_b
+from cedkv.checks.base import RunRecords
+from cedkv.checks.gates import all_pass, judge_gate
 from cedkv.config.schema import Phase2Config, ThresholdsBlock
 from cedkv.metrics_phase2 import relative_kl, run_metrics
 from tests.support import making
@@ -17,7 +18,8 @@ CONFIG = Phase2Config(thresholds=ThresholdsBlock(rel_kl_to_teacher_max=LIMIT))
 
 def check(observed: float | None, n: int = 4) -> Check:
     metrics = run_metrics([making.on()], [making.off()]) | {"phase2_rel_kl_to_teacher_select": observed}
-    (found,) = [c for c in gate_b(CONFIG, metrics, n, n) if c.name == "rel_kl_to_teacher"]
+    run = RunRecords(CONFIG, [making.on()] * n, [making.off()] * n, metrics=metrics)
+    (found,) = [c for c in judge_gate("B", run) if c.name == "rel_kl_to_teacher"]
     return found
 
 
@@ -64,7 +66,7 @@ def test_no_finite_number_never_passes(observed: float | None) -> None:
 def test_no_samples_never_pass() -> None:
     assert check(0.0, n=0).verdict == "insufficient"
     assert relative_kl([], []) is None
-    checks = gate_b(CONFIG, run_metrics([], []), 0, 0)
+    checks = making.gate_b(CONFIG, [], [])
     assert {c.verdict for c in checks} == {"insufficient"}
     assert not all_pass(checks)
     assert not all_pass([])
@@ -73,6 +75,5 @@ def test_no_samples_never_pass() -> None:
 def test_one_nan_sample_spoils_the_figure() -> None:
     """A NaN that a mean skips would let the other samples pass in its place."""
     on = [making.on(), making.on(kl_select_teacher=math.nan)]
-    metrics = run_metrics(on, [making.off()])
-    verdicts = {c.name: c.verdict for c in gate_b(CONFIG, metrics, 2, 1)}
+    verdicts = {c.name: c.verdict for c in making.gate_b(CONFIG, on, [making.off()])}
     assert verdicts["rel_kl_to_teacher"] == "insufficient"

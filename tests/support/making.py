@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from cedkv.analysis.results import ConditionResult, Records, decide
+from cedkv.checks.base import CheckResult, RunRecords
+from cedkv.checks.gates import judge_gate
 from cedkv.conditions import Condition, factors, labels
 from cedkv.config.resolve import resolve_over
 from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, Record, Selection, TokenKind
+from cedkv.metrics_phase2 import run_metrics
 from cedkv.selectors.base import SelectionTask, candidates, select_tokens, selector_class
 
 _KINDS: dict[str, TokenKind] = {"b": "bos", "i": "input", "d": "delimiter", "a": "answer"}
@@ -115,3 +118,8 @@ def grid(
         name, run_id, differing = named[condition.key], f"run-{len(found)}", varied[condition.key]
         found.append(ConditionResult(condition.key, name, run_id, condition.config, records, results, differing))
     return found
+
+
+def gate_b(config: Phase2Config, on: Sequence[Record], off: Sequence[Record]) -> list[CheckResult]:
+    """Return the results of Gate B's checks."""
+    return judge_gate("B", RunRecords(config, on, off, metrics=run_metrics(on, off)))

@@ -9,6 +9,7 @@ import pytest
 from cedkv.analysis.families import budgets, lengths, positions, sinks, transfers
 from cedkv.analysis.findings import compare_conditions, relations, sign_of
 from cedkv.analysis.results import ConditionResult
+from cedkv.config.extensions import POSITIONING
 from cedkv.report.summary import summary_markdown
 from tests.support import making
 from tests.support.grids import N, modes, some, standard
@@ -128,3 +129,12 @@ def test_no_winner_in_words() -> None:
 def test_nan_is_a_dash_in_words() -> None:
     results = making.grid(({}, {"kl": [math.nan] * 12}), ({"select.mode": "delimiter_span"}, {}))
     assert "nan" not in summary(results).lower()
+
+
+def test_modes_of_other_packages_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POSITIONING._registered, "every_second", lambda kept, length: (kept, length))
+    settings = [{"injection.positioning_mode": mode} for mode in ("compact", "every_second")]
+    answers = {
+        row["question"]: row["answer"] for row in compare_conditions("x", making.grid(*((s, {}) for s in settings))).questions
+    }
+    assert any(answer.startswith("Compact against every_second: ") for answer in answers.values())

@@ -6,6 +6,7 @@ Planted faults and the findings that fail on them are in ``tests/mutation``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from cedkv.checks import certificate
+from cedkv.checks import certificate, probe
 from cedkv.checks.certificate import ROTATION, certificate_checks, certify
 from cedkv.cli.app import main
 from cedkv.core.errors import ModelError
+from cedkv.kv import attention
 from cedkv.models.fingerprint import fingerprint
 from tests.mutation.planted.attention import scaled_scores
 from tests.support import tiny
@@ -194,3 +196,19 @@ def test_damaged_weights_are_not_certified(tmp_path: Path) -> None:
     found = made(folder)
     assert not found.certified
     assert "not finite" in str(found.broke)
+
+
+@pytest.mark.parametrize(("values", "worst"), [([0.0, math.nan, 1.0], math.nan), ([], math.nan), ([0.5, 2.0, 1.0], 2.0)])
+def test_a_nan_among_the_samples_is_the_worst(values: list[float], worst: float) -> None:
+    """Python's max would keep whichever came first; and nothing observed must not pass either."""
+    assert probe._worst(values) == pytest.approx(worst, nan_ok=True)
+
+
+def test_attention_that_is_not_finite_is_not_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, lm = tiny.load(tiny.save(tmp_path))
+    attention_rows = attention.attention_rows
+    monkeypatch.setattr(attention, "attention_rows", lambda *args: attention_rows(*args) * math.nan)
+    certificate_ = certify(lm, fingerprint(lm), None)
+    verdicts = {finding.name: finding.verdict for finding in certificate_.findings}
+    assert verdicts["attention_rows"] == "insufficient"
+    assert not certificate_.certified

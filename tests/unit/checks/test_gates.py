@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from cedkv.analysis.results import Records, decide
 from cedkv.checks.base import CheckResult as Check
-from cedkv.checks.base import floor_observations
-from cedkv.checks.gates import all_pass, gate_a, gate_b, numerical_floor
+from cedkv.checks.base import RunRecords, floor_observations
+from cedkv.checks.gates import all_pass, judge_gate
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.values import Record
-from cedkv.metrics_phase2 import run_metrics
 from tests.support import making
 
 CONFIG = Phase2Config()
@@ -49,7 +48,7 @@ APPLYING = {"rotation_equivariance", "arithmetic", "off_alone"}
 def verdicts(
     plumbing: list[Record], on: list[Record] = ON, repeats: list[Record] = REPEATS, config: Phase2Config = CONFIG
 ) -> dict[str, str]:
-    return {check.name: check.verdict for check in gate_a(config, on, plumbing, repeats)}
+    return {check.name: check.verdict for check in judge_gate("A", RunRecords(config, on, plumbing=plumbing, repro=repeats))}
 
 
 def good(n: int = 3) -> list[Record]:
@@ -90,7 +89,7 @@ def test_rotation_is_left_out_only_where_keys_cannot_be_rotated() -> None:
 def test_nothing_to_decide_on() -> None:
     assert set(verdicts([], [], []).values()) == {"insufficient"}
     assert set(verdicts([], ON, REPEATS).values()) == {"insufficient", "pass"}
-    assert not all_pass(gate_a(CONFIG, [], [], []))
+    assert not all_pass(judge_gate("A", RunRecords(CONFIG)))
     assert not all_pass([])
 
 
@@ -107,10 +106,14 @@ def test_limits_follow_the_dtype_and_the_threshold() -> None:
     assert verdicts(off, config=resolve(None, ["thresholds.null_effect_kl_max=0.06"]))["null_effect"] == "pass"
 
 
-def test_numerical_floor_is_the_largest_of_what_is_equal_on_paper() -> None:
-    assert numerical_floor([making.plumbing(null_effect=1.0, keep_all_absolute=1.0)]) == 2e-7
-    assert numerical_floor([making.plumbing(batch_consistency=math.nan)]) is None
-    assert numerical_floor([]) is None
+def floor(plumbing: list[Record]) -> float | None:
+    return RunRecords(CONFIG, plumbing=plumbing).floor
+
+
+def test_numerical_floor_is_the_largest_of_identical_computations() -> None:
+    assert floor([making.plumbing(null_effect=1.0, keep_all_absolute=1.0)]) == 2e-7
+    assert floor([making.plumbing(batch_consistency=math.nan)]) is None
+    assert floor([]) is None
 
 
 @pytest.mark.parametrize(("effect", "verdict"), [(2.1e-6, "pass"), (1.9e-6, "fail"), (0.0, "fail"), (math.nan, "insufficient")])
@@ -144,7 +147,7 @@ def test_missing_repetition_never_passes() -> None:
 
 def test_gate_b_passes_and_each_condition_fails_alone() -> None:
     on, off = ON, [making.off()]
-    checks = gate_b(CONFIG, run_metrics(on, off), 4, 1)
+    checks = making.gate_b(CONFIG, on, off)
     assert {c.name: c.verdict for c in checks} == dict.fromkeys(GATE_B, "pass")
     assert {c.name: c.n for c in checks} == {**dict.fromkeys(GATE_B, 4), "off_delta_p99": 1}
     bad: dict[str, tuple[Record, Record]] = {
@@ -154,10 +157,10 @@ def test_gate_b_passes_and_each_condition_fails_alone() -> None:
         "rel_kl_to_teacher": (making.on(kl_select_teacher=2.1), making.off()),
     }
     for name, (one, other) in bad.items():
-        checks = gate_b(CONFIG, run_metrics([one], [other]), 1, 1)
+        checks = making.gate_b(CONFIG, [one], [other])
         assert {c.name for c in checks if c.verdict != "pass"} == {name}
     worse = [making.on(correct_random=[True, True]), making.on(correct_select=False, correct_random=[True, True])]
-    checks = gate_b(CONFIG, run_metrics(worse, off), 2, 1)
+    checks = making.gate_b(CONFIG, worse, off)
     assert {c.name for c in checks if c.verdict != "pass"} == {"select_vs_random"}
 
 

@@ -58,6 +58,18 @@ def test_an_entry_point_is_found_with_its_distribution(distribution: Path) -> No
     assert animals.provider("dog") == "dogs 1.5"
     with pytest.raises(ConfigError, match="'unicorn' cannot be imported from dogs:Unicorn: AttributeError"):
         animals.get("unicorn")
+    with pytest.raises(ConfigError, match="'dog' is registered already"):
+        animals.register("dog")
+
+
+def test_an_entry_point_may_name_extras_and_nested_classes(distribution: Path) -> None:
+    entry_points = distribution / "dogs-1.5.dist-info" / "entry_points.txt"
+    entry_points.write_text("[cedkv.test_animals]\ndog = dogs:Dog [bark]\npuppy = dogs:Kennel.Puppy\n")
+    with (distribution / "dogs.py").open("a") as module:
+        module.write("class Kennel:\n    class Puppy(Animal): pass\n")
+    sys.modules.pop("dogs", None)
+    animals = registry()
+    assert [animals.get(name).__name__ for name in ("dog", "puppy")] == ["Dog", "Puppy"]
 
 
 def test_a_reference_and_a_decorator() -> None:

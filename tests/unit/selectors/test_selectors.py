@@ -1,7 +1,10 @@
 """Each selector's own rule, by hand-made examples; what all of them share is in test_candidate_policy_center_restriction."""
 
+import itertools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
 from cedkv.core.errors import DataError
 from cedkv.core.values import Evidence, Span
-from cedkv.selectors.base import SelectionTask, selector_class
+from cedkv.selectors.base import SelectionTask, Selector, selector_class
+from cedkv.testing import check_selector
 from tests.support.making import select, task
 
+_COUNT = itertools.count()
 NAMES = list(SELECTORS.builtin)
 ALL = pytest.mark.parametrize("name", NAMES)
 
@@ -197,3 +202,21 @@ def test_points_of_reference_are_marked() -> None:
     assert not marked & {"attention_diversity_span", "delimiter_span", "causal_drop_span"}
     assert marked >= {"full_demo", "sink_recent", "oracle_span", "transfer_span", "wrong_demo", "stratified_random_span"}
     assert [name for name in NAMES if selector_class(name).role == "oracle"] == ["oracle_span"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (lambda task: [max(task.evidence.causal_drop)], "TypeError: .*; its needs declare attention alone"),
+        (lambda task: [1 + bool(task.evidence.causal_drop)], "where evidence is there that it does not declare in needs"),
+        (lambda task: [int(_COUNT.__next__()) % 4 + 1], "another choice for the same task"),
+    ],
+)
+def test_the_contract_names_what_a_selector_breaks(choice: Callable[[SelectionTask], list[int]], message: str) -> None:
+    class Broken(Selector):
+        def choose(self, task: SelectionTask) -> tuple[Span, ...]:
+            return tuple(Span(start, start + 2, 0.0) for start in choice(task))
+
+    with patch.dict(SELECTORS._registered, {"broken": Broken}), pytest.raises(AssertionError, match=message):
+        check_selector("broken")
+    SELECTORS._loaded.pop("broken", None)
