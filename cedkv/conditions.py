@@ -1,4 +1,4 @@
-"""The conditions of a comparison: from lists of settings to configurations, each valid, each with a name. Pure."""
+"""The conditions of a comparison: lists of settings become valid configurations, each with a key and a label."""
 
 from __future__ import annotations
 
@@ -16,54 +16,61 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import preview
 
-MODE, PLACE = "select.mode", "injection.positioning_mode"
+MODE, POSITIONING = "select.mode", "injection.positioning_mode"
+PADDING, KV_SOURCE = "prefix.padding_mode", "prefix.kv_source"
 POSITIONING_DEFAULTS = {
-    PLACE: ["compact", "absolute"],
-    "prefix.padding_mode": ["null_pad", "shrink_to_selected"],
-    "prefix.kv_source": ["prefill", "gather"],
+    POSITIONING: ["compact", "absolute"],
+    PADDING: ["null_pad", "shrink_to_selected"],
+    KV_SOURCE: ["prefill", "gather"],
     "select.keep_sink": ["0", "4"],
 }
+"""Values that ``compare_positioning`` takes for the lists that are not given."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of making and injecting prefixes. Conditions of a run differ in that alone: model and samples are the same."""
+    """One way of building and injecting prefixes; the conditions of a run share model and samples.
+
+    key: the settings that make the condition, ``select.mode=random_span, select.keep_sink=4``; ``run`` for a single evaluation.
+    """
 
     key: str
     config: Phase2Config
 
 
 def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
-    """The conditions of a comparison. The first values of the lists make the first one, which all others are compared with.
+    """Return the conditions of a comparison; the first value of each list makes the first condition, the reference.
 
     Args:
-        lists: option name (of ``COMPARISONS``) -> comma-separated values (``select_modes`` also ``all``). With any given,
-            the conditions are their product; with none, ``ablate_selector`` takes its standard set and
-            ``compare_positioning`` its full grid.
+        name: the comparison.
+        config: settings that are not in a list.
+        lists: option name (of ``COMPARISONS``) -> comma-separated values, or None for a list that is not given
+            (``select_modes`` may also be ``all``). The conditions are the product of the lists; where none is given,
+            ``ablate_selector`` takes its standard set and ``compare_positioning`` its full grid.
 
     Raises:
-        ConfigError: a list with an empty or a repeated value, a value that its key refuses, a condition that cannot be
-            (it is named), or fewer than two conditions.
+        ConfigError: a list with an empty or a repeated value, a value that its key rejects, a condition with contradicting
+            settings (the message has its key), or fewer than two different conditions.
     """
-    given = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
+    values = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
     if name == "compare_positioning":
-        settings = _product({**POSITIONING_DEFAULTS, **given})
-    elif given:
-        settings = _product(given)
+        grid = _product({**POSITIONING_DEFAULTS, **values})
+    elif values:
+        grid = _product(values)
     else:
-        settings = _standard(config)
-    conditions: dict[str, Condition] = {}
-    for setting in settings:
-        made = _resolved(config, setting)
-        conditions.setdefault(made.model_dump_json(), Condition(_key(setting), made))
-    found = list(conditions.values())
-    if len(found) < 2:
-        raise ConfigError(f"{name} needs at least two different conditions, the lists give {len(found)}; add values")
-    return found
+        grid = _standard_set(config)
+    distinct: dict[str, Condition] = {}
+    for settings in grid:
+        resolved = _resolve(config, settings)
+        distinct.setdefault(resolved.model_dump_json(), Condition(_key(settings), resolved))
+    conditions = list(distinct.values())
+    if len(conditions) < 2:
+        raise ConfigError(f"{name} needs at least two different conditions, the lists give {len(conditions)}; add values")
+    return conditions
 
 
 def factors(conditions: Sequence[Condition]) -> dict[str, dict[str, object]]:
-    """For each condition's key the settings in which the conditions differ."""
+    """Return for each condition's key the settings in which the conditions differ."""
     flat = {condition.key: condition.config.dotted() for condition in conditions}
     first = next(iter(flat.values()))
     differing = [name for name in first if any(values[name] != first[name] for values in flat.values())]
@@ -71,85 +78,88 @@ def factors(conditions: Sequence[Condition]) -> dict[str, dict[str, object]]:
 
 
 def labels(conditions: Sequence[Condition]) -> dict[str, str]:
-    """For each condition's key a short name. Where the conditions are a whole product, everything that varies: ``compact ·
-    gather · sink 4``; otherwise the selector, and what else differs from the first condition.
+    """Return for each condition's key a short label.
+
+    Where the conditions are a complete product, a label has every setting that varies: ``compact · gather · sink 4``;
+    otherwise the selector, and the settings that differ from the first condition.
     """
     varied = factors(conditions)
     first = next(iter(varied.values()))
     sizes = [len({str(values[name]) for values in varied.values()}) for name in first]
-    whole = math.prod(sizes) == len(conditions)
-    found = {}
+    is_product = math.prod(sizes) == len(conditions)
+    label_of = {}
     for condition in conditions:
         values = varied[condition.key]
-        preview = {name: value for name, value in values.items() if whole or value != first[name]}
-        parts = [] if whole and MODE not in preview else [condition.config.select.mode.removesuffix("_span")]
-        parts += [_word(name, preview[name]) for name in sorted(preview, key=lambda name: name != PLACE) if name != MODE]
-        found[condition.key] = " · ".join(parts)
-    return found
+        shown = {name: value for name, value in values.items() if is_product or value != first[name]}
+        parts = [] if is_product and MODE not in shown else [condition.config.select.mode.removesuffix("_span")]
+        parts += [_label(name, shown[name]) for name in sorted(shown, key=lambda name: name != POSITIONING) if name != MODE]
+        label_of[condition.key] = " · ".join(parts)
+    return label_of
 
 
-def _word(name: str, value: object) -> str:
-    if name in (PLACE, "prefix.padding_mode", "prefix.kv_source"):
+def _label(name: str, value: object) -> str:
+    """Return a setting as part of a label: ``compact``, ``sink 4``."""
+    if name in (POSITIONING, PADDING, KV_SOURCE):
         return str(value).removesuffix("_to_selected")
     return f"{name.rsplit('.', 1)[-1].removeprefix('keep_')} {value}"
 
 
 def _values(option: str, text: str) -> list[str]:
-    """``a,b`` or ``[0,1],all`` -> its values; commas inside brackets do not split. ``all`` selectors are their names."""
-    found = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
-    if "" in found:
+    """Return the values of ``a,b`` or ``[0,1],all``; commas inside brackets do not split, ``all`` is every selector."""
+    values = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
+    if "" in values:
         raise ConfigError(f"{option} = {preview(text)}: a value is empty; separate values by single commas")
-    if option == "select_modes" and found == ["all"]:
+    if option == "select_modes" and values == ["all"]:
         return SELECTORS.names()
-    if option == "select_modes" and "all" in found:
+    if option == "select_modes" and "all" in values:
         raise ConfigError(f"{option} = {preview(text)}: 'all' stands alone; it is every selector already")
-    twice = sorted({value for value in found if found.count(value) > 1})
-    if twice:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
         raise ConfigError(
-            f"{option} = {preview(text)}: {', '.join(map(preview, twice[:5]))} appears twice; give each value once"
+            f"{option} = {preview(text)}: {', '.join(map(preview, repeated[:5]))} appears twice; give each value once"
         )
-    return found
+    return values
 
 
-def _resolved(config: Phase2Config, setting: Mapping[str, str]) -> Phase2Config:
-    """The configuration of a condition; what is wrong with it is said together with its name."""
-    if MODE in setting and setting[MODE] != config.select.mode:
-        setting = {"select.params": "{}", **setting}  # another selector has other parameters
+def _resolve(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Config:
+    """Return the configuration of a condition; an error names the condition by its key."""
+    if MODE in settings and settings[MODE] != config.select.mode:
+        settings = {"select.params": "{}", **settings}  # another selector has other parameters
     try:
-        return resolve_over(config, setting)
+        return resolve_over(config, settings)
     except ConfigError as error:
-        raise ConfigError(f"condition {_key(setting)}: {error}") from None
+        raise ConfigError(f"condition {_key(settings)}: {error}") from None
 
 
 def _product(lists: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
 
 
-def _standard(config: Phase2Config) -> list[dict[str, str]]:
-    """Every selector, and what it takes to answer the standard questions (budget, sinks, span length) about one."""
-    own, select = config.select.mode, config.select
-    settings: list[dict[str, str]] = [{"select.mode": own}]
-    settings += [{"select.mode": mode} for mode in SELECTORS.builtin if mode != own]
+def _standard_set(config: Phase2Config) -> list[dict[str, str]]:
+    """Return the settings of ``ablate_selector`` without lists.
+
+    Every built-in selector; for the configured one also other budgets, span lengths, sinks and K/V sources, which the standard
+    questions of the report compare; and the whole demo at its own positions, which is the teacher.
+    """
+    mode, select = config.select.mode, config.select
+    grid: list[dict[str, str]] = [{MODE: mode}]
+    grid += [{MODE: other} for other in SELECTORS.builtin if other != mode]
     budgets = sorted({1, max(1, select.span_budget // 2), select.span_budget * 2} - {select.span_budget})
-    settings += [{"select.span_budget": str(n)} for n in budgets if n * select.span_len + select.keep_sink <= config.prefix_len]
+    grid += [{"select.span_budget": str(n)} for n in budgets if n * select.span_len + select.keep_sink <= config.prefix_len]
     if select.span_len % 2 == 0:
-        shorter = select.span_len // 2
-        settings.append(
-            {
-                "select.span_len": str(shorter),
-                "select.span_budget": str(select.span_budget * 2),
-                "select.min_span_distance": str(min(select.min_span_distance, shorter)),
-            }
-        )
+        half_len = select.span_len // 2
+        half_spans = {"select.span_len": str(half_len), "select.span_budget": str(select.span_budget * 2)}
+        grid.append({**half_spans, "select.min_span_distance": str(min(select.min_span_distance, half_len))})
     if select.span_budget % 2 == 0:
-        settings.append({"select.span_len": str(select.span_len * 2), "select.span_budget": str(select.span_budget // 2)})
-    sink = 0 if select.keep_sink else 4
-    room = select.span_budget * select.span_len + sink <= config.prefix_len
-    sinks = [str(select.keep_sink), str(sink)] if room else [str(select.keep_sink)]
-    settings += _product({"select.keep_sink": sinks, "prefix.kv_source": ["prefill", "gather"]})
-    settings.append({"injection.positioning_mode": "absolute", "select.mode": "full_demo"})
-    return settings
+        grid.append({"select.span_len": str(select.span_len * 2), "select.span_budget": str(select.span_budget // 2)})
+    other_sink = 0 if select.keep_sink else 4
+    other_fits = select.span_budget * select.span_len + other_sink <= config.prefix_len
+    sinks = [str(select.keep_sink), str(other_sink)] if other_fits else [str(select.keep_sink)]
+    grid += _product({"select.keep_sink": sinks, KV_SOURCE: ["prefill", "gather"]})
+    grid.append({POSITIONING: "absolute", MODE: "full_demo"})
+    return grid
 
 
-def _key(setting: Mapping[str, str]) -> str:
-    return json.dumps(setting, sort_keys=True)[1:-1].replace('"', "").replace(": ", "=")
+def _key(settings: Mapping[str, str]) -> str:
+    """Return settings as a condition's key, sorted by name."""
+    return json.dumps(settings, sort_keys=True)[1:-1].replace('"', "").replace(": ", "=")

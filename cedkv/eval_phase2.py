@@ -1,9 +1,9 @@
 """The engine: the only loop over samples and arms, used by every entry point.
 
-It first *plans*: independent units of work, each with a stable key. Executing a unit has no side effect but its records,
-so units can be repeated, resumed or spread without changing a figure. Within a unit the arms go one after the other,
-each as full batches; peak memory is that of one batch, whatever the number of samples. A run may have several conditions:
-what they share (base, teacher, the OFF prompts alone, random arms under the same settings) is computed once.
+``plan`` divides a run into independent units of work (``cedkv.units``). Executing a unit has no side effect but its records,
+so units can be repeated, resumed or distributed without changing a result. Within a unit the arms run one after the
+other, each as full batches; peak memory is that of one batch, whatever the number of samples. A run may have several
+conditions: what they share (base, teacher, the OFF prompts alone, random arms under the same settings) is computed once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from cedkv.checks.consistency import snapshot
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import ConfigError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OffSample, Record
 from cedkv.inference import student
@@ -26,73 +25,22 @@ from cedkv.inference.forward import kl, next_token_logprobs
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
-from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import Samples
+from cedkv.units import Unit, batch_groups, evaluations, join_groups, partner_rows, plan, plan_samples, uses_partners
+
+__all__ = ["Unit", "evaluations", "plan", "plan_samples", "run_units"]
 
 Step = Callable[[str, int], None]
-"""Called before an arm is computed, with the arm's name and the number of evaluations (sample x arm) it makes."""
+"""Called before an arm is computed, with the arm's name and its number of evaluations (sample x arm)."""
 
-
-UNIT, UNIT_OFF, UNIT_TOKENS = 32, 128, 32_768
-"""ON samples of a unit at most, its OFF prompts, and its tokens of demo and query, where the batch size is automatic."""
 OFF_ALONE = 4
-"""OFF prompts of a unit that Gate A runs once more alone: a row each, which is dear."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A batch of ON samples with the OFF prompts that run under their states, repetitions for ``repro_tolerance`` included."""
-
-    key: str
-    on: tuple[int, ...]
-    off: tuple[int, ...]
-
-
-def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1) -> list[Unit]:
-    """The units of a run: its samples in batches.
-
-    OFF prompt j runs under the state of ON sample ``j mod n_on``. Phase 1.5 has no OFF prompts.
-
-    Args:
-        longest: tokens of the longest demo + query; long ones make smaller units, so that memory stays bounded.
-
-    Raises:
-        ConfigError: partners (2i, 2i + 1) are asked for and cannot be in one batch.
-    """
-    groups = _groups(conditions, n_on)
-    size = conditions[0].config.rows_per_pass
-    if size is None:
-        size = max(len(groups[0]), min(UNIT, UNIT_TOKENS // longest, UNIT_OFF * n_on // max(1, n_off)))
-    units: list[Unit] = []
-    for chunk in _chunks(groups, size):
-        there = set(chunk)
-        off = tuple(j for j in range(n_off) if j % n_on in there) if phase == "2" else ()
-        units.append(Unit(f"unit/{len(units):05d}", chunk, off))
-    return units
-
-
-def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase) -> list[Unit]:
-    """``plan`` for samples that are there."""
-    return plan(conditions, len(samples.on), len(samples.off), phase, max(len(s.teacher_ids) for s in samples.on))
-
-
-def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
-    """How many (sample, arm) evaluations a unit reports to its step function."""
-    n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
-    teacher = n * (1 + ("other_attention" in student.needed_evidence([c.config for c in conditions])))
-    shared = teacher + n + n_off
-    if phase == "2":
-        keys = {student.random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
-        shared += n * len(keys)
-    plumbed = sum(i < sizes.gate_a_samples for i in unit.on)
-    repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
-    return shared + len(conditions) * (n + n_off + plumbed) + repeated
+"""OFF prompts of a unit that Gate A runs again alone; few, because each is a forward pass of one row."""
 
 
 def run_units(
     lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, units: Sequence[Unit], phase: Phase, step: Step
 ) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
-    """Execute units in order; each gives the records of every condition, by its key."""
+    """Execute units in order; yield each unit with the records of every condition, by the condition's key."""
     for unit in units:
         yield unit, _execute(lm, conditions, samples, unit, phase, step)
 
@@ -102,9 +50,9 @@ def _execute(
 ) -> dict[str, list[Record]]:
     configs, sizes = [condition.config for condition in conditions], conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
-    measured = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
-    partners = _partners(conditions, unit.on, len(samples.on))
-    batch = student.read_batch(lm, configs, on, partners, step, measured)
+    gate_a_rows = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
+    partners = partner_rows(conditions, unit.on, len(samples.on))
+    batch = student.read_batch(lm, configs, on, partners, step, gate_a_rows)
     step("base", len(on))
     base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
     off = OffPrompts(
@@ -117,11 +65,11 @@ def _execute(
         off_base = next_token_logprobs(lm, [u.token_ids for u in off.prompts], off.names)
     records: dict[str, list[Record]] = {}
     step("select", len(on))
-    for condition, (evidence, state) in zip(conditions, student.students(batch, configs), strict=True):
+    for condition, (evidence, selected) in zip(conditions, student.students(batch, configs), strict=True):
         if condition is not conditions[0]:
             step("select", len(on))
-        arms = ConditionArms(condition.config, evidence, state, _snapshots(batch, state, measured))
-        records[condition.key] = _condition(batch, arms, base, off, off_base, measured, phase, step)
+        arms = ConditionArms(condition.config, evidence, selected, _snapshots(batch, selected, gate_a_rows))
+        records[condition.key] = _run_condition(batch, arms, base, off, off_base, gate_a_rows, phase, step)
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
@@ -137,6 +85,7 @@ class OffPrompts:
 
     @property
     def names(self) -> list[str]:
+        """Sample ids."""
         return [prompt.sample_id for prompt in self.prompts]
 
     def first_of(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -146,49 +95,59 @@ class OffPrompts:
 
 @dataclass(frozen=True)
 class ConditionArms:
-    """One condition on a batch before its answers: evidence, prefixes, and copies of what later passes read from."""
+    """One condition on a batch before its answers are computed.
+
+    evidence: the teacher's evidence per sample.
+    selected: the select arm's choice and prefixes.
+    untouched: copies of the caches that later passes read from, for the check that no pass changes them.
+    """
 
     config: Phase2Config
     evidence: list[Evidence]
-    state: student.Student
+    selected: student.Student
     untouched: list[KVPrefix]
 
 
-def _condition(
+def _run_condition(
     batch: student.Batch,
     arms: ConditionArms,
     base: torch.Tensor,
     off: OffPrompts,
     off_base: torch.Tensor | None,
-    measured: list[int],
+    gate_a_rows: list[int],
     phase: Phase,
     step: Step,
 ) -> list[Record]:
-    """Run one condition's arms and checks; return its records: OFF, plumbing, then an ON and a selection record per sample."""
-    config, state = arms.config, arms.state
-    select = student.answer(batch, config, state.prefix)
+    """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample.
+
+    Args:
+        base, off_base: log-probabilities without a prefix, (B, vocabulary) and (OFF prompts, vocabulary).
+        gate_a_rows: rows on which Gate A is measured.
+    """
+    config, selected = arms.config, arms.selected
+    select = student.answer(batch, config, selected.prefix)
     records: list[Record] = []
     off_select = None
     if off_base is not None:
         step("OFF select", len(off.prompts))
-        off_select = _off_select(batch, config, off, state)
+        off_select = _off_select(batch, config, off, selected)
         records += _off_records(batch, off, off_base, off_select)
     trials = range(config.eval.n_random_trials if phase == "2" else 0)
     randoms = [student.random_answer(batch, config, arms.evidence, trial, step) for trial in trials]
-    if measured:
-        step("gate A", len(measured))
-        inputs = _check_inputs(batch, arms, base, select, off, off_select, measured)
+    if gate_a_rows:
+        step("gate A", len(gate_a_rows))
+        inputs = _check_inputs(batch, arms, base, select, off, off_select, gate_a_rows)
         records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
     by_arm = {"base": base, "teacher": batch.teacher.logprobs, "select": select}
     answer_tokens = [sample.answer_token_id for sample in batch.samples]
     random_logprobs = [logprobs for _, logprobs in randoms]
-    answered = answers(by_arm, random_logprobs, answer_tokens, batch.lm.tokenizer, config.reporting.topk_tokens)
+    answers_of = answers(by_arm, random_logprobs, answer_tokens, batch.lm.tokenizer, config.reporting.topk_tokens)
     for row, sample in enumerate(batch.samples):
-        selection, placement = state.choice.selections[row], state.choice.placements[row]
-        drawn = [(choice.selections[row], choice.placements[row]) for choice, _ in randoms]
-        owner, evidence = batch.samples[state.owners[row]], arms.evidence[row]
-        on = on_record(sample, answered[row], evidence, selection, [s for s, _ in drawn], config.select.span_len)
-        records += [dict(on), dict(selection_record(sample, owner, evidence, selection, placement, drawn))]
+        selection, placement = selected.choice.selections[row], selected.choice.placements[row]
+        random_picks = [(choice.selections[row], choice.placements[row]) for choice, _ in randoms]
+        owner, evidence = batch.samples[selected.owners[row]], arms.evidence[row]
+        on = on_record(sample, answers_of[row], evidence, selection, [s for s, _ in random_picks], config.select.span_len)
+        records += [dict(on), dict(selection_record(sample, owner, evidence, selection, placement, random_picks))]
     return records
 
 
@@ -197,85 +156,49 @@ def _repeat(
 ) -> dict[str, list[Record]]:
     """Re-run teacher, selection and select arm in two reshuffled batches; results must not depend on batch composition.
 
-    Causal drops are taken from the run itself: they are many passes per sample, and batches of their own.
+    Causal drops are taken from the run itself: they cost many passes per sample, in batches of their own.
     """
-    groups = _groups(conditions, len(unit.on)) if _paired(conditions) else [(row,) for row in range(len(unit.on))]
+    groups = batch_groups(conditions, len(unit.on)) if uses_partners(conditions) else [(row,) for row in range(len(unit.on))]
     order = rng_for(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
     records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
     configs = [condition.config for condition in conditions]
-    for rows in _chunks([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
+    for rows in join_groups([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
 
         def announce(arm: str, n: int) -> None:
             step(f"repeat {repeat}: {arm}", n)
 
         samples = [batch.samples[row] for row in rows]
-        partners = _partners(conditions, [unit.on[row] for row in rows], n_on)
+        partners = partner_rows(conditions, [unit.on[row] for row in rows], n_on)
         reshuffled = student.read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
         announce("select", len(samples) * len(conditions))
-        for condition, (_, state) in zip(conditions, student.students(reshuffled, configs), strict=True):
-            select = student.answer(reshuffled, condition.config, state.prefix)
+        for condition, (_, selected) in zip(conditions, student.students(reshuffled, configs), strict=True):
+            select = student.answer(reshuffled, condition.config, selected.prefix)
             records[condition.key] += [dict(repro_record(repeat, s, select[row])) for row, s in enumerate(samples)]
     return records
 
 
-def _off_select(batch: student.Batch, config: Phase2Config, off: OffPrompts, state: student.Student) -> torch.Tensor:
+def _off_select(batch: student.Batch, config: Phase2Config, off: OffPrompts, selected: student.Student) -> torch.Tensor:
     """Return (OFF prompts, vocabulary) log-probabilities under the select arm's prefixes."""
     injection = batch.lm.injection_layers(config.layer_scope.injection)
     ids = [prompt.student_ids for prompt in off.prompts]
-    return next_token_logprobs(batch.lm, ids, off.names, state.prefix, injection, off.owners)
+    return next_token_logprobs(batch.lm, ids, off.names, selected.prefix, injection, off.owners)
 
 
 def _off_records(batch: student.Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
     deltas = kl(off_select, off_base).tolist()
-    alone, under = off_base.argmax(dim=1).tolist(), off_select.argmax(dim=1).tolist()
+    base_tokens, select_tokens = off_base.argmax(dim=1).tolist(), off_select.argmax(dim=1).tolist()
     return [
-        dict(off_record(prompt, batch.names[off.owners[i]], alone[i], under[i], deltas[i]))
+        dict(off_record(prompt, batch.names[off.owners[i]], base_tokens[i], select_tokens[i], deltas[i]))
         for i, prompt in enumerate(off.prompts)
     ]
 
 
-def _paired(conditions: Sequence[Condition]) -> bool:
-    return any(selector_class(c.config.select.mode).uses_partner for c in conditions)
-
-
-def _partners(conditions: Sequence[Condition], on: Sequence[int], n_on: int) -> list[int] | None:
-    """For each sample the row of its partner: 2i and 2i + 1 are partners, a last one without takes the one before it."""
-    if not _paired(conditions):
-        return None
-    return [on.index(i ^ 1 if (i ^ 1) < n_on else i - 1) for i in on]
-
-
-def _groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, ...]]:
-    """Samples that must share a batch: each alone, or partners together."""
-    if not _paired(conditions):
-        return [(i,) for i in range(n_on)]
-    rows = conditions[0].config.rows_per_pass or UNIT
-    if n_on < 2 or rows < 2:
-        raise ConfigError(
-            f"wrong_demo takes the prefix of another sample in the same batch: runtime.batch_size = {rows} and "
-            f"eval.on_samples = {n_on} must both be at least 2"
-        )
-    pairs: list[tuple[int, ...]] = [(i, i + 1) for i in range(0, n_on - 1, 2)]
-    return pairs if n_on % 2 == 0 else [*pairs[:-1], (n_on - 3, n_on - 2, n_on - 1)]
-
-
-def _chunks(groups: Sequence[tuple[int, ...]], size: int) -> list[tuple[int, ...]]:
-    """Groups put together to batches of at most ``size``; a group is never split."""
-    chunks: list[tuple[int, ...]] = []
-    for group in groups:
-        if chunks and len(chunks[-1]) + len(group) <= size:
-            chunks[-1] += group
-        else:
-            chunks.append(group)
-    return chunks
-
-
-def _snapshots(batch: student.Batch, state: student.Student, rows: list[int]) -> list[KVPrefix]:
-    """Return copies of the demo caches and prefixes of some rows, made before anything has read from them."""
+def _snapshots(batch: student.Batch, selected: student.Student, rows: list[int]) -> list[KVPrefix]:
+    """Return copies of the demo caches and prefixes of some rows, made before any pass has read from them."""
     if not rows:
         return []
     demos = batch.cached("untouched demos", lambda: snapshot(batch.teacher.demo_prefixes(rows)))
-    return [demos, snapshot(state.prefix.rows(rows))]
+    return [demos, snapshot(selected.prefix.rows(rows))]
 
 
 def _check_inputs(
@@ -287,9 +210,9 @@ def _check_inputs(
     off_select: torch.Tensor | None,
     rows: list[int],
 ) -> CheckInputs:
-    """Return what the measured checks compare with, for some rows of the batch."""
-    state, teacher = arms.state, batch.teacher
-    owners = [state.owners[row] for row in rows]
+    """Return the inputs of the measured checks for some rows of the batch."""
+    selected, teacher = arms.selected, batch.teacher
+    owners = [selected.owners[row] for row in rows]
     off_alone = [] if off_select is None else [(k, off.prompts[i], off_select[i]) for k, i in off.first_of(rows[:OFF_ALONE])]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],
@@ -298,10 +221,10 @@ def _check_inputs(
         teacher=teacher.logprobs[rows],
         select=select[rows],
         demo=teacher.demo_prefixes(rows),
-        selections=[state.choice.selections[row] for row in rows],
+        selections=[selected.choice.selections[row] for row in rows],
         evidence=[arms.evidence[owner] for owner in owners],
-        placements=[state.choice.placements[row] for row in rows],
-        prefix=state.prefix.rows(rows),
+        placements=[selected.choice.placements[row] for row in rows],
+        prefix=selected.prefix.rows(rows),
         off=off_alone,
         layers=frozenset(teacher.layers),
         window=max(attention.shape[1] for attention in teacher.rows),

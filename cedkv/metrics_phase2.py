@@ -1,6 +1,6 @@
-"""Run metrics from sample records; formulas in the README, section "The numbers". Pure: lists in, figures out.
+"""Run metrics from sample records, as pure functions; formulas in the README, section "The numbers".
 
-A figure without samples is None, never 0 and never NaN.
+A metric without samples is None, never 0 and never NaN.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ from cedkv.core.values import Record
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Mean, or None of nothing."""
-    found = [float(value) for value in values]
-    return float(np.mean(found)) if found else None
+    """Return the mean, or None where there are no values."""
+    numbers = [float(value) for value in values]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def difference(left: float | None, right: float | None) -> float | None:
-    """``left - right``, or None when either is missing."""
+    """Return ``left - right``, or None where either is None."""
     return None if left is None or right is None else left - right
 
 
 def p99(values: Sequence[float]) -> float | None:
-    """99th percentile, ``method="higher"``: always a value that was observed, never an interpolated smaller one. NaN when any
-    value is not finite: one that is left out with the last hundredth, or sorted to the front, would not show."""
+    """Return the 99th percentile by ``method="higher"``: an observed value, never a smaller interpolated one.
+
+    The result is NaN where any value is not finite, because a NaN in the last hundredth, or sorted to the front, would not
+    show; None where there are no values.
+    """
     if not len(values):
         return None
     return float(np.percentile(values, 99, method="higher")) if np.isfinite(values).all() else math.nan
 
 
 def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float]) -> float | None:
-    """mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6). NaN when any is not finite: over an infinite one, all
-    students would be near the teacher."""
+    """Return mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6).
+
+    The result is NaN where any KL is not finite, because an infinite denominator would make every student close to the teacher;
+    None where there are no samples.
+    """
     if not student_teacher or not base_teacher:
         return None
     if not (np.isfinite(student_teacher).all() and np.isfinite(base_teacher).all()):
@@ -43,7 +49,11 @@ def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float])
 
 
 def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float | None]:
-    """The metrics of a run, by their MLflow names."""
+    """Return the metrics of a run by their MLflow names.
+
+    Args:
+        on, off: sample records of ON samples and OFF prompts.
+    """
     trials = len(on[0]["correct_random"]) if on else 0
     random = [float(np.mean([record["correct_random"][trial] for record in on])) for trial in range(trials)]
     base = mean(record["correct_base"] for record in on)
@@ -78,19 +88,19 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
 
 
 def _rank_agreement(on: Sequence[Record]) -> float | None:
-    """Mean over samples of Spearman's rank correlation between attention and causal drop of the candidates."""
+    """Return the mean over samples of Spearman's rank correlation between attention and causal drop of the candidates."""
     from scipy.stats import spearmanr
 
-    found: list[float] = []
+    correlations: list[float] = []
     for record in on:
-        left, right = record.get("candidate_attention", []), record.get("candidate_causal_drop", [])
-        if len(set(left)) > 1 and len(set(right)) > 1:  # a constant has no ranks
-            found.append(float(spearmanr(left, right).statistic))
-    return mean(found)
+        attention, drops = record.get("candidate_attention", []), record.get("candidate_causal_drop", [])
+        if len(set(attention)) > 1 and len(set(drops)) > 1:  # the correlation with a constant is not defined
+            correlations.append(float(spearmanr(attention, drops).statistic))
+    return mean(correlations)
 
 
 def repro_accuracies(on: Sequence[Record], repeats: Sequence[Record]) -> list[float]:
-    """Accuracy of the select arm in the run itself and in each repetition."""
+    """Return the select arm's accuracy in the run itself, then in each repetition."""
     by_repeat: dict[int, list[bool]] = {0: [record["correct_select"] for record in on]}
     for record in repeats:
         by_repeat.setdefault(record["repeat"], []).append(record["correct_select"])
@@ -98,7 +108,7 @@ def repro_accuracies(on: Sequence[Record], repeats: Sequence[Record]) -> list[fl
 
 
 def largest(records: Sequence[Record], check: str) -> float | None:
-    """Largest observation of a plumbing check over samples; NaN when any is not finite, None of nothing."""
+    """Return a measured check's largest observation over samples; NaN where any is not finite, None where there are none."""
     values = [record[check] for record in records if check in record]
     if not values:
         return None

@@ -1,8 +1,9 @@
-"""All samples of a run: read or generated, tokenised, checked against each other and against the model's reach."""
+"""Load all samples of a run: read or generate them, tokenize them, and check them against the model's limits."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 
 @dataclass(frozen=True)
 class Samples:
-    """The ON samples and OFF prompts of a run, in their order, and where each kind came from."""
+    """The ON samples and OFF prompts of a run, in their order, and the source of each kind for reports."""
 
     on: tuple[OnSample, ...]
     off: tuple[OffSample, ...]
@@ -27,7 +28,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SampleTexts:
-    """The user's samples as text, read once; None for what is generated.
+    """The user's samples as text, read once; None for a kind that is generated.
 
     on: episodes. off: ``(sample_id, prompt)``.
     """
@@ -37,7 +38,11 @@ class SampleTexts:
 
 
 def read_sample_texts(config: Phase2Config) -> SampleTexts:
-    """Read the files that a configuration names. Raises DataError as ``jsonl.read_on``."""
+    """Read the files that a configuration names.
+
+    Raises:
+        DataError: as ``jsonl.read_on``.
+    """
     data, sizes = config.data, config.eval
     return SampleTexts(
         None if data.on_path is None else jsonl.read_on(data.on_path, sizes.on_samples),
@@ -48,15 +53,16 @@ def read_sample_texts(config: Phase2Config) -> SampleTexts:
 def load_samples(
     config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int, texts: SampleTexts | None = None
 ) -> Samples:
-    """Read or generate the samples a configuration asks for.
+    """Read or generate the samples of a configuration.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
         max_positions: the model's longest sequence, in tokens.
-        vocabulary: how many tokens the model knows; the tokenizer may know more.
-        texts: of ``read_sample_texts``; None: they are read first.
+        vocabulary: size of the model's vocabulary; the tokenizer's may be larger.
+        texts: as ``read_sample_texts`` returns them; None reads them here.
 
     Raises:
+        ConfigError: the prefix has no slot for the BOS token.
         DataError: a file or sample that cannot be used; the message names it.
     """
     data, sizes = config.data, config.eval
@@ -77,6 +83,17 @@ def load_samples(
         if len(episodes) != sizes.on_samples:
             raise DataError(f"data.task = {data.task} gave {len(episodes)} episodes, eval.on_samples = {sizes.on_samples}")
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
+    _check_prefix_len(config, on)
+    _check_positions(on, off, config.prefix_len, max_positions)
+    _check_vocabulary(on, off, tokenizer, vocabulary)
+    for kind, samples in (("ON", on), ("OFF", off)):
+        if len({s.sample_id for s in samples}) != len(samples):
+            raise DataError(f"two {kind} samples have the same id; give every line of the file its own id")
+    return Samples(on, off, on_source, data.off_path or f"off_prompts(seed={config.seed})")
+
+
+def _check_prefix_len(config: Phase2Config, on: Sequence[OnSample]) -> None:
+    """Raise ConfigError if spans and sinks leave no slot for BOS, which every prefix keeps."""
     select = config.select
     need = select.span_budget * select.span_len + select.keep_sink + int(on[0].has_bos)
     if need > config.prefix_len:
@@ -84,26 +101,30 @@ def load_samples(
             f"this tokenizer adds BOS, which every prefix keeps: span_budget x span_len + keep_sink + 1 = {need} tokens "
             f"cannot fit prefix_len = {config.prefix_len}; raise prefix_len to {need}, or lower one of the others"
         )
-    for sample_id, length in [(s.sample_id, len(s.teacher_ids)) for s in on] + [
-        (s.sample_id, len(s.token_ids) + config.prefix_len) for s in off
-    ]:
+
+
+def _check_positions(on: Sequence[OnSample], off: Sequence[OffSample], prefix_len: int, max_positions: int) -> None:
+    """Raise DataError if a sequence is longer than the model's."""
+    lengths = [(s.sample_id, len(s.teacher_ids)) for s in on]
+    lengths += [(s.sample_id, len(s.token_ids) + prefix_len) for s in off]
+    for sample_id, length in lengths:
         if length > max_positions:
             raise DataError(
                 f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean "
                 "nothing; shorten the text, or lower data.pairs or prefix_len"
             )
-    for sample_id, ids in [(s.sample_id, (*s.teacher_ids, *(s.other_query_ids or ()), s.answer_token_id)) for s in on] + [
-        (s.sample_id, s.token_ids) for s in off
-    ]:
+
+
+def _check_vocabulary(on: Sequence[OnSample], off: Sequence[OffSample], tokenizer: Any, vocabulary: int) -> None:
+    """Raise DataError if a sample has a token beyond the model's vocabulary."""
+    token_ids = [(s.sample_id, (*s.teacher_ids, *(s.other_query_ids or ()), s.answer_token_id)) for s in on]
+    token_ids += [(s.sample_id, tuple(s.token_ids)) for s in off]
+    for sample_id, ids in token_ids:
         if max(ids) >= vocabulary:
             raise DataError(
-                f"sample {sample_id} holds the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model "
-                f"knows {vocabulary} tokens; leave it out of the text"
+                f"sample {sample_id} has the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model's "
+                f"vocabulary has {vocabulary} tokens; leave the token out of the text"
             )
-    for kind, samples in (("ON", on), ("OFF", off)):
-        if len({s.sample_id for s in samples}) != len(samples):
-            raise DataError(f"two {kind} samples have the same id; give every line of the file its own id")
-    return Samples(on, off, on_source, data.off_path or f"off_prompts(seed={config.seed})")
 
 
 def _words(off: tuple[OffSample, ...]) -> frozenset[str]:

@@ -3,8 +3,8 @@
     Word: blick          x pairs, then the query     Word: dax
     Symbol: red                                      Symbol:            (answer: the symbol dax was paired with)
 
-The words are invented, so a model cannot know the answer without the demonstration; the symbols are colours, each one
-token of the tokenizer (``tokenise`` checks it in place).
+The words are invented, so a model cannot know the answer without the demonstration. The symbols are colours, each a single
+token of the tokenizer where it follows a query (``single_token_symbols``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from cedkv.core.values import OnEpisode, TokenKind
 from cedkv.tasks.base import Task, TaskRequest
 from cedkv.tasks.tokenize import single_token_symbols
 
-SYMBOLS = (
-    "red", "blue", "green", "black", "white", "yellow", "orange", "purple", "brown", "pink", "gray", "gold",
-)  # fmt: skip
+SYMBOLS = ("red", "blue", "green", "black", "white", "yellow", "orange", "purple", "brown", "pink", "gray", "gold")
 _ONSETS = ("b", "bl", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "k", "kl", "l", "m", "n", "p", "pl", "r", "s", "sk",
            "sl", "sn", "t", "tr", "v", "w", "z", "zw")  # fmt: skip
 _VOWELS = ("a", "e", "i", "o", "u", "oo", "ai")
@@ -29,7 +27,7 @@ _CODAS = ("b", "ck", "d", "ft", "g", "lk", "mp", "ng", "nt", "p", "sk", "t", "v"
 
 
 def invented_word(rng: np.random.Generator, taken: set[str]) -> str:
-    """A pronounceable word that is not in ``taken``; two syllables, because one makes too many real words."""
+    """Return a pronounceable word that is not in ``taken``; of two syllables, because one gives too many real words."""
     while True:
         syllables = [_ONSETS[rng.integers(len(_ONSETS))] + _VOWELS[rng.integers(len(_VOWELS))] for _ in range(2)]
         word = "".join(syllables) + _CODAS[rng.integers(len(_CODAS))]
@@ -38,11 +36,12 @@ def invented_word(rng: np.random.Generator, taken: set[str]) -> str:
 
 
 def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> OnEpisode:
-    """Episode ``index`` of a seed; independent of all other indices.
+    """Return episode ``index`` of a seed, which is independent of all other indices.
 
     Args:
-        symbols: those that are usable with the tokenizer at hand, at least ``pairs`` of them.
-        forbidden: words that must not be used (those of the OFF prompts).
+        pairs: number of word-symbol pairs in the demo.
+        symbols: symbols that are single tokens of the tokenizer, at least ``pairs`` of them.
+        forbidden: words that must not be used, because they occur in OFF prompts.
     """
     sample_id = f"on-{seed}-{index:05d}"
     rng = rng_for(seed, "symbol_lookup", 0, sample_id)
@@ -51,28 +50,31 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
     for _ in range(pairs):
         words.append(invented_word(rng, taken))
         taken.add(words[-1])
-    chosen = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
-    asked = int(rng.integers(pairs))
-    other = int(asked + 1 + rng.integers(pairs - 1)) % pairs
-    text = ""
+    answers = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
+    queried = int(rng.integers(pairs))
+    other = int(queried + 1 + rng.integers(pairs - 1)) % pairs
+    demo = ""
     gold = (0, 0)
     kinds: list[tuple[int, int, TokenKind]] = []
-    for index_in_demo, (word, symbol) in enumerate(zip(words, chosen, strict=True)):
-        begin = len(text)
+    for pair, (word, symbol) in enumerate(zip(words, answers, strict=True)):
+        pair_start = len(demo)
         pieces: tuple[tuple[str, TokenKind], ...] = (
-            ("Word:", "delimiter"), (f" {word}", "input"), ("\nSymbol:", "delimiter"), (f" {symbol}", "answer"),
+            ("Word:", "delimiter"),
+            (f" {word}", "input"),
+            ("\nSymbol:", "delimiter"),
+            (f" {symbol}", "answer"),
             ("\n\n", "delimiter"),
-        )  # fmt: skip
+        )
         for piece, kind in pieces:
-            kinds.append((len(text), len(text) + len(piece), kind))
-            text += piece
-        if index_in_demo == asked:
-            gold = (begin, len(text))
+            kinds.append((len(demo), len(demo) + len(piece), kind))
+            demo += piece
+        if pair == queried:
+            gold = (pair_start, len(demo))
     return OnEpisode(
         sample_id=sample_id,
-        demo_text=text,
-        query_text=f"Word: {words[asked]}\nSymbol:",
-        answer_text=f" {chosen[asked]}",
+        demo_text=demo,
+        query_text=f"Word: {words[queried]}\nSymbol:",
+        answer_text=f" {answers[queried]}",
         char_kinds=tuple(kinds),
         gold=gold,
         other_query_text=f"Word: {words[other]}\nSymbol:",
@@ -84,8 +86,8 @@ class SymbolLookup(Task):
 
     def episodes(self, request: TaskRequest) -> list[OnEpisode]:
         pairs = request.data.pairs
-        free = [symbol for symbol in SYMBOLS if symbol not in request.off_words]
-        symbols = single_token_symbols(request.tokenizer, "Word: dax\nSymbol:", free)
+        unused = [symbol for symbol in SYMBOLS if symbol not in request.off_words]
+        symbols = single_token_symbols(request.tokenizer, "Word: dax\nSymbol:", unused)
         if len(symbols) < pairs:
             raise DataError(
                 f"data.pairs = {pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
@@ -98,5 +100,5 @@ class SymbolLookup(Task):
 
 
 def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:
-    """The first ``n`` episodes of a seed."""
+    """Yield the first ``n`` episodes of a seed; arguments as in ``episode``."""
     return (episode(i, seed, pairs, symbols, forbidden) for i in range(n))

@@ -1,4 +1,4 @@
-"""The engine: units, and that batching, order and company change no figure."""
+"""The engine: units, and that batching, order and batch composition change no result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, larges
     assert sum(len(unit.on) for unit in units) == n_on
 
 
-def test_repetitions_are_in_other_company(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repetitions_are_in_other_batches(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sample once a repetition, in batches that are none of the run's: the same batches would prove nothing."""
     batches: list[tuple[str, ...]] = []
 
