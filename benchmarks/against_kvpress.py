@@ -20,9 +20,9 @@ import torch
 from benchmarks.common import Row, engine, loaded, median_ratio, part, quickstart, results_only, row, seconds
 from cedkv.conditions import Condition
 from cedkv.config.schema import Phase2Config
-from cedkv.eval_phase2 import evaluations, plan_samples
 from cedkv.models import smollm2
 from cedkv.tasks.load import Samples
+from cedkv.units import evaluations, plan_samples
 
 PAIRS, SAMPLES = 3, 32
 TARGETS = {"prefill": ">= 5", "gather": ">= 10"}

@@ -19,10 +19,11 @@ from cedkv.conditions import Condition
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import plan_samples, run_units
+from cedkv.eval_phase2 import run_units
 from cedkv.models import loading
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import Samples, load_samples
+from cedkv.units import plan_samples
 
 Row = dict[str, Any]
 """``{name, value, target, holds}``; value and holds are None where nothing was measured, target where none is set."""

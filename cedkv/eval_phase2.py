@@ -1,7 +1,7 @@
 """The engine: the only loop over samples and arms, used by every entry point.
 
-``plan`` divides a run into independent units of work (``cedkv.units``). Executing a unit has no side effect but its records,
-so units can be repeated, resumed or distributed without changing a result. Within a unit the arms run one after the
+A run is planned as independent units of work (``cedkv.units``). Executing a unit has no side effect but its records, so units
+can be repeated, resumed or distributed without changing a result. Within a unit the arms run one after the
 other, each as full batches; peak memory is that of one batch, whatever the number of samples. A run may have several
 conditions: what they share (base, teacher, the OFF prompts alone, random arms under the same settings) is computed once.
 """
@@ -26,9 +26,7 @@ from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
-from cedkv.units import Unit, batch_groups, evaluations, join_groups, partner_rows, plan, plan_samples, uses_partners
-
-__all__ = ["Unit", "evaluations", "plan", "plan_samples", "run_units"]
+from cedkv.units import Unit, batch_groups, join_groups, partner_rows, uses_partners
 
 Step = Callable[[str, int], None]
 """Called before an arm is computed, with the arm's name and its number of evaluations (sample x arm)."""
@@ -194,7 +192,7 @@ def _off_records(batch: student.Batch, off: OffPrompts, off_base: torch.Tensor, 
 
 
 def _snapshots(batch: student.Batch, selected: student.Student, rows: list[int]) -> list[KVPrefix]:
-    """Return copies of the demo caches and prefixes of some rows, made before any pass has read from them."""
+    """Return copies of the demo caches and prefixes of some rows, made before any arm has run over them."""
     if not rows:
         return []
     demos = batch.cached("untouched demos", lambda: snapshot(batch.teacher.demo_prefixes(rows)))

@@ -89,11 +89,12 @@ def batch_groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, 
     """Return the groups of samples that must share a batch: each sample alone, or partners together."""
     if not uses_partners(conditions):
         return [(i,) for i in range(n_on)]
-    rows = conditions[0].config.rows_per_pass or UNIT
-    if n_on < 2 or rows < 2:
+    batch_size = conditions[0].config.runtime.batch_size
+    if n_on < 2 or batch_size == 1:
+        modes = dict.fromkeys(c.config.select.mode for c in conditions if selector_class(c.config.select.mode).uses_partner)
         raise ConfigError(
-            f"wrong_demo takes the prefix of another sample in the same batch: runtime.batch_size = {rows} and "
-            f"eval.on_samples = {n_on} must both be at least 2"
+            f"{', '.join(modes)} takes the prefix of another sample in the same batch: runtime.batch_size = {batch_size} and "
+            f"{n_on} ON samples, which must both be at least 2"
         )
     pairs: list[tuple[int, ...]] = [(i, i + 1) for i in range(0, n_on - 1, 2)]
     return pairs if n_on % 2 == 0 else [*pairs[:-1], (n_on - 3, n_on - 2, n_on - 1)]

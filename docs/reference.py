@@ -23,7 +23,7 @@ from cedkv.selectors.base import Selector, selector_class
 DOCS = Path(__file__).parent
 PACKAGES = (
     *("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "conditions.py", "models", "inference"),
-    *("records.py", "checks", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
+    *("records.py", "checks", "units.py", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
 )
 """In the order of their imports."""
 FLOW = "config, tasks, teacher's evidence, selection, placement, prefix, answers, records, checks, analysis, report, tracking"
@@ -90,12 +90,18 @@ def _check_row(check: Check) -> str:
 def _limit(check: Check) -> str:
     if check.threshold:
         value = getattr(Phase2Config().thresholds, check.threshold)
-        return f"`{check.threshold}` ({'by dtype' if value is None else f'{value:g}'})"
+        of_floor = " × the numerical floor" if check.threshold.endswith("_over_floor_min") else ""
+        return f"`{check.threshold}` ({'by dtype' if value is None else f'{value:g}'}){of_floor}"
     if isinstance(check, MeasuredCheck):
-        return f"{check.limit(Phase2Config()):.4g} in float32"
+        return _in_float32([check.limit(Phase2Config.model_validate({"runtime": {"torch_dtype": d}})) for d in KL_LIMIT])
     if isinstance(check, ProbeCheck):
-        return f"{check.limit('float32', KL_LIMIT['float32']):g} in float32"
+        return _in_float32([check.limit(dtype, limit) for dtype, limit in KL_LIMIT.items()])
     return "the random arm's accuracy"
+
+
+def _in_float32(by_dtype: Sequence[float]) -> str:
+    """Return a limit that the code fixes, given its values by dtype, float32 first."""
+    return f"{by_dtype[0]:.4g}" + (" in float32" if len(set(by_dtype)) > 1 else "")
 
 
 def _measures(checks: Sequence[Check], gate: str | None) -> str:

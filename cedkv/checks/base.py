@@ -99,7 +99,7 @@ class CheckInputs:
     owners: the samples whose demos the prefixes are of (others than ``samples`` only where the selector uses partners);
         selections, evidence, placements and prefix are theirs.
     demo: the samples' demo caches, demo token t in slot t.
-    untouched: copies of the demo caches and of the prefixes, made before their first use.
+    untouched: copies of the demo caches and of the prefixes, made before any arm has run over them.
     cached: returns a value by key, computed once for all conditions of the batch.
     off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
     layers, window: the attention that was read.

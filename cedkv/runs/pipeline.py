@@ -19,7 +19,7 @@ from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import evaluations, plan_samples, run_units
+from cedkv.eval_phase2 import run_units
 from cedkv.models import loading
 from cedkv.models.capabilities import check_supported
 from cedkv.models.checkpoint import trust_tag
@@ -37,6 +37,7 @@ from cedkv.runs.publish import publish_comparison, publish_conditions
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import Samples, load_samples
+from cedkv.units import evaluations, plan_samples
 
 PENDING = {"1.5": ("gateA",), "2": ("gateA", "gateB", "phase2")}
 """Tags of a phase's verdicts; ``pending`` until they are known."""

@@ -14,8 +14,9 @@ from benchmarks.common import engine, median_ratio, paired, part, results_only, 
 from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
 from cedkv.conditions import Condition
-from cedkv.eval_phase2 import plan_samples, run_units
+from cedkv.eval_phase2 import run_units
 from cedkv.tasks.load import load_samples
+from cedkv.units import plan_samples
 from tests.support import tiny
 
 

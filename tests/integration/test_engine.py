@@ -11,8 +11,8 @@ from cedkv.conditions import Condition
 from cedkv.config.extensions import SELECTORS
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnSample, Record
-from cedkv.eval_phase2 import evaluations, plan
 from cedkv.selectors.base import selector_class
+from cedkv.units import evaluations, plan
 from tests.support import patch_points as points
 from tests.support import tiny
 

@@ -21,11 +21,12 @@ from cedkv.checks.certificate import FOLDER, certificate_checks, certify
 from cedkv.conditions import Condition
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import plan_samples, run_units
+from cedkv.eval_phase2 import run_units
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import load_samples
+from cedkv.units import plan_samples
 from tests.mutation.planted import Patch
 from tests.support import tiny
 

@@ -19,11 +19,12 @@ from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import plan_samples, run_units
+from cedkv.eval_phase2 import run_units
 from cedkv.models import loading
 from cedkv.tasks.load import load_samples
 from cedkv.tasks.off_prompts import FORMS, TOPICS
 from cedkv.tasks.symbol_lookup import SYMBOLS
+from cedkv.units import plan_samples
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<user>\n{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>\n{% endif %}"
