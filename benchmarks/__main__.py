@@ -30,7 +30,7 @@ def measured(name: str) -> list[Row]:
         found: list[Row] = importlib.import_module(f"benchmarks.{name}").rows()
     except Exception as error:
         found = [
-            {"name": f"{name} broke off: {' '.join(str(error).split())[:300]}", "value": None, "target": None, "holds": False}
+            {"name": f"{name} failed: {' '.join(str(error).split())[:300]}", "value": None, "target": None, "holds": False}
         ]
     print(table(found), f"({time.perf_counter() - started:.0f} s)", sep="\n", file=sys.stderr, flush=True)
     return found
@@ -64,7 +64,7 @@ def to_readme(path: Path, readme: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 1 when a measure broke off; a target that is not reached is a figure, and no error."""
+    """Exit code 1 when a measure failed; a target that is not reached is a figure, and no error."""
     if arguments == ["--readme"]:
         to_readme(OUT, README)
         return 0
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         OUT.parent.mkdir(exist_ok=True)
         OUT.write_text(json.dumps({"rows": rows, **about}, indent=1, allow_nan=False) + "\n")
         print(f"written to {OUT.relative_to(ROOT)}")
-    return int(any(" broke off: " in row["name"] for row in rows))
+    return int(any(" failed: " in row["name"] for row in rows))
 
 
 if __name__ == "__main__":

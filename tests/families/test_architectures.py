@@ -9,7 +9,7 @@ from cedkv.models.capabilities import read_capabilities
 
 
 def test_every_architecture_is_read_or_rejected_by_name() -> None:
-    """No configuration of transformers' own, of whatever model, ends in anything but capabilities or a refusal."""
+    """No configuration of transformers' own, of whatever model, ends in anything but capabilities or a rejection."""
     read, rejected = [], []
     for kind in CONFIG_MAPPING_NAMES:
         try:

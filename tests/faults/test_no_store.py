@@ -28,16 +28,16 @@ from tests.support.serving import Answer, answering
 
 
 @pytest.fixture
-def refused_at_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def unreachable_store(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 @pytest.mark.parametrize("user", ["user:secret@", "user:s%40cret@", "user:p@cret@", "cret@"])
 def test_a_server_that_is_not_there_costs_one_warning(
-    refused_at_once: None, user: str, capsys: pytest.CaptureFixture[str]
+    unreachable_store: None, user: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Port 9 refuses: the run goes on under an id of its own, and all results are kept. Neither our words nor MLflow's own,
-    which quote the address in full, show credentials."""
+    """Nothing listens on port 9: the run goes on under an id of its own, and all results are kept. Neither our words
+    nor MLflow's own, which quote the address in full, show credentials."""
     mlflow.set_tracking_uri(f"http://{user}127.0.0.1:9")
     since = time.monotonic()
     with pytest.raises(TrackingError) as caught, run() as job:  # noqa: PT012
@@ -54,7 +54,7 @@ def test_a_server_that_is_not_there_costs_one_warning(
     assert not [word for word in ("cret", "user:") if word in told + str(caught.value) + kept]
 
 
-def test_a_local_run_is_logged_later_as_one_run(store: str, refused_at_once: None) -> None:
+def test_a_local_run_is_logged_later_as_one_run(store: str, unreachable_store: None) -> None:
     """Under an id that MLflow gives it, once, however often it is tried; and found again when MLflow's answer was lost."""
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(TrackingError), run() as job:  # noqa: PT012

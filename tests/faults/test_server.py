@@ -24,7 +24,7 @@ from cedkv.runs.publish import save_table
 from cedkv.runs.tracking import describe_datasets
 from tests.support import tiny
 from tests.support.crashing import forked, impatient, run_of_nothing
-from tests.support.serving import Server, free_port, refusing
+from tests.support.serving import Server, free_port, rejecting
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None
@@ -35,7 +35,7 @@ SAMPLES = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A database server of its own; it refuses to run as root, so root runs it as the user ``postgres``."""
+    """A database server of its own; it does not run as root, so root runs it as the user ``postgres``."""
     data, port = folder / "data", free_port()
     data.mkdir()
     user = "postgres" if os.getuid() == 0 else None
@@ -195,8 +195,8 @@ def test_eight_runs_at_once(server: Server, uri: str) -> None:
 
 @pytest.mark.parametrize("status", [500, 401, 403, 404])
 def test_server_that_says_no(store: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Broken inside, or refusing us: the run goes on, one warning says what was answered."""
-    with refusing(status) as uri:
+    """Broken inside, or access denied: the run goes on, one warning says what was answered."""
+    with rejecting(status) as uri:
         mlflow.set_tracking_uri(uri)
         since, its = time.monotonic(), tiny.config("x", "runtime.mlflow_timeout=16")
         with pytest.raises(TrackingError, match="the results are safe"), run_of_nothing(its) as job:  # noqa: PT012

@@ -106,7 +106,7 @@ def test_rows_hold_or_not_or_were_not_measured() -> None:
 def test_a_measure_that_breaks_off_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("benchmarks.naive.loaded", lambda: 1 / 0)
     assert measured("naive") == [
-        {"name": "naive broke off: division by zero", "value": None, "target": None, "holds": False}
+        {"name": "naive failed: division by zero", "value": None, "target": None, "holds": False}
     ]  # fmt: skip
     assert "NO" in capsys.readouterr().err
 

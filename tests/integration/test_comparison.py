@@ -153,7 +153,7 @@ def test_a_crash_leaves_no_run_running(config: Phase2Config, store: str, monkeyp
     assert mlflow.active_run() is None
 
 
-def test_a_condition_the_model_cannot_do_is_refused_before_anything_is_computed(
+def test_a_condition_the_model_cannot_do_is_rejected_before_anything_is_computed(
     config: Phase2Config, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layer 9 of 4; no nested run is left behind."""

@@ -70,7 +70,7 @@ class Server:
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def refusing(status: int) -> AbstractContextManager[str]:
+def rejecting(status: int) -> AbstractContextManager[str]:
     """A server that answers everything with one status."""
     return answering(lambda _: (status, {}, b"no"))
 

@@ -100,7 +100,7 @@ def test_an_indifferent_model_gets_limits_that_can_fail(tmp_path: Path) -> None:
 
 
 def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 certified, 3 a check failed, 2 refused before weights."""
+    """0 certified, 3 a check failed, 2 rejected before weights."""
     target = tmp_path / "figures.json"
 
     def run(folder: Path) -> tuple[int, str, dict[str, Any]]:
@@ -126,7 +126,7 @@ def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: py
     assert content["refused"] in output
 
 
-def test_a_run_on_a_model_that_fails_is_refused_or_tagged(
+def test_a_run_on_a_model_that_fails_is_rejected_or_tagged(
     llama_folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figures are in the run either way; by itself it fails, and where it is allowed it says so."""
@@ -139,10 +139,10 @@ def test_a_run_on_a_model_that_fails_is_refused_or_tagged(
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("cedkv")
     assert experiment is not None
-    allowed, refused = client.search_runs([experiment.experiment_id], max_results=2)
-    assert [run.data.tags["certificate"] for run in (allowed, refused)] == ["uncertified"] * 2
-    assert [run.info.status for run in (allowed, refused)] == ["FINISHED", "FAILED"]
-    for run in (allowed, refused):
+    allowed, rejected = client.search_runs([experiment.experiment_id], max_results=2)
+    assert [run.data.tags["certificate"] for run in (allowed, rejected)] == ["uncertified"] * 2
+    assert [run.info.status for run in (allowed, rejected)] == ["FINISHED", "FAILED"]
+    for run in (allowed, rejected):
         assert any(f.path == "artifacts/certificate.json" for f in client.list_artifacts(run.info.run_id, "artifacts"))
 
 
@@ -169,7 +169,7 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize(("architecture", "change", "reason"), LIES.values(), ids=LIES.keys())
-def test_a_configuration_that_contradicts_its_weights_is_refused(
+def test_a_configuration_that_contradicts_its_weights_is_rejected(
     tmp_path: Path, architecture: str, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
     folder = _rewritten(tiny.save(tmp_path, architecture), change)

@@ -23,10 +23,10 @@ VALUES = st.recursive(
 def strict(text: str) -> Any:
     """As JSON.parse reads: Python's own reader takes NaN without a word."""
 
-    def refuse(name: str) -> None:
+    def reject(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=reject)
 
 
 def same(left: Any, right: Any) -> bool:

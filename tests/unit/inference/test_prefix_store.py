@@ -51,7 +51,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, dtype: torch.dtype) ->
     assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     with pytest.raises(DataError, match="not a stored prefix"):
         load_prefix(path, PLACED, MADE_BY, CPU)
@@ -64,13 +64,13 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1, -5])
-def test_a_truncated_file_is_refused(stored: Path, kept: int) -> None:
+def test_a_truncated_file_is_rejected(stored: Path, kept: int) -> None:
     stored.write_bytes(stored.read_bytes()[:kept])
     with pytest.raises(DataError, match="not a stored prefix"):
         load_prefix(stored, PLACED, MADE_BY, CPU)
 
 
-def test_a_file_with_any_byte_changed_is_refused(stored: Path) -> None:
+def test_a_file_with_any_byte_changed_is_rejected(stored: Path) -> None:
     whole = stored.read_bytes()
     for at in range(0, len(whole), 13):
         stored.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -101,7 +101,7 @@ def other_positions(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) 
 
 
 @pytest.mark.parametrize("edit", [one_value, another_dtype, layers_swapped, one_layer_less, other_positions])
-def test_an_edited_file_is_refused(stored: Path, edit: Callable[..., None]) -> None:
+def test_an_edited_file_is_rejected(stored: Path, edit: Callable[..., None]) -> None:
     with safe_open(stored, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     edit(tensors, metadata)
@@ -111,7 +111,7 @@ def test_an_edited_file_is_refused(stored: Path, edit: Callable[..., None]) -> N
 
 
 @pytest.mark.parametrize("name", MADE_BY)
-def test_one_made_by_something_else_is_refused_by_name(stored: Path, name: str) -> None:
+def test_one_made_by_something_else_is_rejected_by_name(stored: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: {MADE_BY[name]} stored, other expected"):
         load_prefix(stored, PLACED, {**MADE_BY, name: "other"}, CPU)
 
@@ -119,7 +119,7 @@ def test_one_made_by_something_else_is_refused_by_name(stored: Path, name: str) 
 @pytest.mark.parametrize(
     "changes", [{"kept_tokens": (0, 4, 6)}, {"key_positions": (0, 4, 5)}, {"query_start": 4}, {"slots": 3}], ids=str
 )
-def test_one_for_other_tokens_or_positions_is_refused_by_name(stored: Path, changes: dict[str, Any]) -> None:
+def test_one_for_other_tokens_or_positions_is_rejected_by_name(stored: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=f"row 0: {next(iter(changes))}: .* stored, .* expected"):
         load_prefix(stored, [replace(PLACED[0], **changes)], MADE_BY, CPU)
     with pytest.raises(DataError, match="row 1: kept_tokens: None stored"):

@@ -99,7 +99,7 @@ def test_every_way_is_found_and_moves_keys_to_where_the_model_puts_them(hf_confi
 
 
 def test_keys_that_follow_no_rotation_are_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learned positions measured: none fits. And a rotary model whose keys fit nothing is refused for gather + compact only."""
+    """Learned positions measured: none fits. And a rotary model whose keys fit nothing is rejected for gather + compact."""
     assert detect_rope_layouts(raised(hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)), CPU, 128, 1e-4) is None
     folder = tiny.save(tmp_path, "llama")
     points.DETECT_ROPE_LAYOUTS.replace(lambda *_: None, monkeypatch)

@@ -71,7 +71,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         list(Batching(None, CPU).passes([1, 2], compute))
 
 
-def test_memory_that_the_processor_refuses_counts_too() -> None:
+def test_memory_that_the_processor_rejects_counts_too() -> None:
     """Torch's CPU allocator raises a plain RuntimeError; this is its own text."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a model can do, from its configuration alone: refused by name before weights are loaded, or able indeed."""
+"""What a model can do, from its configuration alone: rejected by name before weights are loaded, or able indeed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import tiny
 from tests.support.runs import run_phase2
 from tests.support.tiny import SMALL
 
-REFUSED = [
+REJECTED = [
     (hf.BloomConfig(), "bloom", "positions .* ALiBi"),
     (hf.BloomConfig(), "bloom", "attention is computed inside the model"),
     (hf.FalconConfig(alibi=True), "falcon", "positions .* ALiBi"),
@@ -34,8 +34,8 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("hf_config", "kind", "reason"), REFUSED, ids=[f"{kind}-{why[:12]}" for _, kind, why in REFUSED])
-def test_refused_by_name_before_weights_are_loaded(
+@pytest.mark.parametrize(("hf_config", "kind", "reason"), REJECTED, ids=[f"{kind}-{why[:12]}" for _, kind, why in REJECTED])
+def test_rejected_by_name_before_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hf_config: PreTrainedConfig, kind: str, reason: str
 ) -> None:
     """Neither weights nor tokenizer are there to be loaded; the message says why, and what would work."""
@@ -89,7 +89,7 @@ def test_learned_positions_cannot_be_moved_and_the_message_says_what_can(tmp_pat
         check_supported(found, tiny.config(tmp_path, *others))
 
 
-def test_a_window_shorter_than_the_samples_is_refused_before_weights_are_loaded(
+def test_a_window_shorter_than_the_samples_is_rejected_before_weights_are_loaded(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """24 slots or the demo, then the query; the window is shorter. With a wider one the same samples run."""

@@ -47,7 +47,7 @@ def edit(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def refused(folder: Path, match: str, *overrides: str) -> str:
+def rejected(folder: Path, match: str, *overrides: str) -> str:
     with pytest.raises(ModelError, match=match) as caught:
         tiny.load(folder, *overrides)
     return str(caught.value)
@@ -64,7 +64,7 @@ def with_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_is_not_run_unless_asked_for(with_code: Path) -> None:
-    message = refused(with_code, "needs code from its checkpoint .* is not run: model.trust_remote_code is false")
+    message = rejected(with_code, "needs code from its checkpoint .* is not run: model.trust_remote_code is false")
     assert "-P trust_remote_code=true" in message
     assert not (with_code.parent / "mark").exists()
 
@@ -88,16 +88,16 @@ def test_code_that_is_asked_for_runs_and_is_told(with_code: Path, store: str) ->
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "g" * 40])
 def test_code_out_of_a_hub_needs_a_full_commit(revision: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A branch or a tag may be other code tomorrow. Refused before anything is fetched."""
+    """A branch or a tag may be other code tomorrow. Rejectd before anything is fetched."""
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("fetched"))
     own = ["model.trust_remote_code=true", *([f"model.revision={revision}"] if revision else [])]
     with pytest.raises(ConfigError, match=r"set model\.revision .* to the full commit you have read"):
         tiny.load("org/name", *own)
 
 
-def test_code_out_of_another_repository_is_refused(with_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_out_of_another_repository_is_rejected(with_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(with_code, auto_map={"AutoConfig": "other/code--modeling_mine.MineConfig"})
-    refused(with_code, r"code from another repository \(other/code--", "model.trust_remote_code=true")
+    rejected(with_code, r"code from another repository \(other/code--", "model.trust_remote_code=true")
     assert not (with_code.parent / "mark").exists()
 
 
@@ -111,28 +111,28 @@ def test_runs_without_code_of_a_checkpoint_have_no_tag(folder: Path) -> None:
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    refused(tmp_path, r"not a model folder: it has no config\.json \(it holds nothing\)")
+    rejected(tmp_path, r"not a model folder: it has no config\.json \(it holds nothing\)")
     (tmp_path / "readme.md").touch()
-    refused(tmp_path, r"it holds readme\.md\)")
+    rejected(tmp_path, r"it holds readme\.md\)")
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]", "{}", '{"model_type": 3}', "\xff"])
 def test_config_that_is_none(folder: Path, content: str) -> None:
     (folder / "config.json").write_bytes(content.encode("latin-1"))
-    refused(folder, r"config\.json (cannot be read as JSON: .*download it again|names no model)")
+    rejected(folder, r"config\.json (cannot be read as JSON: .*download it again|names no model)")
 
 
 def test_pickled_weights_alone_say_how_to_convert(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    assert "use_safetensors=False" in refused(
+    assert "use_safetensors=False" in rejected(
         folder, r"its weights only as pytorch_model\.bin, and reading that file runs code in it"
     )
 
 
 def test_folder_without_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    refused(folder, r"holds no weights: it needs \*\.safetensors \(it holds .*config\.json")
+    rejected(folder, r"holds no weights: it needs \*\.safetensors \(it holds .*config\.json")
 
 
 def test_sharded_weights_without_generation_config(folder: Path) -> None:
@@ -146,4 +146,4 @@ def test_sharded_weights_without_generation_config(folder: Path) -> None:
     _, lm = tiny.load(folder)
     assert all(torch.equal(a, b) for a, b in zip(lm.model.parameters(), whole.model.parameters(), strict=True))
     shards[1].unlink()
-    refused(folder, f"cannot be loaded: .*{shards[1].name}")
+    rejected(folder, f"cannot be loaded: .*{shards[1].name}")

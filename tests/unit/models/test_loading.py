@@ -39,7 +39,7 @@ def set_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def refused(name: Path | str, *overrides: str, match: str = "") -> str:
+def rejected(name: Path | str, *overrides: str, match: str = "") -> str:
     with pytest.raises(ModelError, match=match) as caught:
         tiny.load(name, *overrides)
     return str(caught.value)
@@ -49,7 +49,7 @@ def refused(name: Path | str, *overrides: str, match: str = "") -> str:
 def test_hub_that_cannot_be_reached_names_the_cause_and_three_ways_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is taken in the model's place."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = refused(name, match=f"model '{name}' cannot be loaded: .*connect to")
+    message = rejected(name, match=f"model '{name}' cannot be loaded: .*connect to")
     assert "No other model is used in its place" in message
     for way in ("HF_ENDPOINT", "hf auth login", "model_id=/path/to/folder", f"model_id={smollm2.NAME}"):
         assert way in message
@@ -62,25 +62,25 @@ def test_gated_model_tells_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://example.org/m. 401")
 
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", gated)
-    assert "hf auth login" in refused(
+    assert "hf auth login" in rejected(
         "org/gated", match=r"gated repo\. Make sure to have access to it at https://example.org/m"
     )
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder"])
 def test_a_folder_that_is_not_there(name: str) -> None:
-    assert "/path/to/folder" in refused(name, match=name)
+    assert "/path/to/folder" in rejected(name, match=name)
 
 
 def test_missing_weights_are_not_random_numbers(folder: Path) -> None:
     """transformers fills them in with a mere warning."""
     set_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
-    refused(folder, match=r"model\.layers\.1\.mlp\.up_proj\.weight'\] are missing")
+    rejected(folder, match=r"model\.layers\.1\.mlp\.up_proj\.weight'\] are missing")
 
 
 def test_weights_of_another_shape_are_named(folder: Path) -> None:
     set_config(folder, intermediate_size=96)
-    refused(folder, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*have another shape")
+    rejected(folder, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*have another shape")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_weights_that_are_no_weights(folder: Path, content: bytes | None) -> Non
     """A download that stopped, or a clone without git-lfs: an error for the user, not a traceback."""
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    refused(folder, match="cannot be loaded: .*header")
+    rejected(folder, match="cannot be loaded: .*header")
 
 
 class _Bomb:
@@ -98,12 +98,12 @@ class _Bomb:
         return os.mkdir, ("pickle-was-read",)
 
 
-def test_pickled_weights_are_refused_unread(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_weights_are_rejected_unread(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A .bin file is a pickle, and reading one runs what is in it."""
     monkeypatch.chdir(tmp_path)
     (folder / WEIGHTS).unlink()
     torch.save({"model.norm.weight": torch.ones(64), "x": _Bomb()}, folder / "pytorch_model.bin")
-    refused(folder, match=r"pytorch_model\.bin, and reading that file runs code in it")
+    rejected(folder, match=r"pytorch_model\.bin, and reading that file runs code in it")
     assert not Path("pickle-was-read").exists()
 
 
@@ -129,7 +129,7 @@ def test_what_is_loaded_is_ready_for_scoring(model_folder: Path) -> None:
     json.dumps(lm.meta, allow_nan=False)
 
 
-def test_layer_beyond_the_last_is_refused_before_weights_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_beyond_the_last_is_rejected_before_weights_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=r"layer_scope\.injection names layer 4, the model's last is 3"):
         tiny.load(folder, "layer_scope.injection=[0,4]")

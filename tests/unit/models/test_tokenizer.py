@@ -1,4 +1,4 @@
-"""Loading a tokenizer: as its files say, or a refusal that says what is missing and what to do."""
+"""Loading a tokenizer: as its files say, or a rejection that says what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(folder: Path, vocabulary: int = 1000, chat: bool = True) -> Any:
     return load_tokenizer(str(folder), {"trust_remote_code": False}, vocabulary, chat)
 
 
-def refused(folder: Path, match: str) -> str:
+def rejected(folder: Path, match: str) -> str:
     with pytest.raises(ModelError, match=match) as caught:
         tiny.load(folder)
     return str(caught.value)
@@ -44,16 +44,16 @@ def test_every_usable_kind_loads_with_a_model(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", zoo.LOSSY)
-def test_kinds_that_lose_text_are_refused(name: str, tmp_path: Path) -> None:
-    refused(tiny.save_with(tmp_path, zoo.made(name)), match="does not reproduce a text: .*drops case, spaces or line breaks")
+def test_kinds_that_lose_text_are_rejected(name: str, tmp_path: Path) -> None:
+    rejected(tiny.save_with(tmp_path, zoo.made(name)), match="does not reproduce a text: .*drops case, spaces or line breaks")
 
 
-def test_lower_case_is_refused(folder: Path) -> None:
+def test_lower_case_is_rejected(folder: Path) -> None:
     """Seen for real: a tokenizer that came back as another class and lost every space."""
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save_pretrained(folder)
-    refused(folder, match="does not reproduce a text: .*Word: blick.* became .*word: blick")
+    rejected(folder, match="does not reproduce a text: .*Word: blick.* became .*word: blick")
 
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "GemmaTokenizerFast", "Qwen2TokenizerFast", "NoSuchTokenizer"])
@@ -84,7 +84,7 @@ def test_folder_without_a_readable_tokenizer(folder: Path, content: bytes | None
     (folder / "tokenizer_config.json").unlink()
     if content is not None:
         (folder / "tokenizer.json").write_bytes(content)
-    assert "save_pretrained(folder)" in refused(folder, match="its tokenizer cannot be read: ")
+    assert "save_pretrained(folder)" in rejected(folder, match="its tokenizer cannot be read: ")
 
 
 def test_sentencepiece_model_alone_says_what_is_missing(folder: Path) -> None:
@@ -92,25 +92,25 @@ def test_sentencepiece_model_alone_says_what_is_missing(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    assert "tokenizer.model with the package sentencepiece" in refused(folder, match="its tokenizer cannot be read: ")
+    assert "tokenizer.model with the package sentencepiece" in rejected(folder, match="its tokenizer cannot be read: ")
 
 
-def test_slow_tokenizer_is_refused(folder: Path) -> None:
+def test_slow_tokenizer_is_rejected(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     ByT5Tokenizer().save_pretrained(folder)
-    refused(folder, match="no character offsets .* use a model that has a tokenizer.json")
+    rejected(folder, match="no character offsets .* use a model that has a tokenizer.json")
 
 
-def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_of_another_model_is_rejected(tmp_path: Path) -> None:
     """Its ids would read rows of the embedding that are not there, or mean something else."""
     tiny.model("llama").save_pretrained(tmp_path)
     zoo.made("sentencepiece, gemma").save_pretrained(tmp_path)
-    refused(tmp_path, match="beyond the model's vocabulary of 500: it belongs to another model")
+    rejected(tmp_path, match="beyond the model's vocabulary of 500: it belongs to another model")
 
 
 def test_added_token_beyond_the_vocabulary_may_stay(tmp_path: Path) -> None:
-    """A sign for images in a model that reads text alone; samples that hold it are refused by name."""
+    """A sign for images in a model that reads text alone; samples that hold it are rejected by name."""
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens([AddedToken("<image>", special=True)])
     tokenizer.save_pretrained(tmp_path)

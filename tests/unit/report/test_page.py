@@ -110,7 +110,7 @@ def test_gate_a_alone_and_figures_that_are_missing(dealt: Run) -> None:
     assert "Gate B" not in text
 
 
-def test_a_comparison_of_nothing_is_refused() -> None:
+def test_a_comparison_of_nothing_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one condition"):
         compare_conditions("x", [])
 

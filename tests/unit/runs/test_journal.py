@@ -131,7 +131,7 @@ def test_lines_that_are_whole_and_in_the_wrong_place(path: Path, order: list[int
         ({"new": 1}, "new: '(missing)' then, 1 now"),
     ],
 )
-def test_journal_of_something_else_is_refused_and_left_alone(path: Path, changed: dict[str, Any], told: str) -> None:
+def test_journal_of_something_else_is_rejected_and_left_alone(path: Path, changed: dict[str, Any], told: str) -> None:
     whole = write(path)
     with pytest.raises(ConfigError, match=r"run .* cannot be resumed") as caught:
         Journal(path, {**HEADER, **changed}, KEYS)

@@ -51,8 +51,8 @@ def test_parameters_are_the_resolved_config_under_dotted_names(store: str) -> No
     assert float(params["phase2.thresholds.rel_kl_to_teacher_max"]) == 1.0
 
 
-def test_long_values_are_cut_not_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MLflow does not cut by itself, it refuses a value beyond its limit and all others of the batch."""
+def test_long_values_are_cut_not_rejected(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MLflow does not cut by itself, it rejects a value beyond its limit and all others of the batch."""
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
     with run(tiny.config("x", f"model.id={'ä' * 3000}")) as job:
         job.manifest.set_results({}, {"best": "ä" * 9000}, "d" * 9000)

@@ -91,7 +91,7 @@ def test_answer_that_is_not_one_token(query: str, answer: str, message: str) -> 
 
 
 @pytest.mark.parametrize(("demo", "query"), [("", QUERY), (DEMO, "")])
-def test_empty_side_is_refused(demo: str, query: str) -> None:
+def test_empty_side_is_rejected(demo: str, query: str) -> None:
     with pytest.raises(DataError, match="sample on-7: demo_text and query_text must have at least one token each"):
         tokenize_on(tokenizer(), episode(demo, query))
 
@@ -129,7 +129,7 @@ def test_chat_template_is_used_for_off_prompts_alone() -> None:
     assert "<user>" not in made.decode(tokenize_on(made, episode()).teacher_ids)
 
 
-def test_prompt_without_tokens_is_refused() -> None:
+def test_prompt_without_tokens_is_rejected() -> None:
     with pytest.raises(DataError, match="sample off-1: prompt_text has no token"):
         tokenize_off(tokenizer(bos=True, chat=False), "off-1", "")
 
@@ -155,8 +155,8 @@ def splits_at(made: Any, ids: list[int], demo: str, query: str) -> bool:
 @given(demo=st.text(alphabet=st.sampled_from("red \n:é語𝄞WordSymbol"), min_size=1), query=st.text(min_size=1))
 @example(demo="語", query="語")
 @example(demo="Symbol: re", query="d")
-def test_any_text_is_split_exactly_or_refused(bos: bool, demo: str, query: str) -> None:
-    """Refused exactly where no token ends at the boundary; otherwise both sides decode to what they were."""
+def test_any_text_is_split_exactly_or_rejected(bos: bool, demo: str, query: str) -> None:
+    """Rejectd exactly where no token ends at the boundary; otherwise both sides decode to what they were."""
     made = tokenizer(bos)
     ids = made(demo + query, add_special_tokens=False).input_ids
     sample = outcome(made, demo, query)

@@ -57,6 +57,6 @@ def test_special_tokens_at_the_end_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("single", ["<user> $A", "<s> <user> $A"])
-def test_other_leading_special_tokens_are_refused(single: str) -> None:
+def test_other_leading_special_tokens_are_rejected(single: str) -> None:
     with pytest.raises(DataError, match="only a single BOS"):
         leading_bos(framed(single))

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: samples come out as the text they were, or are refused by name; BOS is there exactly once."""
+"""Every kind of tokenizer: samples come out as the text they were, or are rejected by name; BOS is there exactly once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_samples_of_ones_own(name: str, tmp_path: Path) -> None:
 
 
 @USABLE
-def test_any_text_is_split_where_it_was_cut_or_refused(name: str) -> None:
+def test_any_text_is_split_where_it_was_cut_or_rejected(name: str) -> None:
     """Characters that normalisers lengthen, take apart or join; spaces and line breaks at the cut; trimmed offsets."""
     tokenizer, rng = zoo.made(name), random.Random(1)
     form = "NFKC" if "NFKC" in name else "NFC"
@@ -188,7 +188,7 @@ class TestChatTemplate:
         off = tokenize_off(tokenizer, "off-1", "Why?")
         assert (leading_bos(tokenizer), off.has_bos, off.token_ids.count(tokenizer.bos_token_id)) == ((), False, 2)
 
-    def test_bos_twice_is_refused(self) -> None:
+    def test_bos_twice_is_rejected(self) -> None:
         tokenizer = self.under("sentencepiece, gemma", "<s>{% for m in messages %}<s>{{ m['content'] }}{% endfor %}")
         with pytest.raises(DataError, match=r"^sample off-1: '<s>' appears 2 times .*model\.chat_template=false"):
             tokenize_off(tokenizer, "off-1", "Why?")
