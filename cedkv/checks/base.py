@@ -243,19 +243,27 @@ def all_checks() -> list[Check]:
     """Return every check, built-in ones first.
 
     Raises:
-        ConfigError: two checks of the same gate have the same name, or one cannot be imported.
+        ConfigError: two checks of the same gate have the same name, one is registered under another name than its own, has no
+            limit, or cannot be imported.
     """
     checks: dict[str, Check] = {}
     for name in CHECKS.names():
         check: Check = CHECKS.get(name)()
         if check.key in checks:
             raise ConfigError(f"check {name!r} of {CHECKS.provider(name)} calls itself {check.key}, which exists; rename it")
+        if check.key != name:
+            raise ConfigError(
+                f"check {name!r} of {CHECKS.provider(name)} calls itself {check.key}: its tag would be another; name both alike"
+            )
+        if isinstance(check, MeasuredCheck) and not check.threshold and type(check).limit is MeasuredCheck.limit:
+            raise ConfigError(f"check {name!r} of {CHECKS.provider(name)} has neither a threshold nor a limit of its own")
         checks[check.key] = check
     return list(checks.values())
 
 
 def check_providers() -> dict[str, str]:
     """Return who provides the checks that are not built in: ``extension.<name>`` -> ``distribution version``."""
+    all_checks()  # a check that cannot be imported is rejected before anything is computed
     return {f"extension.{name}": str(CHECKS.provider(name)) for name in CHECKS.external()}
 
 
@@ -282,9 +290,11 @@ def run_checks(
     """
     observed: dict[str, Sequence[float | None]] = {}
     for check in measured_checks() if checks is None else checks:
-        values = check.observe(lm, config, inputs)
-        if values is None:
-            continue
+        with CHECKS.errors_named(check.key):
+            values = check.observe(lm, config, inputs)
+            if values is None:
+                continue
+            values = [None if value is None else float(value) for value in values]
         if len(values) != len(inputs.samples):
             raise ConfigError(f"check {check.key} gives {len(values)} values for {len(inputs.samples)} samples; one per sample")
         observed[check.observation] = values

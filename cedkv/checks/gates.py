@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cedkv.checks.base import CheckResult, Gate, RunRecords, all_checks
+from cedkv.checks.base import CHECKS, CheckResult, Gate, RunRecords, all_checks
 
 
 def all_pass(results: Sequence[CheckResult]) -> bool:
@@ -18,5 +18,14 @@ def all_pass(results: Sequence[CheckResult]) -> bool:
 
 def judge_gate(gate: Gate, run: RunRecords) -> list[CheckResult]:
     """Return the results of a gate's checks; those that do not apply to the run are left out."""
-    results = (check.judge(run) for check in all_checks() if check.gate == gate)
-    return [result for result in results if result is not None]
+    results = []
+    for check in all_checks():
+        if check.gate != gate:
+            continue
+        with CHECKS.errors_named(check.key):
+            result = check.judge(run)
+            if not isinstance(result, CheckResult | None):
+                raise TypeError(f"judge returned {result!r}, not self.result(observed, limit, n)")
+        if result is not None:
+            results.append(result)
+    return results

@@ -7,10 +7,11 @@ defaults, with a comment per key (a test keeps them equal). Values are immutable
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS, TASKS
 from cedkv.core.errors import ConfigError
@@ -137,7 +138,7 @@ class SelectBlock(Block):
     """Which spans of a demo are kept."""
 
     mode: SelectorName = "attention_diversity_span"
-    params: dict[str, bool | int | float | str] = {}
+    params: dict[str, JsonValue] = {}
     span_len: Count = 8
     span_budget: Count = 4
     min_span_distance: Annotated[int, Field(ge=1)] = 8
@@ -149,12 +150,15 @@ class SelectBlock(Block):
 
     @model_validator(mode="after")
     def _check_params(self) -> Self:
+        """Check the selector's parameters and write out those that have their default, so that every run records them."""
         # Without params a built-in selector needs no check: all its parameters have defaults, and importing it takes time.
         if self.params or self.mode not in SELECTORS.builtin:
             try:
-                build(SELECTORS.get(self.mode), self.params, "select.params")
+                selector = build(SELECTORS.get(self.mode), self.params, "select.params")
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+            params = to_jsonable_python({field.name: getattr(selector, field.name) for field in fields(selector)})
+            object.__setattr__(self, "params", params)
         return self
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cedkv.core.errors import ConfigError
+from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.text import near_match, preview
 
 if TYPE_CHECKING:
@@ -93,19 +94,48 @@ class Registry(Generic[T]):
         if name in self.builtin:
             return None
         point = self._entry_points.get(name)
-        if point is not None and point.dist is not None:
-            return f"{point.dist.name} {point.dist.version}"
+        if point is not None and name not in self._registered:
+            return _distribution(point)
         return str(getattr(self.get(name), "__module__", name))
 
     def external(self) -> list[str]:
         """Return the names that are not built in."""
         return self.names()[len(self.builtin) :]
 
+    @contextmanager
+    def errors_named(self, name: str, context: str = "") -> Iterator[None]:
+        """Turn an unforeseen error of another package's implementation into a ConfigError that names it.
+
+        Args:
+            context: on what it was called, for the message: ``sample on-3``.
+        """
+        try:
+            yield
+        except CedkvError:
+            raise
+        except Exception as error:
+            if name in self.builtin:
+                raise
+            message = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"{self.kind} {preview(name)} of {self.provider(name)} raised {type(error).__name__}: {message}"
+                f"{context and f' ({context})'}; correct that package (--debug shows where)"
+            ) from error
+
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points  # looks at every installed distribution; built-in names do without
 
-        return {point.name: point for point in entry_points(group=self.group)}
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self.builtin or point.name in points:
+                first = _distribution(points[point.name]) if point.name in points else "cedkv itself"
+                raise ConfigError(
+                    f"{_distribution(point)} names its {self.kind} {point.name}, as {first} does: one of the two would be left "
+                    "out; rename it in its package, or uninstall that package"
+                )
+            points[point.name] = point
+        return points
 
     def _named(self, name: str) -> bool:
         """Return True for a registered name and False for a reference; raise ConfigError for anything else."""
@@ -152,6 +182,11 @@ class Registry(Generic[T]):
         return checked
 
 
+def _distribution(point: EntryPoint) -> str:
+    """Return name and version of the distribution that brings an entry point."""
+    return point.value if point.dist is None else f"{point.dist.name} {point.dist.version}"
+
+
 def build(cls: type[T], params: Mapping[str, Any], key: str) -> T:
     """Create an object of a frozen dataclass from the parameters a configuration gives it.
 
@@ -168,7 +203,8 @@ def build(cls: type[T], params: Mapping[str, Any], key: str) -> T:
     names = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for name in params:
         if name not in names:
-            raise ConfigError(f"{key}: {cls.__name__} has no parameter {preview(name)}{near_match(name, names)}")
+            hint = near_match(name, names) if names else "; it takes none: parameters are fields of a frozen dataclass"
+            raise ConfigError(f"{key}: {cls.__name__} has no parameter {preview(name)}{hint}")
     missing = [n for n, f in names.items() if n not in params and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}; set {key}.{missing[0]}")
@@ -176,5 +212,8 @@ def build(cls: type[T], params: Mapping[str, Any], key: str) -> T:
         return TypeAdapter(cls).validate_python(dict(params)) if params else cls()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"])) or cls.__name__
-        raise ConfigError(f"{key}.{name}: {first['msg'][0].lower()}{first['msg'][1:]}, not {preview(first['input'])}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ConfigError(f"{key}: {message}") from None
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{key}.{place}: {message[0].lower()}{message[1:]}, not {preview(first['input'])}") from None

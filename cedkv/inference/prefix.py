@@ -103,4 +103,6 @@ def encode(
     rows: Sequence[int],
 ) -> KVPrefix:
     """Return the prefixes of B samples with K/V of the named source; arguments as in ``KVSource.encode``."""
-    return assemble(*kv_source(source).encode(lm, samples, placements, demo, rows), placements)
+    with KV_SOURCES.errors_named(source):
+        layers = kv_source(source).encode(lm, samples, placements, demo, rows)
+    return assemble(*layers, placements)

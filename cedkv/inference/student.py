@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from cedkv.config.extensions import KV_SOURCES, SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
@@ -196,7 +197,8 @@ def choose(batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], mo
     selections, placements = [], []
     for sample, evidence in zip(batch.samples, evidences, strict=True):
         rng = rng_for(config.seed, purpose, trial, sample.sample_id)
-        selection = select_tokens(selector, SelectionTask(config.select, sample.token_kinds, evidence, rng))
+        with SELECTORS.errors_named(mode, f"sample {sample.sample_id}"):
+            selection = select_tokens(selector, SelectionTask(config.select, sample.token_kinds, evidence, rng))
         if not selection.spans:
             raise DataError(
                 f"sample {sample.sample_id}: {mode} finds no span of select.span_len = {config.select.span_len} tokens in "
@@ -212,7 +214,8 @@ def choose(batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], mo
 def _encode(batch: Batch, choice: Choice) -> tuple[Layers, Layers]:
     source = kv_source(choice.kv_source)
     rows = [batch.teacher.demo_row[row] for row in range(len(batch.samples))] if source.reads_demo_cache else []
-    return source.encode(batch.lm, batch.samples, choice.placements, batch.teacher.demo, rows)
+    with KV_SOURCES.errors_named(choice.kv_source):
+        return source.encode(batch.lm, batch.samples, choice.placements, batch.teacher.demo, rows)
 
 
 def answer(batch: Batch, config: Phase2Config, prefix: KVPrefix) -> torch.Tensor:

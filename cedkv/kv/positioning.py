@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING
 from cedkv.core.errors import ConfigError
+from cedkv.core.text import preview
 from cedkv.core.values import Placement
 
 
@@ -59,8 +60,10 @@ def place(kept: Sequence[int], demo_length: int, positioning: str, padding: str,
             f"{len(kept)} kept tokens cannot fit prefix_len = {prefix_len}: the prefix would lose tokens; raise "
             f"prefix_len to {len(kept)}, or lower span_budget, span_len or keep_sink"
         )
-    key_positions, query_start = POSITIONING.get(positioning)(kept, demo_length)
-    slots = PADDING.get(padding)(len(kept), prefix_len)
+    with POSITIONING.errors_named(positioning):
+        key_positions, query_start = POSITIONING.get(positioning)(kept, demo_length)
+    with PADDING.errors_named(padding):
+        slots = PADDING.get(padding)(len(kept), prefix_len)
     if positioning not in POSITIONING.builtin or padding not in PADDING.builtin:
         _check_modes(kept, key_positions, query_start, slots, positioning, padding)
     return Placement(tuple(kept), tuple(key_positions), query_start, slots)
@@ -73,8 +76,9 @@ def _check_modes(
     ascending = all(0 <= before < after for before, after in zip(key_positions, [*key_positions[1:], query_start], strict=True))
     if len(key_positions) != len(kept) or not ascending:
         raise ConfigError(
-            f"positioning mode {positioning!r} gives {len(kept)} kept tokens the positions {list(key_positions)[:8]} and the "
-            f"query {query_start}: positions must ascend from 0 or more, one per kept token, the query behind them"
+            f"positioning mode {positioning!r} gives {len(kept)} kept tokens {len(key_positions)} positions, "
+            f"{preview(list(key_positions))}, and the query {query_start}: positions must ascend from 0 or more, one per kept "
+            "token, the query behind them"
         )
     if slots < len(kept):
         raise ConfigError(f"padding mode {padding!r} gives {slots} slots to {len(kept)} kept tokens; give at least those")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
+from cedkv.core.errors import ConfigError
 from cedkv.core.registry import build
 from cedkv.core.text import near_match
 from cedkv.core.values import Candidate, Evidence, Selection, Span, TokenKind
@@ -86,13 +87,39 @@ def create(select: SelectBlock) -> Selector:
 
 
 def select_tokens(selector: Selector, task: SelectionTask) -> Selection:
-    """Choose spans, and add what every selector keeps: BOS and the first ``keep_sink`` tokens after it."""
-    spans = tuple(sorted(selector.choose(task), key=lambda span: span.start))
+    """Choose spans, and add what every selector keeps: BOS and the first ``keep_sink`` tokens after it.
+
+    The selector sees the evidence that it declares in ``needs`` and no other, whatever was computed for others.
+
+    Raises:
+        ConfigError: a span outside the demo or over BOS, or more tokens than the budget of a bounded selector.
+    """
+    hidden: dict[str, Any] = dict.fromkeys({field.name for field in fields(Evidence)} - {"attention"} - selector.needs)
+    evidence = replace(task.evidence, **hidden)
+    spans = tuple(sorted(selector.choose(replace(task, evidence=evidence)), key=lambda span: span.start))
     first = int(task.token_kinds[0] == "bos")
+    _check_spans(selector, spans, task.select, first, len(task.token_kinds))
     kept = set(range(min(first + task.select.keep_sink, len(task.token_kinds))))
     for span in spans:
         kept.update(range(span.start, span.end))
     return Selection(spans, tuple(sorted(kept)))
+
+
+def _check_spans(selector: Selector, spans: tuple[Span, ...], select: SelectBlock, first: int, length: int) -> None:
+    name = type(selector).__name__
+    for span in spans:
+        if not first <= span.start < span.end <= length:
+            raise ConfigError(
+                f"{name} chose the span [{span.start}, {span.end}) of a demo whose tokens are [{first}, {length}): the prefix "
+                "would hold other tokens; a span lies inside the demo, after BOS"
+            )
+    chosen = {token for span in spans for token in range(span.start, span.end)}
+    budget = select.span_budget * select.span_len
+    if selector.bounded and len(chosen) > budget:
+        raise ConfigError(
+            f"{name} chose {len(chosen)} tokens, the budget is span_budget x span_len = {budget}: it would be compared with "
+            "selectors that keep fewer; choose fewer, or declare bounded = False"
+        )
 
 
 def candidates(token_kinds: tuple[TokenKind, ...], select: SelectBlock) -> list[Candidate]:

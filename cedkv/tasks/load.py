@@ -10,6 +10,7 @@ from typing import Any
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
+from cedkv.core.text import preview
 from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import jsonl, off_prompts
 from cedkv.tasks.base import TaskRequest
@@ -79,16 +80,23 @@ def load_samples(
     else:
         task = TASKS.get(data.task)()
         request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off))
-        episodes, on_source = list(task.episodes(request)), task.source(request)
+        with TASKS.errors_named(data.task):
+            episodes, on_source = list(task.episodes(request)), task.source(request)
         if len(episodes) != sizes.on_samples:
-            raise DataError(f"data.task = {data.task} gave {len(episodes)} episodes, eval.on_samples = {sizes.on_samples}")
+            raise DataError(
+                f"data.task = {data.task} gives {len(episodes)} episodes where eval.on_samples = {sizes.on_samples}"
+            )
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
     _check_prefix_len(config, on)
     _check_positions(on, off, config.prefix_len, max_positions)
     _check_vocabulary(on, off, tokenizer, vocabulary)
     for kind, samples in (("ON", on), ("OFF", off)):
-        if len({s.sample_id for s in samples}) != len(samples):
-            raise DataError(f"two {kind} samples have the same id; give every line of the file its own id")
+        ids = [s.sample_id for s in samples]
+        repeated = (
+            next((sample_id for sample_id in ids if ids.count(sample_id) > 1), None) if len(set(ids)) < len(ids) else None
+        )
+        if repeated is not None:
+            raise DataError(f"two {kind} samples have the id {preview(repeated)}; give every sample its own id")
     return Samples(on, off, on_source, data.off_path or f"off_prompts(seed={config.seed})")
 
 

@@ -70,8 +70,10 @@ def test_a_package_adds_selector_task_positioning_and_check(installed: Path, lla
         "extension.data.task": "cedkv-example 0.1",
         "extension.injection.positioning_mode": "cedkv-example 0.1",
         "extension.gateA.slots_visible": "cedkv-example 0.1",
+        "extension.gateB.half_the_teacher": "cedkv-example 0.1",
     }
     assert tags["gateA"] == tags["gateA.slots_visible"] == "pass"
+    assert tags["gateB.half_the_teacher"] in ("pass", "fail")
     assert manifest["name"] == "fading_attention · every_second · seed 42"
     page = (output / "report.html").read_text()
     for shown in ("fading_attention", "decay: 0.9", "number_lookup", "every_second", "slots_<wbr>visible"):
@@ -87,6 +89,7 @@ def test_a_package_adds_selector_task_positioning_and_check(installed: Path, lla
 def test_cached_keys_are_rotated_to_the_new_positions(installed: Path, llama_folder: Path, tmp_path: Path) -> None:
     """Gate A holds a mode that nobody here knew to the model's own keys at its positions."""
     _, manifest = evaluated(installed, llama_folder, tmp_path, "--kv_source", "gather")
+    assert manifest["params"]["phase2.select.params"] == '{"decay": 0.99}', "defaults are recorded too"
     assert manifest["tags"]["gateA"] == "pass"
     assert manifest["tags"]["gateA.first_layer"] == "pass"
 

@@ -83,11 +83,11 @@ def test_what_cannot_be_rendered_says_why(llama_folder: Path) -> None:
     journal = folder / "journal.jsonl"
     lines = journal.read_bytes()
     journal.write_bytes(lines.replace(b'"correct_base":false', b'"correct_base":true ', 1))
-    assert "does not fit its sha256" in render(folder).output
+    assert "does not match its sha256" in render(folder).output
     journal.write_bytes(lines)
     assert render(folder).exit_code == 0
     manifest = load_manifest(folder)
     manifest.metrics_at = None
     manifest.save()
     assert f"is not finished (FINISHED): --resume {folder.name} first" in render(folder).output
-    assert "there is nothing to go on with" in render(Path("outputs/absent")).output
+    assert "there is nothing to continue" in render(Path("outputs/absent")).output

@@ -10,8 +10,9 @@ import pytest
 
 import cedkv
 from cedkv.checks import base
-from cedkv.checks.base import CHECKS, Check, CheckResult, MeasuredCheck, RunRecords, all_checks
+from cedkv.checks.base import CHECKS, Check, CheckResult, MeasuredCheck, RunRecords, all_checks, check_providers
 from cedkv.checks.certificate import CERTIFIED_CODE
+from cedkv.checks.gates import judge_gate
 from cedkv.config.schema import Phase2Config, ThresholdsBlock
 from cedkv.core.errors import ConfigError
 
@@ -96,3 +97,53 @@ def test_the_certificates_digest_covers_all_that_the_probe_imports() -> None:
     assert {name.split(".")[1] for name in done.stdout.split()} <= covered
     root = Path(cedkv.__file__).parent
     assert all((root / name).exists() for name in CERTIFIED_CODE)
+
+
+class Extra(Check):
+    """A check of another package."""
+
+    gate, name, unit = "B", "extra", "accuracy"
+
+    def judge(self, run: RunRecords) -> None:
+        return None
+
+
+class WithoutLimit(MeasuredCheck):
+    """Has nothing to compare with."""
+
+    name = "without_limit"
+
+    def observe(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "message"),
+    [
+        ("gateB.other", Extra, r"'gateB\.other' of .* calls itself gateB\.extra: its tag would be another"),
+        ("gateA.without_limit", WithoutLimit, "has neither a threshold nor a limit of its own"),
+    ],
+)
+def test_a_check_that_cannot_be_used_is_rejected_before_anything_is_computed(
+    name: str, check: type[Check], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHECKS._registered, name, check)
+    monkeypatch.setattr(CHECKS, "_loaded", {})
+    with pytest.raises(ConfigError, match=message):
+        check_providers()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [({}, "TypeError: judge returned True, not self.result"), ({"a": 1.0}, "KeyError: 'no_such_metric'")],
+)
+def test_an_error_in_a_check_of_another_package_names_the_check(
+    metrics: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHECKS._registered, "gateB.extra", Extra)
+    monkeypatch.setattr(CHECKS, "_loaded", {})
+    named = dict.fromkeys((getattr(each, "metric", "") for each in all_checks()), None)
+    named |= {"phase2_on_acc_student_random_mean": None}
+    monkeypatch.setattr(Extra, "judge", lambda self, run: metrics["no_such_metric"] if metrics else True)
+    with pytest.raises(ConfigError, match=rf"check 'gateB\.extra' of .* raised {message}"):
+        judge_gate("B", RunRecords(Phase2Config(), metrics=named))

@@ -151,3 +151,33 @@ def test_parameters_that_do_not_fit_are_rejected(params: dict[str, Any], message
 def test_this_module_is_imported_under_its_name() -> None:
     """References above name it; under another name they would test another class."""
     assert sys.modules[HERE].Animal is Animal
+
+
+def test_an_error_of_another_package_names_it(distribution: Path) -> None:
+    animals = registry(cat=f"{HERE}:Cat")
+    message = r"animal 'dog' of dogs 1.5 raised KeyError: 'bone' \(sample on-3\); .*--debug"
+    with pytest.raises(ConfigError, match=message) as raised, animals.errors_named("dog", "sample on-3"):
+        raise KeyError("bone")
+    assert isinstance(raised.value.__cause__, KeyError)
+    with pytest.raises(KeyError), animals.errors_named("cat"):
+        raise KeyError("a defect of this package's own")
+    with pytest.raises(ConfigError, match=r"^said already$"), animals.errors_named("dog"):
+        raise ConfigError("said already")
+
+
+@pytest.mark.parametrize(
+    ("builtin", "message"),
+    [
+        ({"dog": f"{HERE}:Cat"}, r"dogs 1\.5 names its animal dog, as cedkv itself does: one of the two would be left out"),
+        ({}, "names its animal dog, as .* does"),
+    ],
+)
+def test_a_name_that_two_bring_is_rejected(builtin: dict[str, str], message: str, distribution: Path) -> None:
+    other = distribution / "wolves-2.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: wolves\nVersion: 2.0\n")
+    (other / "entry_points.txt").write_text(
+        "[cedkv.test_animals]\n" + ("dog = dogs:Dog\n" if not builtin else "wolf = dogs:Dog\n")
+    )
+    with pytest.raises(ConfigError, match=message):
+        registry(**builtin).names()

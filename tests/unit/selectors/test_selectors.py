@@ -2,8 +2,9 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
-from cedkv.core.errors import DataError
+from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.values import Evidence, Span
 from cedkv.selectors.base import SelectionTask, Selector, selector_class
 from cedkv.testing import check_selector
@@ -204,11 +205,16 @@ def test_points_of_reference_are_marked() -> None:
     assert [name for name in NAMES if selector_class(name).role == "oracle"] == ["oracle_span"]
 
 
+@contextmanager
+def registered(cls: type[Selector]) -> Iterator[None]:
+    with patch.dict(SELECTORS._registered, {"broken": cls}), patch.dict(SELECTORS._loaded):
+        yield
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
         (lambda task: [max(task.evidence.causal_drop)], "TypeError: .*; its needs declare attention alone"),
-        (lambda task: [1 + bool(task.evidence.causal_drop)], "where evidence is there that it does not declare in needs"),
         (lambda task: [int(_COUNT.__next__()) % 4 + 1], "another choice for the same task"),
     ],
 )
@@ -217,6 +223,42 @@ def test_the_contract_names_what_a_selector_breaks(choice: Callable[[SelectionTa
         def choose(self, task: SelectionTask) -> tuple[Span, ...]:
             return tuple(Span(start, start + 2, 0.0) for start in choice(task))
 
-    with patch.dict(SELECTORS._registered, {"broken": Broken}), pytest.raises(AssertionError, match=message):
+    with registered(Broken), pytest.raises(AssertionError, match=message):
         check_selector("broken")
-    SELECTORS._loaded.pop("broken", None)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([(-2, 6)], r"chose the span \[-2, 6\) of a demo whose tokens are \[1, 9\)"),
+        ([(0, 2)], r"the span \[0, 2\)"),
+        ([(7, 10)], r"the span \[7, 10\)"),
+        ([(3, 3)], r"the span \[3, 3\)"),
+        ([(1, 6)], "chose 5 tokens, the budget is span_budget x span_len = 4"),
+    ],
+)
+def test_spans_that_no_prefix_can_hold_are_rejected(spans: list[tuple[int, int]], message: str) -> None:
+    class Broken(Selector):
+        def choose(self, task: SelectionTask) -> tuple[Span, ...]:
+            return tuple(Span(start, end, 0.0) for start, end in spans)
+
+    with registered(Broken), pytest.raises(ConfigError, match=message):
+        select("broken", task("biiiiiiii", SelectBlock(span_len=2, span_budget=2)))
+
+
+def test_a_selector_sees_the_evidence_that_it_declares_and_no_other() -> None:
+    """In a grid another selector may have asked for it: an oracle's evidence must not reach a candidate."""
+
+    @dataclass(frozen=True)
+    class Broken(Selector):
+        needs = frozenset({"accumulated"})
+
+        def choose(self, task: SelectionTask) -> tuple[Span, ...]:
+            assert task.evidence.accumulated is not None
+            assert task.evidence.gold is task.evidence.causal_drop is task.evidence.other_attention is None
+            return (Span(1, 3, 0.0),)
+
+    everything = Evidence(np.zeros(9), {1: 0.5}, np.zeros(9), np.zeros(9), (3, 6))
+    given_task = replace(task("biiiiiiii", SelectBlock(span_len=2, span_budget=2)), evidence=everything)
+    with registered(Broken):
+        assert starts("broken", given_task) == [1]

@@ -125,7 +125,7 @@ def test_repeated_id_names_both_lines(path: Path) -> None:
 
 def test_id_that_meets_a_made_one(path: Path) -> None:
     off = write(path, OFF, {**OFF, "id": "off-00001"})
-    with pytest.raises(DataError, match="two OFF samples have the same id"):
+    with pytest.raises(DataError, match="two OFF samples have the id"):
         load(None, off, "eval.off_samples=2")
 
 
