@@ -8,7 +8,7 @@ conditions: what they share (base, teacher, the OFF prompts alone, random arms u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,21 +22,24 @@ from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OffSample, Record
 from cedkv.inference import student
 from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.student import Announce
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
 from cedkv.units import Unit, batch_groups, join_groups, partner_rows, uses_partners
 
-Step = Callable[[str, int], None]
-"""Called before an arm is computed, with the arm's name and its number of evaluations (sample x arm)."""
-
 OFF_ALONE = 4
 """OFF prompts of a unit that Gate A runs again alone; few, because each is a forward pass of one row."""
 
 
 def run_units(
-    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, units: Sequence[Unit], phase: Phase, step: Step
+    lm: LanguageModel,
+    conditions: Sequence[Condition],
+    samples: Samples,
+    units: Sequence[Unit],
+    phase: Phase,
+    step: Announce,
 ) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
     """Execute units in order; yield each unit with the records of every condition, by the condition's key."""
     for unit in units:
@@ -44,7 +47,7 @@ def run_units(
 
 
 def _execute(
-    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, unit: Unit, phase: Phase, step: Step
+    lm: LanguageModel, conditions: Sequence[Condition], samples: Samples, unit: Unit, phase: Phase, step: Announce
 ) -> dict[str, list[Record]]:
     configs, sizes = [condition.config for condition in conditions], conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
@@ -114,7 +117,7 @@ def _run_condition(
     off_base: torch.Tensor | None,
     gate_a_rows: list[int],
     phase: Phase,
-    step: Step,
+    step: Announce,
 ) -> list[Record]:
     """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample.
 
@@ -150,7 +153,7 @@ def _run_condition(
 
 
 def _repeat(
-    batch: student.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Step
+    batch: student.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Announce
 ) -> dict[str, list[Record]]:
     """Re-run teacher, selection and select arm in two reshuffled batches; results must not depend on batch composition.
 

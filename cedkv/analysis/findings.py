@@ -43,7 +43,7 @@ from cedkv.analysis.families import (
 from cedkv.analysis.paired import interval, rank_agreement
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA, Quantity
 from cedkv.analysis.results import ConditionResult
-from cedkv.core.text import plural, sentence
+from cedkv.core.text import number, plural, sentence
 from cedkv.metrics_phase2 import p99
 
 HOW_SURE = (
@@ -219,7 +219,7 @@ def mean_with_interval(condition: ConditionResult, quantity: Quantity) -> str:
 
 def short(value: float | None) -> str:
     """Return three significant digits, or a dash."""
-    return f"{value:.3g}" if value is not None and math.isfinite(value) else "–"
+    return number(value, 3)
 
 
 def signed(value: float) -> str:

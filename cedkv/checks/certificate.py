@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.files import finite_or_none, write_text
+from cedkv.core.text import number
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.models.capabilities import unsupported_reason
 from cedkv.models.loading import LanguageModel
@@ -121,19 +121,19 @@ class Certificate:
             return f"the measurement ended with an error: {self.broke}"
         rows = [("check", "observed", "limit", "verdict", "")]
         for check in self.findings:
-            limit = f"<= {_short(check.limit)} {check.unit}".rstrip()
+            limit = f"<= {number(check.limit, 3)} {check.unit}".rstrip()
             verdict = "pass" if check.verdict == "pass" else "FAIL"
-            rows.append((check.name, _short(check.observed), limit, verdict, check.meaning))
+            rows.append((check.name, number(check.observed, 3), limit, verdict, check.meaning))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append(
-            f"numerical floor {_short(self.floor)} nats, the smallest planted fault {_short(self.fault)} nats, "
-            f"the demo's effect {_short(self.effect)} nats"
+            f"numerical floor {number(self.floor, 3)} nats, the smallest planted fault {number(self.fault, 3)} nats, "
+            f"the demo's effect {number(self.effect, 3)} nats"
         )
         kl_limit = next((check.limit for check in self.findings if check.name == "left_alone"), None) or 0.0
         if self.fault is not None and self.fault < kl_limit:
             lines.append(
-                f"a position that is off by one, or a missing token, may hide below {_short(kl_limit)} nats: rounding in "
+                f"a position that is off by one, or a missing token, may hide below {number(kl_limit, 3)} nats: rounding in "
                 f"{self.model['torch_dtype']} is no finer; certify the model in float32 as well"
             )
         lines += [f"  {pair:<18} {reason or 'works'}" for pair, reason in self.can.items()]
@@ -291,7 +291,3 @@ def _load(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | No
         return Certificate(identity=expected, findings=findings, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"

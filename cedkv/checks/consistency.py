@@ -261,9 +261,9 @@ class RotationEquivariance(MeasuredCheck):
 class SourceCacheUnchanged(MeasuredCheck):
     """Demo cache and prefix are the same after use.
 
-    Largest absolute difference from the copies made before their first use. Rows are picked out of a prefix by copying,
-    which could hide a pass that writes into its input; so one more pass runs straight over the prefixes, in the order of
-    their queries' lengths, which needs no picking.
+    Largest absolute difference from the copies made before any arm ran over them. A pass over some rows may copy them out of
+    the prefix, which would hide that it writes into its input; so one more pass runs over the prefixes themselves, in the
+    order of their queries' lengths.
     """
 
     name, unit, threshold = "source_cache_unchanged", "absolute", "source_cache_diff_max"

@@ -49,7 +49,7 @@ class ReproTolerance(Check):
 
 
 class RandomIsAnother(Check):
-    """Random spans that differ from the selected ones move the output otherwise.
+    """Random spans other than the selected ones change the output by another KL.
 
     Largest |KL(random || base) - KL(select || base)| over trials that keep other tokens than select does.
     """
@@ -127,7 +127,7 @@ class RelKlToTeacher(MetricCheck):
 
 
 class SelectVsRandom(MetricCheck):
-    """Select answers as many ON samples as random spans.
+    """Select answers at least as many ON samples as random spans.
 
     The limit is the random arm's accuracy, mean over trials.
     """

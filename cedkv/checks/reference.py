@@ -61,7 +61,7 @@ def is_one_pass(lm: LanguageModel, config: Phase2Config) -> bool:
 
 
 class AttentionAlone(MeasuredCheck):
-    """Attention scores of a sample alone = those selected by.
+    """Attention scores of a batch of one = those that spans were selected by.
 
     Largest difference of a demo's attention scores over the largest score.
     """
@@ -83,7 +83,7 @@ class AttentionAlone(MeasuredCheck):
 
 
 class SelectionRules(MeasuredCheck):
-    """Kept are BOS, sinks and what the evidence gives, where the modes say.
+    """Kept tokens are BOS, sinks and the selector's spans, at the positions of the configured modes.
 
     1 for a sample whose kept tokens, positions or slots are others, else 0. Positions and slots of built-in modes are
     written here a second time; those of other packages are what their own mode says.
@@ -113,7 +113,7 @@ def _follows_rules(
 
 
 class KvPrecision(MeasuredCheck):
-    """K/V would lose by a narrower dtype.
+    """A narrower dtype cannot hold the K/V exactly.
 
     Share of K/V numbers that a narrower dtype holds exactly, the larger of demo and prefix; 1 where they are of another
     dtype than the run's. By chance it is 1 in 8 at most.
@@ -260,7 +260,7 @@ class UnseenLayers(MeasuredCheck):
 
 
 class OffAlone(MeasuredCheck):
-    """An OFF prompt runs under the prefix of its ON sample.
+    """An OFF prompt in a batch of one = in the batch, under the prefix of its ON sample.
 
     KL(an OFF prompt behind that prefix, alone || in the batch used), for some samples that have an OFF prompt.
     """

@@ -69,9 +69,9 @@ def near_match(name: str, names: Iterable[str]) -> str:
     return f"; known: {', '.join(sorted(candidates))}"
 
 
-def number(value: float | None) -> str:
-    """Return four significant digits, or a dash for a value that is missing or not finite."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+def number(value: float | None, digits: int = 4) -> str:
+    """Return significant digits, or a dash for a value that is missing or not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
 def plural(n: int, word: str) -> str:

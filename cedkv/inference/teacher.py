@@ -1,6 +1,6 @@
 """The teacher's pass over demo + query: distribution after the query, attention to the demo, the demo's K/V.
 
-Each demo is prefilled once for all queries about it in a batch.
+A demo that several queries of a batch share is prefilled once, unless accumulated attention is read.
 """
 
 from __future__ import annotations

@@ -195,7 +195,9 @@ def sync(folder: Path, timeout: int, report: Callable[[str], None]) -> None:
     """
     manifest = load_manifest(folder)
     if manifest.parent is not None:
-        raise ConfigError(f"{str(folder)!r} is a condition of comparison {manifest.parent}: sync the comparison, it logs both")
+        raise ConfigError(
+            f"{str(folder)!r} is a condition of comparison {manifest.parent}: sync the comparison, it logs its conditions too"
+        )
     tracker = MlflowTracker(timeout)
     with locked(folder):
         children = [load_manifest(folder.parent / run_id) for run_id in manifest.children.values()]

@@ -82,14 +82,15 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     identity = fingerprint(lm)
     journal = active.open_journal(depends_on(identity, conditions, samples, resolved.phase), keys)
     certified = certificate.ensure_certificate(lm, identity, config.model.cache_dir)
-    _attach_certificate(certified, resolved, [active.manifest])
+    _attach_certificate(certified, configs, active.manifest)
     certified.check(configs)
     if resolved.comparison is None:
         write_json(active.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
     active.manifest.datasets = tracking.describe_datasets(sample_tables(samples, resolved.phase))
     active.push()
     manifests = {keys[0]: active.manifest} if resolved.comparison is None else _children(resolved, active)
-    _attach_certificate(certified, resolved, list(active.children.values()))
+    for condition in conditions if resolved.comparison is not None else ():
+        _attach_certificate(certified, [condition.config], active.children[condition.key])
     evaluate(lm, conditions, samples, resolved.phase, {key: m.folder for key, m in manifests.items()}, clock, journal)
     clock.enter("report")
     reported = publish_conditions(resolved, active, manifests, lm, samples, journal, clock)
@@ -109,12 +110,10 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     return active.children
 
 
-def _attach_certificate(certified: certificate.Certificate, resolved: ResolvedRun, manifests: Sequence[RunManifest]) -> None:
-    """Say on every run whether the model is certified for these conditions."""
-    failed = certified.failed([condition.config for condition in resolved.conditions])
-    for manifest in manifests:
-        manifest.tags["certificate"] = "uncertified" if failed else "certified"
-        write_json(manifest.folder / "artifacts" / "certificate.json", certified.as_dict())
+def _attach_certificate(certified: certificate.Certificate, configs: Sequence[Phase2Config], manifest: RunManifest) -> None:
+    """Tag a run with the certificate's verdict for its configurations, and store the certificate with it."""
+    manifest.tags["certificate"] = "uncertified" if certified.failed(configs) else "certified"
+    write_json(manifest.folder / "artifacts" / "certificate.json", certified.as_dict())
 
 
 def depends_on(identity: Mapping[str, Any], conditions: Sequence[Condition], samples: Samples, phase: Phase) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def evaluate(
     clock: Clock,
     journal: Journal,
 ) -> None:
-    """Run the units that are not in the journal yet; each is there, and its samples in ``metrics.jsonl``, when it is done."""
+    """Run the units that are not in the journal; append each to the journal, and its samples to ``metrics.jsonl``."""
     units = plan_samples(conditions, samples, phase)
     done = len(journal.units)
     journal.require_plan([unit.key for unit in units])

@@ -33,8 +33,9 @@ from cedkv.report.page.samples import ConditionSamples
 from cedkv.report.summary import summary_markdown
 from cedkv.report.tables import OnTable, conditions_table, off_table
 from cedkv.report.text import aligned, console, console_note, markdown, run_name
-from cedkv.runs import journal, tracking
-from cedkv.runs.journal import Journal
+from cedkv.runs import tracking
+from cedkv.runs.journal import NAME as JOURNAL
+from cedkv.runs.journal import Journal, read_journal
 from cedkv.runs.lifecycle import ActiveRun
 from cedkv.runs.manifest import TABLES, RunManifest, load_manifest
 from cedkv.runs.progress import Clock
@@ -51,7 +52,7 @@ class ReportedCondition:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportContext:
     """What a report says beside the records; all of it is stored in the run's folder.
 
     sources: where ON and OFF samples come from. runtime: model, device, versions.
@@ -68,18 +69,18 @@ def publish_conditions(
     manifests: Mapping[str, RunManifest],
     lm: LanguageModel,
     samples: Samples,
-    written: Journal,
+    journal: Journal,
     clock: Clock,
 ) -> list[ReportedCondition]:
     """Write and log every condition; a single evaluation is ended here, and its verdict printed.
 
     Args:
         manifests: condition key -> manifest of its run.
-        written: the journal with the records of all conditions.
+        journal: has the records of all conditions.
         clock: its times go into a single evaluation's report.
     """
     single = resolved.comparison is None
-    facts = Facts(
+    context = ReportContext(
         {"on": samples.on_source, "off": samples.off_source}, lm.meta, TokenTexts({}, partial(token_text, lm.tokenizer))
     )
     reported = []
@@ -89,11 +90,11 @@ def publish_conditions(
             write_json(manifest.folder / "artifacts" / RUNTIME, lm.meta)
             manifest.datasets = active.manifest.datasets
         manifest.seconds = clock.read() if single else {}
-        report = report_condition(manifest, condition, resolved.phase, written.records(condition.key), facts)
+        report = report_condition(manifest, condition, resolved.phase, journal.records(condition.key), context)
         result = report.result
         line = {"type": "run", "run_id": manifest.run_id, "phase": resolved.phase, "metrics": result.results.metrics}
         append_lines(manifest.folder / "metrics.jsonl", [{**line, "seconds": manifest.seconds}])
-        _conclude(manifest, result)
+        _set_results(manifest, result)
         if single:
             click.echo(console(result.config, result.results, len(result.records.on), len(result.records.off)))
             click.echo(
@@ -122,7 +123,7 @@ def _named(conditions: Sequence[Condition], comparison: str | None, phase: str) 
 
 
 def report_condition(
-    manifest: RunManifest, condition: NamedCondition, phase: str, records: Iterable[Record], facts: Facts
+    manifest: RunManifest, condition: NamedCondition, phase: str, records: Iterable[Record], context: ReportContext
 ) -> ReportedCondition:
     """Read a condition's records once, decide, and write its artifacts, tables, figures and page."""
     folder, config = manifest.folder, condition.config
@@ -131,19 +132,19 @@ def report_condition(
         collected = collect(records, [selections, on_table, shown])
     results = decide(config, collected, phase)
     result = ConditionResult(condition.key, condition.label, manifest.run_id, config, collected, results, condition.factors)
-    write_report(folder, result, facts.sources, facts.runtime, manifest.seconds)
+    write_report(folder, result, context.sources, context.runtime, manifest.seconds)
     figures = {caption: to_svg(figure) for caption, figure in run_figures(collected, results).items()}
-    write_text(folder / "report.html", run_page(result, shown, figures, facts.sources, facts.texts))
+    write_text(folder / "report.html", run_page(result, shown, figures, context.sources, context.texts))
     save_table(manifest, "phase2_on_samples.json", on_table.frame())
     if collected.off:
-        save_table(manifest, "phase2_off_samples.json", off_table(collected.off, facts.texts))
+        save_table(manifest, "phase2_off_samples.json", off_table(collected.off, context.texts))
     in_tables = [record[name] for record in collected.off for name in ("token_base", "token_select")]
-    facts.texts.save(folder, [*shown.tokens(), *in_tables])
+    context.texts.save(folder, [*shown.tokens(), *in_tables])
     return ReportedCondition(result, shown)
 
 
-def _conclude(manifest: RunManifest, result: ConditionResult) -> None:
-    """Take metrics, tags and description of a finished condition into its manifest."""
+def _set_results(manifest: RunManifest, result: ConditionResult) -> None:
+    """Set metrics, tags and description of a finished condition in its manifest."""
     results = result.results
     tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
     tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
@@ -219,7 +220,7 @@ def report_comparison(
     texts.save(folder, [token for report in reported for token in report.samples.tokens()])
 
 
-def render_again(folder: Path, say: Callable[[str], None]) -> None:
+def render_again(folder: Path, report_line: Callable[[str], None]) -> None:
     """Write a finished run's report again from its folder, without a model; the same version writes the same bytes.
 
     Raises:
@@ -228,26 +229,29 @@ def render_again(folder: Path, say: Callable[[str], None]) -> None:
     """
     manifest = load_manifest(folder)
     if manifest.parent is not None:
-        raise ConfigError(f"{str(folder)!r} is a condition of comparison {manifest.parent}: render that one, it renders both")
+        raise ConfigError(
+            f"{str(folder)!r} is a condition of comparison {manifest.parent}: render the comparison, it renders its "
+            "conditions too"
+        )
     if manifest.metrics_at is None:
         raise ConfigError(f"run {manifest.run_id} is not finished ({manifest.status}): --resume {manifest.run_id} first")
     manifests = {key: load_manifest(folder.parent / run_id) for key, run_id in manifest.children.items()} or {"run": manifest}
     conditions = [Condition(key, resolve(m.folder / "config.yaml")) for key, m in manifests.items()]
     name = manifest.command if manifest.children else None
-    header, columns = journal.read_journal(folder / journal.NAME, list(manifests))
+    header, records_of = read_journal(folder / JOURNAL, list(manifests))
     sources = {kind: str(header[f"samples.{kind}.source"]) for kind in ("on", "off")}
     reported = []
     for condition in _named(conditions, name, manifest.phase):
         own = manifests[condition.key]
-        facts = Facts(sources, _read_runtime(own.folder), TokenTexts.load(own.folder))
-        reported.append(report_condition(own, condition, manifest.phase, columns(condition.key), facts))
-        say(f"{own.folder}: rendered again")
+        context = ReportContext(sources, _read_runtime(own.folder), TokenTexts.load(own.folder))
+        reported.append(report_condition(own, condition, manifest.phase, records_of(condition.key), context))
+        report_line(f"{own.folder}: rendered again")
     if name is not None:
         comparison = compare_conditions(name, [report.result for report in reported])
         table, first = conditions_table(comparison.conditions), next(iter(manifests.values()))
         runtime = _read_runtime(first.folder)
         report_comparison(manifest, comparison, table, reported, runtime, TokenTexts.load(folder))
-        say(f"{folder}: rendered again")
+        report_line(f"{folder}: rendered again")
 
 
 def save_table(manifest: RunManifest, name: str, table: pd.DataFrame) -> None:

@@ -67,7 +67,7 @@ def test_a_comparison_and_its_conditions_are_rendered_again(llama_folder: Path) 
     child = next(path for path in OUTPUTS.iterdir() if path != parent())
     rejected = render(child)
     assert rejected.exit_code == 2
-    assert f"is a condition of comparison {parent().name}: render that one" in rejected.output
+    assert f"is a condition of comparison {parent().name}: render the comparison" in rejected.output
 
 
 def test_what_cannot_be_rendered_says_why(llama_folder: Path) -> None:
