@@ -6,16 +6,17 @@ nor mlflow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cedkv.conditions import Condition, build_conditions
 from cedkv.config.options import COMPARISONS, Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import ConfigError
+from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
+from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import SampleTexts, read_sample_texts
 
 
@@ -88,8 +89,24 @@ def resolve_run(
     else:
         conditions = (Condition("run", config),)
     texts = read_sample_texts(config)
+    _check_evidence(conditions, texts)
     manifest = resumed or new_manifest(command, phase, config, lists or {})
     return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
+
+
+def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:
+    """Raise DataError if a selector needs evidence that a sample of the user's file does not give."""
+    if texts.on is None:
+        return
+    for evidence, field in (("gold", "gold"), ("other_attention", "other_query_text")):
+        modes = dict.fromkeys(condition.config.select.mode for condition in conditions)
+        needing = [mode for mode in modes if evidence in selector_class(mode).needs]
+        without = next((episode.sample_id for episode in texts.on if getattr(episode, field) is None), None)
+        if needing and without is not None:
+            raise DataError(
+                f'sample {without}: {", ".join(needing)} needs "{field}" in every line of data.on_path; add it, or leave out '
+                "what needs it"
+            )
 
 
 def _check_same(run_id: str, name: str, stored: str, requested: str | None) -> None:
