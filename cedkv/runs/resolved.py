@@ -16,7 +16,6 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
-from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import SampleTexts, read_sample_texts
 
 
@@ -98,6 +97,8 @@ def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None
     """Raise DataError if a selector needs evidence that a sample of the user's file does not give."""
     if texts.on is None:
         return
+    from cedkv.selectors.base import selector_class  # imports numpy, which a bad configuration need not wait for
+
     for evidence, field in (("gold", "gold"), ("other_attention", "other_query_text")):
         modes = dict.fromkeys(condition.config.select.mode for condition in conditions)
         needing = [mode for mode in modes if evidence in selector_class(mode).needs]
