@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
-from cedkv.checks.reference import alone_base, alone_teacher, is_one_pass
+from cedkv.checks.reference import alone_base, alone_student, alone_teacher, is_one_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
 from cedkv.inference.forward import kl, left_padded, log_softmax, next_token_logprobs, prefill
@@ -203,15 +203,12 @@ class BatchConsistency(MeasuredCheck):
     counts_to_floor = certified = True
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        injection = lm.injection_layers(config.layer_scope.injection)
         worst = []
-        for row, (sample, owner, placement) in enumerate(zip(inputs.samples, inputs.owners, inputs.placements, strict=True)):
+        for row, sample in enumerate(inputs.samples):
             pairs = [(alone_base(lm, inputs, sample), inputs.base)]
             pairs.append((alone_teacher(lm, inputs, sample).logprobs, inputs.teacher))
             if not is_one_pass(lm, config):
-                demo = alone_teacher(lm, inputs, owner).demo
-                prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
-                select = next_token_logprobs(lm, [sample.query_token_ids], [sample.sample_id], prefix, injection)
+                select = alone_student(lm, config, inputs, row, sample.query_token_ids, sample.sample_id)
                 pairs.append((select, inputs.select))
             worst.append(float(np.max([float(kl(alone, batched[row : row + 1])) for alone, batched in pairs])))
         return worst

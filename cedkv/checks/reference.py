@@ -1,5 +1,5 @@
-"""Gate A, second half: what the arms did, computed again in another way: by the model left alone (one row, one pass, none of
-this suite's caches), by float64, by the rules written a second time."""
+"""Gate A, second half: what the arms did, computed again in another way: in one row and one pass without any cache, in
+float64, by the rules written a second time."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def alone_teacher(lm: LanguageModel, inputs: CheckInputs, sample: OnSample) -> T
 
     output: TeacherOutput = inputs.cached(("teacher alone", sample.sample_id), compute)
     return output
+
+
+def alone_student(
+    lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int, query: Sequence[int], name: str
+) -> torch.Tensor:
+    """Return log-probabilities (1, vocabulary) after a query under a row's prefix, everything in batches of one.
+
+    Args:
+        name: sample id of the query, for errors.
+    """
+    owner, placement = inputs.owners[row], inputs.placements[row]
+    demo = alone_teacher(lm, inputs, owner).demo
+    prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
+    return next_token_logprobs(lm, [query], [name], prefix, lm.injection_layers(config.layer_scope.injection))
 
 
 def alone_base(lm: LanguageModel, inputs: CheckInputs, sample: OnSample) -> torch.Tensor:
@@ -186,7 +200,7 @@ class Arithmetic(MeasuredCheck):
 
 
 class LeftAlone(MeasuredCheck):
-    """Select = kept tokens and query in one uncached pass of the model left alone.
+    """Select = kept tokens and query in one uncached pass of one row.
 
     KL(one uncached pass at the positions the mode means || select). It applies where a student is such a pass.
     """
@@ -280,10 +294,7 @@ class OffAlone(MeasuredCheck):
             if is_one_pass(lm, config):
                 alone = _uncached(lm, config, owner, selection, prompt.student_ids)
             else:
-                demo = alone_teacher(lm, inputs, owner).demo
-                prefix = encode(lm, config.prefix.kv_source, [owner], [inputs.placements[row]], demo, [0])
-                injection = lm.injection_layers(config.layer_scope.injection)
-                alone = next_token_logprobs(lm, [prompt.student_ids], [prompt.sample_id], prefix, injection)
+                alone = alone_student(lm, config, inputs, row, prompt.student_ids, prompt.sample_id)
             kls[row] = float(kl(alone, batched[None]))
         return kls
 
