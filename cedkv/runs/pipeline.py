@@ -26,6 +26,7 @@ from cedkv.models.checkpoint import trust_tag
 from cedkv.models.context_window import check_context
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
+from cedkv.report.artifacts import RUNTIME
 from cedkv.report.tables import sample_tables
 from cedkv.report.text import run_name
 from cedkv.runs import tracking
@@ -60,7 +61,7 @@ def run(resolved: ResolvedRun) -> list[ConditionResult]:
     else:
         manifest.name = manifest.name or f"{name} · {len(resolved.conditions)} conditions · seed {config.seed}"
         tags = {"comparison": name, "best": "pending"}
-    tags |= trust_tag(config.model) | _providers(config) | check_providers()
+    tags |= _provenance(config)
     with open_run(resolved, tags) as active:
         return _run(resolved, active)
 
@@ -85,12 +86,15 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     _attach_certificate(certified, configs, active.manifest)
     certified.check(configs)
     if resolved.comparison is None:
-        write_json(active.folder / "artifacts" / "hf_runtime_meta.json", lm.meta)
+        write_json(active.folder / "artifacts" / RUNTIME, lm.meta)
     active.manifest.datasets = tracking.describe_datasets(sample_tables(samples, resolved.phase))
     active.push()
     manifests = {keys[0]: active.manifest} if resolved.comparison is None else _children(resolved, active)
     for condition in conditions if resolved.comparison is not None else ():
-        _attach_certificate(certified, [condition.config], active.children[condition.key])
+        child = active.children[condition.key]
+        child.datasets = active.manifest.datasets
+        write_json(child.folder / "artifacts" / RUNTIME, lm.meta)
+        _attach_certificate(certified, [condition.config], child)
     evaluate(lm, conditions, samples, resolved.phase, {key: m.folder for key, m in manifests.items()}, clock, journal)
     clock.enter("report")
     reported = publish_conditions(resolved, active, manifests, lm, samples, journal, clock)
@@ -105,7 +109,7 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     for condition in resolved.conditions:
         role = selector_class(condition.config.select.mode).role
         tags = {"comparison": str(resolved.comparison), "condition": condition.key, "kind": role}
-        tags |= pending | trust_tag(resolved.config.model) | _providers(condition.config) | check_providers()
+        tags |= pending | _provenance(condition.config)
         active.child(condition.key, names[condition.key], condition.config, tags)
     return active.children
 
@@ -130,6 +134,11 @@ def depends_on(identity: Mapping[str, Any], conditions: Sequence[Condition], sam
             digest.update(f"{sample!r}\n".encode())
         values |= {f"samples.{kind}.source": source, f"samples.{kind}.digest": digest.hexdigest()}
     return {**values, **check_providers(), **identity}
+
+
+def _provenance(config: Phase2Config) -> dict[str, str]:
+    """Return tags of code that is not this package's: a checkpoint's that runs, and what extensions provide."""
+    return trust_tag(config.model) | _providers(config) | check_providers()
 
 
 def _providers(config: Phase2Config) -> dict[str, str]:

@@ -86,9 +86,6 @@ def publish_conditions(
     reported = []
     for condition in _named(resolved.conditions, resolved.comparison, resolved.phase):
         manifest = manifests[condition.key]
-        if not single:
-            write_json(manifest.folder / "artifacts" / RUNTIME, lm.meta)
-            manifest.datasets = active.manifest.datasets
         manifest.seconds = clock.read() if single else {}
         report = report_condition(manifest, condition, resolved.phase, journal.records(condition.key), context)
         result = report.result
