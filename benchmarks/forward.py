@@ -1,7 +1,7 @@
 """The engine against the forward limit: the tokens that must go through the model, each once, in bare forward calls.
 
 Which tokens must: for each ON sample the query alone, demo + query, the kept tokens and the query of the select arm and of
-every random trial; for OFF prompts what they all begin with (a chat template's head) once alone and once under each state,
+every random trial; for OFF prompts what they all begin with (a chat template's head) once alone and once under each prefix,
 and the rest of each prompt twice. Gate A's checks and repetitions run tokens again on purpose, so neither side has them here;
 what they add is a row of its own. Chance beginnings that rows have in common are not counted as shared.
 
