@@ -36,7 +36,7 @@ check: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
-	lint-imports --no-cache
+	lint-imports --no-cache --no-logo
 	python docs/reference.py --check
 
 docs: $(READY)
