@@ -23,7 +23,7 @@ from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Placement, Record
 from cedkv.kv.positioning import place
 from cedkv.models.capabilities import scope_layers
-from cedkv.selectors.base import SelectionTask, select_tokens, selector_class
+from cedkv.selectors.base import SelectionTask, query_window, select_tokens, selector_class
 from cedkv.tasks.load import Samples
 
 NEAR = 1e-3
@@ -60,7 +60,8 @@ class Reference:
         output = self._forward(sample.teacher_ids, range(len(sample.teacher_ids)), output_attentions=True)
         teacher = _log_softmax(output.logits[0, -1])
         layers = scope_layers(config.layer_scope.selection, len(output.attentions), "layer_scope.selection")
-        length, window = len(sample.demo_token_ids), min(config.select.query_window, len(sample.query_token_ids))
+        length, queried = len(sample.demo_token_ids), len(sample.query_token_ids)
+        window = min(query_window(config.select) or queried, queried)
         read = torch.stack([output.attentions[layer][0, :, -window:, :length] for layer in sorted(layers)])
         known = Evidence(read.mean(dim=(0, 1, 2)).double().numpy(), gold=sample.gold_tokens)
         chosen = self._place(config, sample, known, config.select.mode, "select", 0)

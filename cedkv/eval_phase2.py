@@ -8,7 +8,7 @@ conditions: what they share (base, teacher, the OFF prompts alone, random arms u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,11 @@ from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
-from cedkv.core.values import Evidence, OffSample, Record
+from cedkv.core.values import Evidence, OffSample, OnSample, Record
 from cedkv.inference import student
+from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import kl, next_token_logprobs
-from cedkv.inference.student import Announce
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
@@ -53,7 +54,11 @@ def _execute(
     on = [samples.on[i] for i in unit.on]
     gate_a_rows = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
     partners = partner_rows(conditions, unit.on, len(samples.on))
-    batch = student.read_batch(lm, configs, on, partners, step, gate_a_rows)
+    batch = read_batch(lm, configs, on, partners, step, gate_a_rows)
+
+    def alone(sample: OnSample) -> Batch:
+        return read_batch(lm, configs, [sample], None, _silent, keep=[0])
+
     step("base", len(on))
     base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
     off = OffPrompts(
@@ -69,12 +74,16 @@ def _execute(
     for condition, (evidence, selected) in zip(conditions, student.students(batch, configs), strict=True):
         if condition is not conditions[0]:
             step("select", len(on))
-        arms = ConditionArms(condition.config, evidence, selected, _snapshots(batch, selected, gate_a_rows))
+        arms = ConditionArms(condition.config, evidence, selected, _snapshots(batch, selected, gate_a_rows), alone)
         records[condition.key] = _run_condition(batch, arms, base, off, off_base, gate_a_rows, phase, step)
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
     return records
+
+
+def _silent(arm: str, n: int) -> None:
+    """Announce nothing: what a check runs again is part of Gate A's evaluations."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +110,18 @@ class ConditionArms:
     evidence: the teacher's evidence per sample.
     selected: the select arm's choice and prefixes.
     untouched: copies of the caches that later passes read from, for the check that no pass changes them.
+    alone: runs the teacher on one sample in a batch of its own, reading what all conditions need.
     """
 
     config: Phase2Config
     evidence: list[Evidence]
     selected: student.Student
     untouched: list[KVPrefix]
+    alone: Callable[[OnSample], Batch]
 
 
 def _run_condition(
-    batch: student.Batch,
+    batch: Batch,
     arms: ConditionArms,
     base: torch.Tensor,
     off: OffPrompts,
@@ -153,11 +164,12 @@ def _run_condition(
 
 
 def _repeat(
-    batch: student.Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Announce
+    batch: Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Announce
 ) -> dict[str, list[Record]]:
     """Re-run teacher, selection and select arm in two reshuffled batches; results must not depend on batch composition.
 
-    Causal drops are taken from the run itself: they cost many passes per sample, in batches of their own.
+    What was found by hiding spans or trying selections is taken from the run itself: it costs many passes per sample, in
+    batches of their own.
     """
     groups = batch_groups(conditions, len(unit.on)) if uses_partners(conditions) else [(row,) for row in range(len(unit.on))]
     order = rng_for(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
@@ -170,7 +182,7 @@ def _repeat(
 
         samples = [batch.samples[row] for row in rows]
         partners = partner_rows(conditions, [unit.on[row] for row in rows], n_on)
-        reshuffled = student.read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
+        reshuffled = read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
         announce("select", len(samples) * len(conditions))
         for condition, (_, selected) in zip(conditions, student.students(reshuffled, configs), strict=True):
             select = student.answer(reshuffled, condition.config, selected.prefix)
@@ -178,14 +190,14 @@ def _repeat(
     return records
 
 
-def _off_select(batch: student.Batch, config: Phase2Config, off: OffPrompts, selected: student.Student) -> torch.Tensor:
+def _off_select(batch: Batch, config: Phase2Config, off: OffPrompts, selected: student.Student) -> torch.Tensor:
     """Return (OFF prompts, vocabulary) log-probabilities under the select arm's prefixes."""
     injection = batch.lm.injection_layers(config.layer_scope.injection)
     ids = [prompt.student_ids for prompt in off.prompts]
     return next_token_logprobs(batch.lm, ids, off.names, selected.prefix, injection, off.owners)
 
 
-def _off_records(batch: student.Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
+def _off_records(batch: Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
     deltas = kl(off_select, off_base).tolist()
     base_tokens, select_tokens = off_base.argmax(dim=1).tolist(), off_select.argmax(dim=1).tolist()
     return [
@@ -194,7 +206,7 @@ def _off_records(batch: student.Batch, off: OffPrompts, off_base: torch.Tensor, 
     ]
 
 
-def _snapshots(batch: student.Batch, selected: student.Student, rows: list[int]) -> list[KVPrefix]:
+def _snapshots(batch: Batch, selected: student.Student, rows: list[int]) -> list[KVPrefix]:
     """Return copies of the demo caches and prefixes of some rows, made before any arm has run over them."""
     if not rows:
         return []
@@ -203,7 +215,7 @@ def _snapshots(batch: student.Batch, selected: student.Student, rows: list[int])
 
 
 def _check_inputs(
-    batch: student.Batch,
+    batch: Batch,
     arms: ConditionArms,
     base: torch.Tensor,
     select: torch.Tensor,
@@ -227,8 +239,7 @@ def _check_inputs(
         placements=[selected.choice.placements[row] for row in rows],
         prefix=selected.prefix.rows(rows),
         off=off_alone,
-        layers=frozenset(teacher.layers),
-        window=max(attention.shape[1] for attention in teacher.rows),
         untouched=arms.untouched,
         cached=batch.cached,
+        alone=arms.alone,
     )

@@ -12,9 +12,9 @@ from cedkv.core.errors import CedkvError
 from cedkv.core.registry import build
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, TokenKind
-from cedkv.selectors.base import SelectionTask, candidates, select_tokens, selector_class
+from cedkv.selectors.base import ALWAYS, SelectionTask, candidates, select_tokens, selector_class
 
-_EVIDENCE = frozenset(field.name for field in fields(Evidence)) - {"attention"}
+_EVIDENCE = frozenset(field.name for field in fields(Evidence)) - ALWAYS
 _KINDS: tuple[TokenKind, ...] = ("input", "delimiter", "answer", "input", "delimiter")
 
 
@@ -60,11 +60,14 @@ def _task(needs: frozenset[str], select: SelectBlock, length: int, bos: bool) ->
     rng = rng_for(0, "check_selector", 0, f"{length}-{bos}")
     starts = [span.start for span in candidates(tuple(kinds), select)]
     drawn = dict(zip(starts, rng.random(len(starts)).tolist(), strict=True))
+    worth = rng.random(length)
     drawn_evidence: dict[str, Any] = {
         "causal_drop": drawn,
-        "accumulated": rng.random(length),
-        "other_attention": rng.random(length),
+        "span_drop": drawn,
         "gold": (3, 6),
+        "shots": tuple((at, min(at + 5, length)) for at in range(bos, length, 5)),
+        "answer_odds": lambda masks: masks @ worth,
+        "divergence": lambda selections: [float(-worth[list(s.kept_tokens)].sum()) for s in selections],
     }
     assert drawn_evidence.keys() == _EVIDENCE
     evidence = Evidence(np.asarray(rng.random(length)), **{name: drawn_evidence[name] for name in needs})

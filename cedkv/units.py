@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.core.errors import ConfigError
-from cedkv.inference.student import needed_evidence, random_key
+from cedkv.inference.evidence import plan_passes
+from cedkv.inference.student import random_key
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import Samples
 
@@ -60,7 +61,7 @@ def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
     """Return how many (sample, arm) evaluations a unit reports to its step function."""
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
-    teacher = n * (1 + ("other_attention" in needed_evidence([c.config for c in conditions])))
+    teacher = n * (1 + plan_passes([c.config for c in conditions]).extra)
     shared = teacher + n + n_off
     if phase == "2":
         keys = {random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}

@@ -20,6 +20,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.registry import Registry
 from cedkv.core.values import Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.inference.batch import Batch
 from cedkv.kv.cache import KVPrefix
 from cedkv.metrics_phase2 import largest
 from cedkv.models.loading import LanguageModel
@@ -102,7 +103,7 @@ class CheckInputs:
     untouched: copies of the demo caches and of the prefixes, made before any arm has run over them.
     cached: returns a value by key, computed once for all conditions of the batch.
     off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
-    layers, window: the attention that was read.
+    alone: runs the teacher on one sample in a batch of its own.
     """
 
     samples: Sequence[OnSample]
@@ -115,11 +116,10 @@ class CheckInputs:
     prefix: KVPrefix
     untouched: Sequence[KVPrefix]
     cached: Callable[[Any, Callable[[], Any]], Any]
+    alone: Callable[[OnSample], Batch]
     selections: Sequence[Selection] = ()
     evidence: Sequence[Evidence] = ()
     off: Sequence[tuple[int, OffSample, torch.Tensor]] = ()
-    layers: frozenset[int] = frozenset()
-    window: int = 1
     _own_cache: dict[str, Any] = field(default_factory=dict)
 
     @property

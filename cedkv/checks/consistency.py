@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
-from cedkv.checks.reference import alone_base, alone_student, alone_teacher, is_one_pass
+from cedkv.checks.reference import alone_base, alone_batch, alone_student, is_one_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
 from cedkv.inference.forward import kl, left_padded, log_softmax, next_token_logprobs, prefill
@@ -206,7 +206,7 @@ class BatchConsistency(MeasuredCheck):
         worst = []
         for row, sample in enumerate(inputs.samples):
             pairs = [(alone_base(lm, inputs, sample), inputs.base)]
-            pairs.append((alone_teacher(lm, inputs, sample).logprobs, inputs.teacher))
+            pairs.append((alone_batch(inputs, sample).teacher.logprobs, inputs.teacher))
             if not is_one_pass(lm, config):
                 select = alone_student(lm, config, inputs, row, sample.query_token_ids, sample.sample_id)
                 pairs.append((select, inputs.select))

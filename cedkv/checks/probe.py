@@ -25,13 +25,15 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OnEpisode, OnSample
+from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import Ids, kl, log_softmax, next_token_logprobs
 from cedkv.inference.prefix import encode
 from cedkv.inference.teacher import TeacherOutput, read_teacher
 from cedkv.kv import attention
-from cedkv.kv.attention import AttentionReader
 from cedkv.kv.cache import KVPrefix
 from cedkv.kv.positioning import place
+from cedkv.kv.readers import AttentionReader, layer_readers
+from cedkv.kv.readings import RowAttention
 from cedkv.models import cpu
 from cedkv.models.loading import LanguageModel
 
@@ -41,6 +43,7 @@ WEIGHING = "cedkv-weighing"
 """Name of the eager implementation that returns the weights it gives to values."""
 LEAST_CONTEXT = 16
 """Tokens without which a model cannot be probed."""
+LAST_ROW, TWO_ROWS = RowAttention(1, "mean"), RowAttention(2, "mean")
 ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of attention rows that rounding may make, by dtype."""
 
@@ -154,7 +157,7 @@ class HiddenPrefixUnseen(ProbeCheck):
 class AttentionRows(ProbeCheck):
     """Attention as it is read = the eager implementation's.
 
-    Largest absolute difference, over layers, of the query's last two rows, mean over heads.
+    Largest absolute difference, over layers and heads, of the query's last row and of the mean of its last two.
     """
 
     name, unit = "attention_rows", "absolute"
@@ -169,8 +172,9 @@ class AttentionRows(ProbeCheck):
                 ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
                 maps = probe.lm.model(ids, output_attentions=True).attentions
                 for i, layer in enumerate(sorted(probe.layers)):
-                    expected = maps[layer][0].float().mean(dim=0)[-2:, : len(sample.demo_token_ids)]
-                    differences.append(float((probe.teacher.rows[row][i] - expected).abs().max()))
+                    expected = maps[layer][0].float()[:, -2:, : len(sample.demo_token_ids)]
+                    for reading, rows in ((LAST_ROW, expected[:, -1]), (TWO_ROWS, expected.mean(dim=1))):
+                        differences.append(float((probe.teacher.maps[reading][row][i] - rows).abs().max()))
         return _worst(differences)
 
 
@@ -251,12 +255,14 @@ def run_probe(lm: LanguageModel) -> Probed:
     names, rows = [sample.sample_id for sample in samples], range(len(samples))
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
     layers = frozenset(range(lm.capabilities.n_layers))
-    teacher = read_teacher(lm, demos, queries, names, AttentionReader(layers, 2), keep=rows)
+    reader = AttentionReader(layers, layer_readers([LAST_ROW, TWO_ROWS], {}, None))
+    teacher = read_teacher(lm, demos, queries, names, reader, keep=rows)
     base = next_token_logprobs(lm, [s.base_ids for s in samples], names)
     slots = max(map(len, demos)) // 2 + 3
     kept = [(0, *range(1 + i, len(demo), 2)) for i, demo in enumerate(demos)]
     placements = [place(k, len(d), "compact", "null_pad", slots) for k, d in zip(kept, demos, strict=True)]
     prefix = encode(lm, "prefill", samples, placements, None, ())
+    config = Phase2Config().model_copy(update={"prefix_len": slots})
     inputs = CheckInputs(
         samples=samples,
         owners=samples,
@@ -268,8 +274,8 @@ def run_probe(lm: LanguageModel) -> Probed:
         prefix=prefix,
         untouched=[snapshot(teacher.demo_prefixes(rows)), snapshot(prefix)],
         cached=_cache(),
+        alone=lambda sample: read_batch(lm, [config], [sample], None, lambda *_: None, keep=[0]),
     )
-    config = Phase2Config().model_copy(update={"prefix_len": slots})
     certified = [check for check in measured_checks() if check.certified]
     observed = run_checks(lm, config, inputs, certified)
     figures = {name: _worst(value for value in values if value is not None) for name, values in observed.items()}

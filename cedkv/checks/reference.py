@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Placement, Selection
+from cedkv.inference.batch import Batch
+from cedkv.inference.evidence import token_score, token_scores
 from cedkv.inference.forward import kl, log_softmax, next_token_logprobs, prefill
 from cedkv.inference.prefix import encode
-from cedkv.inference.teacher import TeacherOutput, read_teacher
-from cedkv.kv.attention import AttentionReader
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import SelectionTask, create, select_tokens
 
@@ -34,15 +35,10 @@ NARROWER = {
 SOME_OUTPUTS, SOME_TOKENS = 16, 256
 
 
-def alone_teacher(lm: LanguageModel, inputs: CheckInputs, sample: OnSample) -> TeacherOutput:
-    """Return the teacher's output on one sample in a batch of its own."""
-
-    def compute() -> TeacherOutput:
-        demo, query = [sample.demo_token_ids], [sample.query_token_ids]
-        return read_teacher(lm, demo, query, [sample.sample_id], AttentionReader(inputs.layers, inputs.window), keep=[0])
-
-    output: TeacherOutput = inputs.cached(("teacher alone", sample.sample_id), compute)
-    return output
+def alone_batch(inputs: CheckInputs, sample: OnSample) -> Batch:
+    """Return one sample in a batch of its own, with the teacher's passes over it."""
+    batch: Batch = inputs.cached(("alone", sample.sample_id), lambda: inputs.alone(sample))
+    return batch
 
 
 def alone_student(
@@ -54,7 +50,7 @@ def alone_student(
         name: sample id of the query, for errors.
     """
     owner, placement = inputs.owners[row], inputs.placements[row]
-    demo = alone_teacher(lm, inputs, owner).demo
+    demo = alone_batch(inputs, owner).teacher.demo
     prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
     return next_token_logprobs(lm, [query], [name], prefix, lm.injection_layers(config.layer_scope.injection))
 
@@ -75,9 +71,9 @@ def is_one_pass(lm: LanguageModel, config: Phase2Config) -> bool:
 
 
 class AttentionAlone(MeasuredCheck):
-    """Attention scores of a batch of one = those that spans were selected by.
+    """Token scores of a batch of one = those that spans were selected by.
 
-    Largest difference of a demo's attention scores over the largest score.
+    Largest difference of a demo's scores over the largest score: the configured attention, and the selector's own score.
     """
 
     name, unit = "attention_alone", "relative"
@@ -87,13 +83,19 @@ class AttentionAlone(MeasuredCheck):
         return float(np.sqrt(2 * config.kl_limit("batch_kl_max")))
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        layers, window = lm.selection_layers(config.layer_scope.selection), config.select.query_window
+        configured, asked = token_scores(config)
         errors = []
         for owner, evidence in zip(inputs.owners, inputs.evidence, strict=True):
-            alone = alone_teacher(lm, inputs, owner).attention(0, layers, window)
-            same_shape = alone.shape == evidence.attention.shape
-            errors.append(float(np.abs(alone - evidence.attention).max() / np.abs(alone).max()) if same_shape else 1.0)
+            batch = alone_batch(inputs, owner)
+            pairs = ((configured, evidence.attention), (asked, evidence.scores))
+            errors.append(max(_difference(token_score(batch, score, 0), batched) for score, batched in pairs))
         return errors
+
+
+def _difference(alone: NDArray[np.float64], batched: NDArray[np.float64]) -> float:
+    if alone.shape != batched.shape:
+        return 1.0
+    return float(np.abs(alone - batched).max() / max(np.abs(alone).max(), 1e-30))
 
 
 class SelectionRules(MeasuredCheck):

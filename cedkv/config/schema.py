@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS, TASKS
@@ -55,6 +55,7 @@ LayerScope = (
     | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 )
 Dtype = Literal["float32", "bfloat16", "float16"]
+Pooling = Literal["mean", "max"]
 
 KL_LIMIT = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest KL in nats between two mathematically identical computations, by dtype; used where a threshold is null.
@@ -145,8 +146,21 @@ class SelectBlock(Block):
     candidate_policy: Literal["input_and_delimiter_only"] = "input_and_delimiter_only"
     center_policy: Literal["start", "center"] = "start"
     keep_sink: Annotated[int, Field(ge=0)] = 0
-    query_window: Count = 1
+    query_window: Count | Literal["all"] = "all"
+    row_pooling: Pooling = "mean"
+    head_pooling: Pooling = "mean"
+    layer_pooling: Pooling = "mean"
+    pooling_kernel: Annotated[int, Field(ge=1, le=255)] = 1
+    value_weighting: Literal["none", "output_norm"] = "none"
+    null_query: bool = False
     causal_drop_advisory: bool = False
+
+    @field_validator("pooling_kernel")
+    @classmethod
+    def _check_odd(cls, kernel: int) -> int:
+        if kernel % 2 == 0:
+            raise ValueError(f"{kernel} has no middle token: the scores would be shifted; use {kernel - 1} or {kernel + 1}")
+        return kernel
 
     @model_validator(mode="after")
     def _check_params(self) -> Self:

@@ -10,6 +10,7 @@ positions, metrics and gates do not depend on torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ class OnEpisode:
     char_kinds: ``(start, end, kind)`` over the characters of ``demo_text``; characters in no range are delimiters.
     gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span`` only.
     other_query_text: another query about the same demo; needed by ``transfer_span`` only.
+    shots: the characters of each solved example of ``demo_text``; needed by ``whole_shots`` only.
     """
 
     sample_id: str
@@ -37,6 +39,7 @@ class OnEpisode:
     char_kinds: tuple[tuple[int, int, TokenKind], ...]
     gold: tuple[int, int] | None = None
     other_query_text: str | None = None
+    shots: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class OnSample:
 
     demo_token_ids: begins with BOS (kind ``bos``) if the tokenizer adds BOS.
     token_kinds: the kind of every demo token.
-    gold_tokens, other_query_ids: ``gold`` and ``other_query_text`` of the episode, in tokens.
+    gold_tokens, other_query_ids, shot_tokens: ``gold``, ``other_query_text`` and ``shots`` of the episode, in tokens.
     """
 
     episode: OnEpisode
@@ -55,6 +58,7 @@ class OnSample:
     token_kinds: tuple[TokenKind, ...]
     gold_tokens: tuple[int, int] | None = None
     other_query_ids: tuple[int, ...] | None = None
+    shot_tokens: tuple[tuple[int, int], ...] | None = None
 
     @property
     def sample_id(self) -> str:
@@ -124,21 +128,30 @@ class Placement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The teacher's evidence about one sample's demo; None for evidence that no selector asked for.
+    """What a selector may know about one sample's demo; None for evidence that it does not ask for.
 
-    attention: (L,) attention of the query's last tokens to each demo token, mean over heads and the layers of the selection
-        scope.
-    causal_drop: a candidate's start -> KL(teacher || teacher without the span), in nats.
-    accumulated: (L,) attention received from all later tokens, divided by the number of later tokens.
-    other_attention: (L,) as ``attention``, for another query.
-    gold: the demo tokens that hold the answer.
+    attention: (L,) attention of the query to each demo token under the configured aggregation (``select.query_window`` and so
+        on).
+    scores: (L,) the score of each demo token that the selector asks for by ``token_score``; ``attention`` for most.
+    causal_drop: a candidate's start -> KL(teacher || teacher without the span), in nats. span_drop: a candidate's start ->
+    how far hiding the span moves the heads' outputs, in closed form (``kv.readings.SpanDrop``). gold: the demo tokens that
+    hold the answer. shots: the demo's solved examples, ``[start, end)`` in tokens. answer_odds: (M, L) bool masks of demo
+    tokens, True = visible -> (M,) log-odds log p / (1 - p) of the teacher's own answer. divergence: selections -> KL(select
+    || teacher) of each in nats, made and answered as the configuration says.
     """
 
     attention: NDArray[np.float64]
+    scores: NDArray[np.float64] = None  # type: ignore[assignment]  # attention where not given
     causal_drop: dict[int, float] | None = None
-    accumulated: NDArray[np.float64] | None = None
-    other_attention: NDArray[np.float64] | None = None
+    span_drop: dict[int, float] | None = None
     gold: tuple[int, int] | None = None
+    shots: tuple[tuple[int, int], ...] | None = None
+    answer_odds: Callable[[NDArray[np.bool_]], NDArray[np.float64]] | None = None
+    divergence: Callable[[Sequence[Selection]], list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores is None:
+            object.__setattr__(self, "scores", self.attention)
 
 
 @dataclass(frozen=True)

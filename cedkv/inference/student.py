@@ -1,15 +1,14 @@
 """Students: from the teacher's evidence to prefixes and answers, for a batch of samples and any number of conditions.
 
-A ``Batch`` holds what does not depend on the condition, each value computed once: the teacher's pass, the evidence under
-each layer scope, causal drops, random arms under the same settings.
+What does not depend on the condition is in the ``Batch``, each value computed once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,19 +16,14 @@ from cedkv.config.extensions import KV_SOURCES, SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
-from cedkv.core.values import Evidence, OnSample, Placement, Selection
-from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.core.values import Evidence, Placement, Selection
+from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.evidence import read_evidence
+from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import kv_source
-from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
-from cedkv.kv.attention import AttentionReader
 from cedkv.kv.cache import KVPrefix, Layers, assemble
 from cedkv.kv.positioning import place
-from cedkv.models.loading import LanguageModel
-from cedkv.selectors.base import SelectionTask, candidates, create, select_tokens, selector_class
-
-T = TypeVar("T")
-Announce = Callable[[str, int], None]
-"""Called before an arm is computed, with the arm's name and its number of evaluations (sample x arm)."""
+from cedkv.selectors.base import SelectionTask, create, select_tokens, selector_class
 
 
 @dataclass(frozen=True)
@@ -56,105 +50,6 @@ class Student:
     choice: Choice
     prefix: KVPrefix
     owners: list[int]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples and everything about them that conditions share.
-
-    teacher: the teacher's pass over demo + query.
-    other_query: the same with each sample's other query; None where no condition needs it.
-    partners: for each row the row whose prefix ``wrong_demo`` gives it; None where no condition uses partners.
-    drops: causal drops by sample and span, which a repetition takes from the run itself.
-    """
-
-    lm: LanguageModel
-    samples: list[OnSample]
-    teacher: TeacherOutput
-    other_query: TeacherOutput | None
-    partners: list[int] | None
-    drops: dict[Any, dict[int, float]] = field(default_factory=dict)
-    _cache: dict[Any, Any] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        """Sample ids."""
-        return [sample.sample_id for sample in self.samples]
-
-    def cached(self, key: Any, compute: Callable[[], T]) -> T:
-        """Return the value computed when the key was first asked for."""
-        if key not in self._cache:
-            self._cache[key] = compute()
-        value: T = self._cache[key]
-        return value
-
-
-def needed_evidence(configs: Sequence[Phase2Config]) -> frozenset[str]:
-    """Return the fields of ``Evidence`` beyond attention that these configurations need."""
-    fields = {name for config in configs for name in selector_class(config.select.mode).needs}
-    if any(config.select.causal_drop_advisory for config in configs):
-        fields.add("causal_drop")
-    return frozenset(fields)
-
-
-def read_batch(
-    lm: LanguageModel,
-    configs: Sequence[Phase2Config],
-    samples: list[OnSample],
-    partners: list[int] | None,
-    announce: Announce,
-    keep: Sequence[int] = (),
-    drops: dict[Any, dict[int, float]] | None = None,
-) -> Batch:
-    """Run the teacher once for all configurations, and the other queries over its cache where a selector needs them.
-
-    Args:
-        partners: see ``Batch``.
-        keep: rows whose demo cache is kept in any case.
-        drops: causal drops that are computed already.
-
-    Raises:
-        DataError: another query is needed and a sample has none.
-        NumericsError: a logit, key or value is not finite.
-    """
-    needed = needed_evidence(configs)
-    layers = frozenset().union(*(lm.selection_layers(config.layer_scope.selection) for config in configs))
-    window = max(config.select.query_window for config in configs)
-    demos, names = [s.demo_token_ids for s in samples], [s.sample_id for s in samples]
-    if needed & {"causal_drop", "other_attention"} or any(kv_source(c.prefix.kv_source).reads_demo_cache for c in configs):
-        keep = range(len(samples))
-    announce("teacher", len(samples))
-    reader = AttentionReader(layers, window, layers if "accumulated" in needed else frozenset())
-    teacher = read_teacher(lm, demos, [s.query_token_ids for s in samples], names, reader, keep)
-    other_query = None
-    if "other_attention" in needed:
-        without = [s.sample_id for s in samples if s.other_query_ids is None]
-        if without:
-            modes = dict.fromkeys(m for m in (c.select.mode for c in configs) if "other_attention" in selector_class(m).needs)
-            raise DataError(f'sample {without[0]}: {", ".join(modes)} needs "other_query_text" in every line of data.on_path')
-        announce("other query", len(samples))
-        queries = [s.other_query_ids or () for s in samples]
-        rows = [teacher.demo_row[row] for row in range(len(samples))]
-        other_query = read_queries(lm, teacher.demo_kv(), rows, queries, names, AttentionReader(layers, window))
-    return Batch(lm, samples, teacher, other_query, partners, {} if drops is None else drops)
-
-
-def read_evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:
-    """Return what the teacher says about each sample's demo, as far as this configuration needs it."""
-    needed = needed_evidence([config])
-    layers = batch.lm.selection_layers(config.layer_scope.selection)
-    window = config.select.query_window
-    evidences = []
-    for row, sample in enumerate(batch.samples):
-        evidence = Evidence(batch.teacher.attention(row, layers, window), gold=sample.gold_tokens)
-        if "causal_drop" in needed:
-            evidence = replace(evidence, causal_drop=_causal_drops(batch, config, row))
-        if "accumulated" in needed:
-            evidence = replace(evidence, accumulated=batch.teacher.accumulated(row, layers))
-        if "other_attention" in needed and batch.other_query is not None:
-            evidence = replace(evidence, other_attention=batch.other_query.attention(row, layers, window))
-        evidences.append(evidence)
-    return evidences
 
 
 def students(batch: Batch, configs: Sequence[Phase2Config]) -> Iterator[tuple[list[Evidence], Student]]:
@@ -250,20 +145,3 @@ def _give_to_partners(student: Student, partners: list[int] | None) -> Student:
     choice = student.choice
     swapped = Choice([choice.selections[i] for i in partners], [choice.placements[i] for i in partners], choice.kv_source)
     return Student(swapped, student.prefix.rows(partners), partners)
-
-
-def _causal_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, float]:
-    """Return start -> KL(teacher || teacher without the span) in nats for every candidate of a row.
-
-    The query runs over the demo's cache with the span masked out, all candidates in one batch.
-    """
-    lm, sample, teacher = batch.lm, batch.samples[row], batch.teacher
-    key = (sample.sample_id, config.select.span_len, config.select.center_policy)
-    if key not in batch.drops:
-        spans = candidates(sample.token_kinds, config.select)
-        hidden = teacher.demo_prefixes([row] * len(spans)).hide([(span.start, span.end) for span in spans])
-        queries, names = [sample.query_token_ids] * len(spans), [sample.sample_id] * len(spans)
-        without = next_token_logprobs(lm, queries, names, hidden)
-        drops = kl(teacher.logprobs[row].expand_as(without), without).tolist()
-        batch.drops[key] = {span.start: drop for span, drop in zip(spans, drops, strict=True)}
-    return batch.drops[key]

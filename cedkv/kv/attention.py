@@ -1,8 +1,8 @@
-"""Attention with two additions: read a few query rows, and hide the prefix from some layers.
+"""Attention with two additions: an observer sees every call, and the prefix is hidden from some layers.
 
 Registered with transformers' attention interface under the name ``cedkv``. It is ``sdpa`` in everything else, except for
 soft-capped scores (Gemma 2) and attention sinks (gpt-oss), which sdpa lacks and which are computed here. A context manager
-around the forward pass says what to read or hide, so the model object carries no state.
+around the forward pass says who observes and what to hide, so the model object carries no state.
 
 Rows are recomputed from q and k, softmax(q k^T * scaling + mask) in float32 (Vaswani et al. 2017, eq. 1), a few at a time: no
 T x T matrix is materialised, and the model never runs in eager mode. A test compares the rows with eager attention at 1e-5.
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,7 +26,7 @@ from cedkv.core.errors import ModelError
 
 NAME = "cedkv"
 ROW_CHUNK = 128
-"""Query rows whose attention is held at once where all rows are summed."""
+"""Query rows whose attention is held at once where many rows are reduced."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +48,28 @@ class ScoreForm:
         return self.softcap is None and self.sinks is None
 
 
-@dataclass
-class AttentionReader:
-    """Collects attention, averaged over heads, in the given layers while a forward pass runs.
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's attention call; shapes as in ``attention_rows``, ``value`` is (B, H_kv, T, D_v)."""
 
-    layers: layers whose last ``window`` query rows are read; ``rows[layer]`` is (B, window, T).
-    accumulate: layers in which the attention that each position receives is summed over all query rows; ``received[layer]``
-        is (B, T).
-    """
+    layer: int
+    module: Any
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    form: ScoreForm
 
-    layers: frozenset[int]
-    window: int
-    accumulate: frozenset[int] = frozenset()
-    rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    received: dict[int, torch.Tensor] = field(default_factory=dict)
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return the attention weights of the query rows ``[start, stop)``, (B, H_q, rows, T)."""
+        return attention_rows(self.query, self.key, self.mask, self.form, start, stop)
 
-    def fresh(self) -> AttentionReader:
-        """Return an empty reader of the same layers and window, for another pass."""
-        return AttentionReader(self.layers, self.window, self.accumulate)
 
-    def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, form: ScoreForm) -> None:
-        """Read one layer's attention; shapes as in ``attention_rows``."""
-        if layer in self.layers:
-            window = min(self.window, query.shape[2])
-            self.rows[layer] = attention_rows(query, key, mask, form, query.shape[2] - window, query.shape[2]).mean(1)
-        if layer in self.accumulate:
-            self.received[layer] = torch.zeros(key.shape[0], key.shape[2], device=key.device)
-            for start in range(0, query.shape[2], ROW_CHUNK):
-                stop = min(start + ROW_CHUNK, query.shape[2])
-                rows = attention_rows(query, key, mask, form, start, stop).mean(1)
-                positions = torch.arange(start, stop, device=key.device)
-                rows[:, positions - start, positions] = 0  # attention of a position to itself is not from a later one
-                self.received[layer] += rows.sum(dim=1)
+class CallObserver(Protocol):
+    """What sees every attention call while a forward pass runs."""
 
-    def require_complete(self) -> None:
-        """Raise RuntimeError if a layer in scope made no attention call that could be read."""
-        missing = (self.layers - set(self.rows)) | (self.accumulate - set(self.received))
-        if missing:
-            raise RuntimeError(f"no attention was read in layers {sorted(missing)}")
+    def observe(self, call: AttentionCall) -> None:
+        """Take one layer's call."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +83,18 @@ class HiddenPrefix:
 _UNSUPPORTED_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks")
 """Arguments of an attention call that change what is attended to in ways not supported here."""
 
-_reader: ContextVar[AttentionReader | None] = ContextVar("cedkv_attention_reader", default=None)
+_observer: ContextVar[CallObserver | None] = ContextVar("cedkv_attention_observer", default=None)
 _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", default=None)
 
 
 @contextmanager
-def capture_attention(reader: AttentionReader) -> Iterator[AttentionReader]:
-    """Let forward passes inside the context fill ``reader``."""
-    token = _reader.set(reader)
+def observe_attention(observer: CallObserver) -> Iterator[None]:
+    """Show ``observer`` every attention call of the forward passes inside the context."""
+    token = _observer.set(observer)
     try:
-        yield reader
+        yield
     finally:
-        _reader.reset(token)
+        _observer.reset(token)
 
 
 @contextmanager
@@ -203,15 +187,15 @@ def cedkv_attention(
             "a way not supported here; use a decoder with standard attention (Llama, Qwen2, Qwen3, Mistral, ...)"
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
-    hidden, reader = _hidden.get(), _reader.get()
+    hidden, observer = _hidden.get(), _observer.get()
     form = ScoreForm(kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.pop("softcap", None), kwargs.pop("s_aux", None))
     if hidden is not None and layer not in hidden.visible_layers:
         if attention_mask is None and query.shape[2] > 1:
             raise RuntimeError("a prefix can only be hidden from a layer when the attention mask is explicit")
         key, value = key[:, :, hidden.slots :], value[:, :, hidden.slots :]
         attention_mask = None if attention_mask is None else attention_mask[..., hidden.slots :]
-    if reader is not None:
-        reader.read(layer, query, key, attention_mask, form)
+    if observer is not None:
+        observer.observe(AttentionCall(layer, module, query, key, value, attention_mask, form))
     if not form.supported_by_sdpa:
         return _attention_in_chunks(query, key, value, attention_mask, form), None
     masked_gqa = attention_mask is not None and query.shape[1] != key.shape[1]

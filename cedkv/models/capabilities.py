@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -258,13 +258,13 @@ def _status(capabilities: Capabilities, kv_source: str, positioning: str) -> str
     return unsupported_reason(capabilities, kv_source, positioning) or "works"
 
 
-def scope_layers(scope: str | list[int], n_layers: int, key: str) -> frozenset[int]:
+def scope_layers(scope: str | Sequence[int], n_layers: int, key: str) -> frozenset[int]:
     """Return the layers of a scope: ``all``, ``topNN`` (the last ceil(NN % of n_layers)), or a list.
 
     Raises:
         ConfigError: the scope names a layer beyond the model's last.
     """
-    if isinstance(scope, list):
+    if not isinstance(scope, str):
         beyond = [layer for layer in scope if layer >= n_layers]
         if beyond:
             raise ConfigError(f"{key} names layer {beyond[0]}, the model's last is {n_layers - 1}; remove it")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class LanguageModel:
     device: the device of the model's inputs.
     rope_layouts: each layer's rotation of keys; None where keys cannot be moved.
     meta: facts for the report and the fingerprint.
+    measured: what was measured on the model once and is kept for its next use.
     """
 
     model: Any
@@ -45,13 +46,14 @@ class LanguageModel:
     batching: Batching
     rope_layouts: tuple[RopeLayout, ...] | None
     meta: dict[str, Any]
+    measured: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> int:
         """Number of tokens in the model's vocabulary."""
         return int(self.model.config.vocab_size)
 
-    def selection_layers(self, scope: str | list[int]) -> frozenset[int]:
+    def selection_layers(self, scope: str | Sequence[int]) -> frozenset[int]:
         """Return the layers whose attention scores a demo."""
         return scope_layers(scope, self.capabilities.n_layers, "layer_scope.selection")
 

@@ -97,11 +97,16 @@ def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None
     """Raise DataError if a selector needs evidence that a sample of the user's file does not give."""
     if texts.on is None:
         return
-    from cedkv.selectors.base import selector_class  # imports numpy, which a bad configuration need not wait for
+    from cedkv.selectors.base import configured_score, create  # imports numpy, which a bad configuration need not wait for
 
-    for evidence, field in (("gold", "gold"), ("other_attention", "other_query_text")):
-        modes = dict.fromkeys(condition.config.select.mode for condition in conditions)
-        needing = [mode for mode in modes if evidence in selector_class(mode).needs]
+    reads: dict[str, set[str]] = {}
+    for condition in conditions:
+        selector = create(condition.config.select)
+        reading = selector.token_score(configured_score(condition.config)).reading
+        needed = {*selector.needs, *(["other_query_text"] if getattr(reading, "query", "own") == "other" else [])}
+        reads.setdefault(condition.config.select.mode, set()).update(needed)
+    for field in ("gold", "shots", "other_query_text"):
+        needing = [mode for mode, needed in reads.items() if field in needed]
         without = next((episode.sample_id for episode in texts.on if getattr(episode, field) is None), None)
         if needing and without is not None:
             raise DataError(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cedkv.config.extensions import SELECTORS
-from cedkv.config.schema import SelectBlock
+from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.errors import ConfigError
 from cedkv.core.registry import build
 from cedkv.core.text import near_match
 from cedkv.core.values import Candidate, Evidence, Selection, Span, TokenKind
+from cedkv.kv.readings import QueryAttention, RowAttention, TokenScore
 
 Role = Literal["candidate", "reference", "oracle"]
+ALWAYS = frozenset({"attention", "scores"})
+"""Fields of ``Evidence`` that every selector is given."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Selector(ABC):
     """Chooses spans. A subclass is a frozen dataclass; its fields are its parameters, set by ``select.params``.
 
     Class variables:
-        needs: fields of ``Evidence`` beyond attention; what no condition of a run needs is not computed.
+        needs: fields of ``Evidence`` beyond attention and scores; what no condition of a run needs is not computed.
         role: ``candidate``; ``reference``, compared with, never the winner; or ``oracle``, a reference that knows the answer.
         query_aware: the choice depends on the query.
         bounded: keeps no more than ``span_budget x span_len`` tokens; else it may exceed ``prefix_len`` too.
@@ -63,16 +67,31 @@ class Selector(ABC):
             is_setting = not name.startswith("_") and not callable(value) and not isinstance(value, property | classmethod)
             if is_setting and name not in known and name not in cls.__annotations__:
                 raise TypeError(f"{cls.__name__}.{name} is no class variable of a selector{near_match(name, known)}")
-        evidence = {field.name for field in fields(Evidence)} - {"attention"}
+        evidence = {field.name for field in fields(Evidence)} - ALWAYS
         if not cls.needs <= evidence:
             unknown = sorted(cls.needs - evidence)
             raise TypeError(f"{cls.__name__}.needs: {unknown} is no evidence{near_match(unknown[0], evidence)}")
         if cls.role not in get_args(Role):
             raise TypeError(f"{cls.__name__}.role = {cls.role!r}: it is one of {', '.join(get_args(Role))}")
 
+    def token_score(self, configured: TokenScore) -> TokenScore:
+        """Return the score of demo tokens that becomes ``Evidence.scores``.
+
+        Args:
+            configured: the aggregation of the query's attention that the configuration asks for, which is the default.
+        """
+        return configured
+
     @abstractmethod
     def choose(self, task: SelectionTask) -> tuple[Span, ...]:
         """Return the chosen spans, at least one, in any order, each ``[start, end)`` inside the demo and after BOS."""
+
+    def worth(self, task: SelectionTask) -> NDArray[np.float64] | None:
+        """Return what the selector holds each demo token to be worth, (L,): the score that is judged (coverage, LDS).
+
+        None where it ranks no tokens: it draws them, or takes them by their place.
+        """
+        return None
 
 
 def selector_class(name: str) -> type[Selector]:
@@ -86,6 +105,24 @@ def create(select: SelectBlock) -> Selector:
     return build(selector_class(select.mode), select.params, "select.params")
 
 
+def query_window(select: SelectBlock) -> int | None:
+    """Return how many of the query's last tokens are read; None for all."""
+    return None if select.query_window == "all" else select.query_window
+
+
+def configured_score(config: Phase2Config) -> TokenScore:
+    """Return the aggregation of the query's attention that a configuration asks for."""
+    select, scope = config.select, config.layer_scope.selection
+    rows = RowAttention(query_window(select), select.row_pooling)
+    return TokenScore(
+        reading=QueryAttention(rows, select.value_weighting == "output_norm", select.null_query),
+        heads=select.head_pooling,
+        layers=select.layer_pooling,
+        kernel=select.pooling_kernel,
+        scope=scope if isinstance(scope, str) else tuple(scope),
+    )
+
+
 def select_tokens(selector: Selector, task: SelectionTask) -> Selection:
     """Choose spans, and add what every selector keeps: BOS and the first ``keep_sink`` tokens after it.
 
@@ -94,15 +131,24 @@ def select_tokens(selector: Selector, task: SelectionTask) -> Selection:
     Raises:
         ConfigError: a span outside the demo or over BOS, or more tokens than the budget of a bounded selector.
     """
-    hidden: dict[str, Any] = dict.fromkeys({field.name for field in fields(Evidence)} - {"attention"} - selector.needs)
-    evidence = replace(task.evidence, **hidden)
-    spans = tuple(sorted(selector.choose(replace(task, evidence=evidence)), key=lambda span: span.start))
+    spans = tuple(sorted(selector.choose(only_needed(selector, task)), key=lambda span: span.start))
     first = int(task.token_kinds[0] == "bos")
     _check_spans(selector, spans, task.select, first, len(task.token_kinds))
-    kept = set(range(min(first + task.select.keep_sink, len(task.token_kinds))))
+    return Selection(spans, kept_tokens(spans, task.token_kinds, task.select))
+
+
+def kept_tokens(spans: Iterable[Span], token_kinds: tuple[TokenKind, ...], select: SelectBlock) -> tuple[int, ...]:
+    """Return the tokens of spans with what every selector keeps: BOS and the first ``keep_sink`` tokens after it."""
+    kept = set(range(min(int(token_kinds[0] == "bos") + select.keep_sink, len(token_kinds))))
     for span in spans:
         kept.update(range(span.start, span.end))
-    return Selection(spans, tuple(sorted(kept)))
+    return tuple(sorted(kept))
+
+
+def only_needed(selector: Selector, task: SelectionTask) -> SelectionTask:
+    """Return the task without the evidence that the selector does not declare in ``needs``."""
+    hidden: dict[str, Any] = dict.fromkeys({field.name for field in fields(Evidence)} - ALWAYS - selector.needs)
+    return replace(task, evidence=replace(task.evidence, **hidden))
 
 
 def _check_spans(selector: Selector, spans: tuple[Span, ...], select: SelectBlock, first: int, length: int) -> None:
@@ -132,10 +178,28 @@ def candidates(token_kinds: tuple[TokenKind, ...], select: SelectBlock) -> list[
     return spans
 
 
-def attention_score(candidate: Candidate, evidence: Evidence) -> float:
-    """Return the mean attention of the span's tokens; the demo's first token, an attention sink, does not count."""
+def mean_score(candidate: Candidate, scores: NDArray[np.float64]) -> float:
+    """Return the mean score of the span's tokens; the demo's first token, an attention sink, does not count."""
     tokens = candidate.scored_tokens()
-    return float(np.mean(evidence.attention[tokens.start : tokens.stop])) if len(tokens) else 0.0
+    return float(np.mean(scores[tokens.start : tokens.stop])) if len(tokens) else 0.0
+
+
+def attention_score(candidate: Candidate, evidence: Evidence) -> float:
+    """Return the mean attention of the span's tokens."""
+    return mean_score(candidate, evidence.attention)
+
+
+def spread_over_tokens(scores: Mapping[int, float], span_len: int, length: int) -> NDArray[np.float64]:
+    """Return for each token the mean score of the spans that hold it, (L,); 0 where none does.
+
+    Args:
+        scores: start -> score of a span.
+    """
+    total, count = np.zeros(length), np.zeros(length)
+    for start, score in scores.items():
+        total[start : start + span_len] += score
+        count[start : start + span_len] += 1
+    return total / np.maximum(count, 1)
 
 
 def span_at(start: int, end: int, evidence: Evidence) -> Span:

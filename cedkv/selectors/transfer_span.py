@@ -3,22 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from cedkv.core.errors import DataError
-from cedkv.core.values import Span
+from cedkv.kv.readings import QueryAttention, TokenScore
 from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
-from cedkv.selectors.base import Role, SelectionTask
+from cedkv.selectors.base import Role
 
 
 @dataclass(frozen=True)
 class TransferSpan(AttentionDiversitySpan):
     """As ``attention_diversity_span``, with the other query's attention."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"other_attention"})
     role: ClassVar[Role] = "reference"
 
-    def choose(self, task: SelectionTask) -> tuple[Span, ...]:
-        """Return the picked spans. Raises DataError: the sample has no other query."""
-        attention = task.evidence.other_attention
-        if attention is None:
-            raise DataError('transfer_span needs "other_query_text" in every line of data.on_path, or the built-in episodes')
-        return super().choose(replace(task, evidence=replace(task.evidence, attention=attention)))
+    def token_score(self, configured: TokenScore) -> TokenScore:
+        if not isinstance(configured.reading, QueryAttention):
+            raise TypeError(f"{type(configured.reading).__name__} has no other query")
+        return configured.of(replace(configured.reading, query="other"))

@@ -1,13 +1,14 @@
 """Read the user's own samples, one JSON object per line; an error names the line.
 
 ON:  {"demo_text": ..., "query_text": ..., "answer_text": ..., "id": optional, "demo_kinds": optional,
-      "gold": optional [start, end], "other_query_text": optional}
+      "gold": optional [start, end], "shots": optional [[start, end], ...], "other_query_text": optional}
 OFF: {"prompt_text": ..., "id": optional}
 
 ``demo_kinds`` is a list of ``[start, end, kind]`` over the characters of ``demo_text``, where kind is input, delimiter or
 answer. Without ``demo_kinds``, occurrences of any ``answer_text`` of the file are answers, whitespace and punctuation are
 delimiters, and the rest is input. ``gold``, the characters of ``demo_text`` that hold the answer, is needed by
-``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span`` only.
+``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span`` only; ``shots``, the
+characters of each solved example, by ``whole_shots`` only.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class OnLine(_Line):
     demo_kinds: list[tuple[int, int, Literal["input", "delimiter", "answer"]]] | None = None
     gold: tuple[int, int] | None = None
     other_query_text: Text | None = None
+    shots: Annotated[list[tuple[int, int]], Field(min_length=1)] | None = None
 
 
 class OffLine(_Line):
@@ -69,6 +71,14 @@ def read_on(path: str, n: int) -> list[OnEpisode]:
             raise DataError(
                 f"{path}:{number}: gold {list(line.gold)} is not a range inside demo_text (0..{len(line.demo_text)})"
             )
+        previous_end = 0
+        for start, end in line.shots or ():
+            if not previous_end <= start < end <= len(line.demo_text):
+                raise DataError(
+                    f"{path}:{number}: shots range [{start}, {end}): ranges must ascend without overlap inside demo_text "
+                    f"(0..{len(line.demo_text)})"
+                )
+            previous_end = end
         episodes.append(
             OnEpisode(
                 sample_id=sample_id,
@@ -78,6 +88,7 @@ def read_on(path: str, n: int) -> list[OnEpisode]:
                 char_kinds=kinds,
                 gold=line.gold,
                 other_query_text=line.other_query_text,
+                shots=None if line.shots is None else tuple(line.shots),
             )
         )
     return episodes

@@ -54,9 +54,9 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
     queried = int(rng.integers(pairs))
     other = int(queried + 1 + rng.integers(pairs - 1)) % pairs
     demo = ""
-    gold = (0, 0)
+    shots: list[tuple[int, int]] = []
     kinds: list[tuple[int, int, TokenKind]] = []
-    for pair, (word, symbol) in enumerate(zip(words, answers, strict=True)):
+    for word, symbol in zip(words, answers, strict=True):
         pair_start = len(demo)
         pieces: tuple[tuple[str, TokenKind], ...] = (
             ("Word:", "delimiter"),
@@ -68,16 +68,16 @@ def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden
         for piece, kind in pieces:
             kinds.append((len(demo), len(demo) + len(piece), kind))
             demo += piece
-        if pair == queried:
-            gold = (pair_start, len(demo))
+        shots.append((pair_start, len(demo)))
     return OnEpisode(
         sample_id=sample_id,
         demo_text=demo,
         query_text=f"Word: {words[queried]}\nSymbol:",
         answer_text=f" {answers[queried]}",
         char_kinds=tuple(kinds),
-        gold=gold,
+        gold=shots[queried],
         other_query_text=f"Word: {words[other]}\nSymbol:",
+        shots=tuple(shots),
     )
 
 

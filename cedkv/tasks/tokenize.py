@@ -60,10 +60,9 @@ def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
     demo, query, offsets = _split(tokenizer, episode, episode.query_text, bos)
     answer = _answer_token(tokenizer, episode, episode.demo_text + episode.query_text, demo + query)
     bos_kind: TokenKind = "bos"
-    gold, other_query = None, None
-    if episode.gold is not None:
-        gold_tokens = [i for i, (start, end) in enumerate(offsets) if start < episode.gold[1] and episode.gold[0] < end]
-        gold = (gold_tokens[0] + len(bos), gold_tokens[-1] + 1 + len(bos)) if gold_tokens else None
+    other_query = None
+    gold = None if episode.gold is None else _token_range(episode.gold, offsets, len(bos))
+    shots = [_token_range(shot, offsets, len(bos)) for shot in episode.shots or ()]
     if episode.other_query_text is not None:
         other_demo, other_query, _ = _split(tokenizer, episode, episode.other_query_text, bos)
         if other_demo != demo:
@@ -76,7 +75,14 @@ def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         token_kinds=(bos_kind,) * len(bos) + tuple(_kind(offset, episode.char_kinds) for offset in offsets),
         gold_tokens=gold,
         other_query_ids=None if other_query is None else tuple(other_query),
+        shot_tokens=tuple(shot for shot in shots if shot is not None) or None,
     )
+
+
+def _token_range(chars: tuple[int, int], offsets: Sequence[tuple[int, int]], shift: int) -> tuple[int, int] | None:
+    """Return the tokens that touch a range of characters, counted from ``shift``; None where there are none."""
+    touched = [i for i, (start, end) in enumerate(offsets) if start < chars[1] and chars[0] < end]
+    return (touched[0] + shift, touched[-1] + 1 + shift) if touched else None
 
 
 def _split(

@@ -1,0 +1,260 @@
+"""The teacher's evidence on a batch: what its passes say about each demo, computed once for all conditions.
+
+The passes that any condition asks for are run together: demo + query, and over the demos' caches the other query, a null
+query and a replay of the demo. What they read stays per layer and head on the device until a condition's aggregation reduces
+it; what hides spans or tries selections runs when a selector first asks, and is kept for the repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import avg_pool1d
+
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import DataError
+from cedkv.core.values import Evidence, OnSample
+from cedkv.inference.ablation import answer_odds, causal_drops, divergence
+from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.forward import require_finite
+from cedkv.inference.prefix import kv_source
+from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
+from cedkv.kv.key_scores import key_scores
+from cedkv.kv.readers import AttentionReader, layer_readers
+from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, RowAttention, SpanDrop, TokenScore, ValueNorm
+from cedkv.models.loading import LanguageModel
+from cedkv.models.output_projection import grams
+from cedkv.selectors.base import candidates, configured_score, create, query_window
+
+NULL_QUERY, REPEAT = "N/A", "\n\nRepeat the previous context exactly.\n"
+"""A query without content (ICR, arXiv 2410.02642), and KVzip's instruction to repeat the demo."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a batch must read, for all configurations.
+
+    own, other: readings of the pass over demo + query, and of the pass with the other query.
+    null, replay: rows to read of a null query and of a replay of the demo.
+    cached: readings of the demos' cached K/V.
+    """
+
+    own: frozenset[Reading]
+    other: frozenset[Reading]
+    null: frozenset[Reading]
+    replay: frozenset[Reading]
+    cached: frozenset[Reading]
+
+    @property
+    def over_cache(self) -> bool:
+        """Whether the demos' K/V must be kept."""
+        return bool(self.other or self.null or self.replay or self.cached)
+
+    @property
+    def extra(self) -> int:
+        """How many passes run beside the one over demo + query."""
+        return bool(self.other) + bool(self.null) + bool(self.replay)
+
+
+def token_scores(config: Phase2Config) -> tuple[TokenScore, TokenScore]:
+    """Return the configured aggregation of the query's attention, and the score that the selector asks for."""
+    configured = configured_score(config)
+    return configured, create(config.select).token_score(configured)
+
+
+def needed_evidence(configs: Sequence[Phase2Config]) -> frozenset[str]:
+    """Return the fields of ``Evidence`` beyond attention and scores that these configurations need."""
+    fields = {name for config in configs for name in create(config.select).needs}
+    if any(config.select.causal_drop_advisory for config in configs):
+        fields.add("causal_drop")
+    return frozenset(fields)
+
+
+def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
+    """Return what the passes of a batch must read."""
+    found: dict[str, set[Reading]] = {name: set() for name in ("own", "other", "null", "replay", "cached")}
+    for config in configs:
+        for reading in [score.reading for score in token_scores(config)]:
+            if reading.weighs_values and isinstance(reading, QueryAttention | ReplayAttention):
+                found["own"].add(ValueNorm())
+            if isinstance(reading, QueryAttention):
+                found[reading.query].add(reading.rows)
+                if reading.null_query:
+                    found["null"].add(reading.rows)
+            elif isinstance(reading, ReplayAttention):
+                found["replay"].add(replay_rows(reading))
+            else:
+                found["cached" if reading.from_cache else "own"].add(reading)
+        if "span_drop" in needed_evidence([config]):
+            found["own"].add(span_drop(config))
+    return Passes(**{name: frozenset(readings) for name, readings in found.items()})
+
+
+def replay_rows(reading: ReplayAttention) -> RowAttention:
+    """Return the rows of a replay that a reading takes: the largest attention of any of them."""
+    return RowAttention(None, "max", over_input=reading.plus)
+
+
+def span_drop(config: Phase2Config) -> SpanDrop:
+    """Return the closed-form drop of a configuration's spans."""
+    return SpanDrop(config.select.span_len, query_window(config.select))
+
+
+def read_batch(
+    lm: LanguageModel,
+    configs: Sequence[Phase2Config],
+    samples: list[OnSample],
+    partners: list[int] | None,
+    announce: Announce,
+    keep: Sequence[int] = (),
+    drops: dict[Any, Any] | None = None,
+) -> Batch:
+    """Run the teacher once for all configurations, and over its cache the other passes that a selector needs.
+
+    Args:
+        partners, drops: see ``Batch``.
+        keep: rows whose demo cache is kept in any case.
+
+    Raises:
+        DataError: another query is needed and a sample has none.
+        ModelError: values are weighed, and the model's output projection is not known.
+        NumericsError: a logit, key or value is not finite.
+    """
+    passes, needed = plan_passes(configs), needed_evidence(configs)
+    if (
+        passes.over_cache
+        or needed & {"causal_drop", "answer_odds", "divergence"}
+        or any(kv_source(c.prefix.kv_source).reads_demo_cache for c in configs)
+    ):
+        keep = range(len(samples))
+    names = [sample.sample_id for sample in samples]
+    scopes = {score.scope for config in configs for score in token_scores(config)}
+    layers = frozenset().union(*(lm.selection_layers(scope) for scope in scopes))
+    weigh = grams(lm) if any(reading.weighs_values for reading in passes.own) else {}
+
+    def reader(readings: frozenset[Reading]) -> AttentionReader:
+        return AttentionReader(layers, layer_readers(readings, weigh, lm.rope_layouts))
+
+    announce("teacher", len(samples))
+    demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
+    teacher = read_teacher(lm, demos, queries, names, reader(passes.own), keep)
+
+    def over_demos(
+        name: str, readings: frozenset[Reading], rows: Sequence[tuple[int, ...]], counts: Sequence[int] | None = None
+    ) -> TeacherOutput | None:
+        if not readings:
+            return None
+        announce(name, len(samples))
+        owners = [teacher.demo_row[row] for row in range(len(samples))]
+        return read_queries(lm, teacher.demo_kv(), owners, rows, names, reader(readings), counts)
+
+    other = over_demos("other query", passes.other, _other_queries(samples, configs) if passes.other else ())
+    null = over_demos("null query", passes.null, [_ids(lm, NULL_QUERY)] * len(samples))
+    replayed = [s.demo_token_ids[int(s.has_bos) :] for s in samples]
+    repeat = [_ids(lm, REPEAT) + demo for demo in replayed] if passes.replay else []
+    replay = over_demos("replay", passes.replay, repeat, [len(demo) for demo in replayed])
+    return Batch(lm, samples, teacher, other, null, replay, partners, {} if drops is None else drops)
+
+
+def _ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
+    return tuple(lm.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _other_queries(samples: Sequence[OnSample], configs: Sequence[Phase2Config]) -> list[tuple[int, ...]]:
+    without = [s.sample_id for s in samples if s.other_query_ids is None]
+    if without:
+        modes = dict.fromkeys(c.select.mode for c in configs if getattr(token_scores(c)[1].reading, "query", "own") == "other")
+        raise DataError(f'sample {without[0]}: {", ".join(modes)} needs "other_query_text" in every line of data.on_path')
+    return [s.other_query_ids or () for s in samples]
+
+
+def read_evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:
+    """Return what a configuration's selector may know about each sample."""
+    needed = needed_evidence([config])
+    configured, asked = token_scores(config)
+    evidences = []
+    for row, sample in enumerate(batch.samples):
+        optional: dict[str, Any] = {"gold": sample.gold_tokens, "shots": sample.shot_tokens}
+        if "causal_drop" in needed:
+            optional["causal_drop"] = causal_drops(batch, config, row)
+        if "span_drop" in needed:
+            optional["span_drop"] = span_drops(batch, config, row)
+        if "answer_odds" in needed:
+            optional["answer_odds"] = answer_odds(batch, row)
+        if "divergence" in needed:
+            optional["divergence"] = divergence(batch, config, row)
+        evidences.append(Evidence(token_score(batch, configured, row), token_score(batch, asked, row), **optional))
+    return evidences
+
+
+def span_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, float]:
+    """Return start -> closed-form drop of every candidate of a row, summed over the layers of the selection scope."""
+    layers = batch.lm.selection_layers(config.layer_scope.selection)
+    drops = batch.teacher.map(span_drop(config), row, layers).sum(dim=(0, 1)).tolist()
+    return {span.start: drops[span.start] for span in candidates(batch.samples[row].token_kinds, config.select)}
+
+
+def token_score(batch: Batch, score: TokenScore, row: int) -> NDArray[np.float64]:
+    """Return a score of each demo token of one sample, (L,), computed once. Raises NumericsError: it is not finite."""
+
+    def compute() -> NDArray[np.float64]:
+        layers = batch.lm.selection_layers(score.scope)
+        per_head = head_map(batch, score.reading, row, layers)
+        weights = batch.lm.measured[("head weights", score.reading)] if score.heads == "fitted" else None
+        pooled = pool(per_head, score, weights)
+        require_finite(pooled[None], "token scores", [batch.names[row]])
+        return pooled.double().cpu().numpy()
+
+    return batch.cached(("token score", score, row), compute)
+
+
+def pool(per_head: torch.Tensor, score: TokenScore, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Aggregate a reading over heads, then layers, then neighbouring tokens.
+
+    Args:
+        per_head: (layers, H, L).
+        weights: (layers, H), for ``heads="fitted"``.
+
+    Returns:
+        (L,).
+    """
+    if score.heads == "fitted":
+        if weights is None:
+            raise ValueError("fitted heads need weights")
+        pooled = torch.einsum("nhl,nh->l", per_head, weights.to(per_head))
+    else:
+        by_layer = per_head.mean(dim=1) if score.heads == "mean" else per_head.amax(dim=1)
+        pooled = by_layer.mean(dim=0) if score.layers == "mean" else by_layer.amax(dim=0)
+    if score.kernel > 1:
+        pooled = avg_pool1d(pooled[None], score.kernel, stride=1, padding=score.kernel // 2)[0]
+    return pooled
+
+
+def head_map(batch: Batch, reading: Reading, row: int, layers: frozenset[int]) -> torch.Tensor:
+    """Return a reading of one sample, (layers, H, L) float32. Raises NumericsError: it is not finite."""
+    if isinstance(reading, QueryAttention):
+        source = batch.teacher if reading.query == "own" else batch.other_query
+        found = _read(source, reading.rows, row, layers)
+        if reading.null_query:
+            found = found - _read(batch.null_query, reading.rows, row, layers)
+    elif isinstance(reading, ReplayAttention):
+        found = _read(batch.replay, replay_rows(reading), row, layers)
+    elif reading.from_cache:
+        length = len(batch.samples[row].demo_token_ids)
+        demo = batch.teacher.demo_prefixes([row])
+        scores = [key_scores(reading, demo.keys[n][0, :, :length], demo.values[n][0, :, :length]) for n in sorted(layers)]
+        return torch.stack([score.to(scores[0].device) for score in scores])
+    else:
+        return batch.teacher.map(reading, row, layers)
+    return found * batch.teacher.map(ValueNorm(), row, layers) if reading.weighs_values else found
+
+
+def _read(source: TeacherOutput | None, reading: Reading, row: int, layers: frozenset[int]) -> torch.Tensor:
+    if source is None:
+        raise ValueError(f"{reading} was not read")
+    return source.map(reading, row, layers)
