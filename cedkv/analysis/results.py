@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.selectors.base import selector_class
+
+GROUPS = ("query-aware candidates", "query-agnostic candidates", "reference points")
+"""The groups that tables, page and figures list conditions in, in this order."""
 
 
 class RecordSink(Protocol):
@@ -81,6 +85,31 @@ class ConditionResult:
     def reference(self) -> bool:
         """Whether the condition is a point of reference (an oracle is one too), not a candidate for ``best``."""
         return self.role != "candidate"
+
+    @property
+    def query_aware(self) -> bool:
+        """Whether the selection depends on the query, by its selector."""
+        return selector_class(self.config.select.mode).query_aware
+
+    @property
+    def query(self) -> str:
+        """``query-aware`` or ``query-agnostic``."""
+        return "query-aware" if self.query_aware else "query-agnostic"
+
+    @property
+    def group(self) -> str:
+        """Its group, one of ``GROUPS``."""
+        return "reference points" if self.reference else f"{self.query} candidates"
+
+
+def by_group(results: Iterable[ConditionResult]) -> list[ConditionResult]:
+    """Return the conditions group by group, each from the nearest to the teacher (smallest mean KL) down."""
+
+    def order(c: ConditionResult) -> tuple[int, float]:
+        kl = c.results.metrics["phase2_kl_select_teacher_mean"]
+        return GROUPS.index(c.group), kl if kl is not None and math.isfinite(kl) else math.inf
+
+    return sorted(results, key=order)
 
 
 def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Records:

@@ -84,6 +84,20 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def wrapped(label: str, width: int = 36) -> list[str]:
+    """Return a label of a condition as lines: one if it fits, else its first part, and its settings below."""
+    if len(label) <= width:
+        return [label]
+    first, *parts = label.split(" · ")
+    lines = [first]
+    for part in parts:
+        if len(lines) > 1 and len(lines[-1]) + 3 + len(part) <= width + 4:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
 def escape_markdown(text: str) -> str:
     """Return a text that markdown shows literally, on one line: no markup, no HTML, no link."""
     return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))

@@ -11,7 +11,7 @@ from cedkv.analysis.comparison import unique_up_to_padding
 from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.paired import gap_recovered
 from cedkv.analysis.quantities import QUANTITIES
-from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.analysis.results import ConditionResult, by_group, verdict_word
 from cedkv.core.text import escape_markdown, number, plural, sentence
 from cedkv.report.text import describe_run
 
@@ -67,14 +67,14 @@ def _questions(questions: Sequence[dict[str, Any]]) -> Section:
 
 
 def _conditions(results: Sequence[ConditionResult]) -> Section:
-    def order(c: ConditionResult) -> tuple[bool, float]:
-        kl = c.results.metrics["phase2_kl_select_teacher_mean"]
-        return c.reference, np.inf if kl is None else kl
-
     unique = {id(c) for c in unique_up_to_padding(results)}
-    head = "Candidates first, then reference points (for comparison only; they never win), each by KL to the teacher."
+    head = (
+        "Candidates whose selector sees the query first, then those whose selector does not, then reference points (for "
+        "comparison only; they never win), each by KL to the teacher."
+    )
     columns = (
         "condition",
+        "query",
         "tokens kept",
         "accuracy",
         "random",
@@ -86,7 +86,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         "Gate B",
     )
     rows = []
-    for c in sorted(results, key=order):
+    for c in by_group(results):
         m = c.results.metrics
         kind = " *(oracle)*" if c.oracle else " *(reference)*" if c.reference else ""
         kind += "" if id(c) in unique else " *(mathematically identical)*"
@@ -95,6 +95,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         rows.append(
             (
                 c.label + kind,
+                c.query,
                 number(_tokens_kept(c)),
                 number(m["phase2_on_acc_student_select"]),
                 number(m["phase2_on_acc_student_random_mean"]),
@@ -110,7 +111,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         f"base answers {number(m['phase2_on_acc_base'])}, the teacher {number(m['phase2_on_acc_teacher'])}; "
         f"base's KL to the teacher is {number(m['phase2_kl_base_teacher_mean'])} nats"
     )
-    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(1, 8)), ""]
+    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(2, 9)), ""]
 
 
 def _relations(relations: Sequence[dict[str, Any]]) -> Section:

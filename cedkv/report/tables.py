@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER
-from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.analysis.results import ConditionResult, by_group, verdict_word
 from cedkv.core.values import Record
 from cedkv.tasks.load import Samples
 
@@ -74,7 +74,7 @@ def off_table(off: Sequence[Record], token_text: Callable[[int], str]) -> pd.Dat
 
 
 def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
-    """Return one row per condition: label and kind, main metrics, verdicts, run."""
+    """Return one row per condition, group by group: label, kind and query, main metrics, verdicts, run."""
     columns = {
         "acc_select": "phase2_on_acc_student_select",
         "acc_random": "phase2_on_acc_student_random_mean",
@@ -85,13 +85,14 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
         "delta_on": "phase2_delta_on_mean_select",
     }
     rows = []
-    for result in results:
+    for result in by_group(results):
         metrics: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}
         verdicts = {gate: verdict_word(passed) for gate, passed in result.results.verdicts.items()}
         rows.append(
             {
                 "condition": result.label,
                 "kind": result.role,
+                "query": result.query,
                 **metrics,
                 **verdicts,
                 "run_id": result.run_id,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-import pandas as pd
-
-from cedkv.analysis.results import Results, verdict_word
+from cedkv.analysis.results import ConditionResult, Results, by_group, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.schema import Phase2Config
-from cedkv.core.text import escape_markdown, number
+from cedkv.core.text import escape_markdown, number, wrapped
 
 
 def run_name(config: Phase2Config, phase: str) -> str:
@@ -89,20 +88,33 @@ def markdown(config: Phase2Config, results: Results, n_on: int, n_off: int) -> s
     return "\n".join(lines) + "\n"
 
 
-def aligned(table: pd.DataFrame) -> str:
-    """Return the table of conditions for the console: text aligned left, numbers right with four digits."""
-    printed = table.drop(columns=["acc_base", "acc_teacher", "run_id"])
-    numeric = set(printed.select_dtypes("number"))
-    columns = []
-    for name in printed:
-        if name in numeric:
-            cells = [name, *(number(None if pd.isna(value) else value) for value in printed[name])]
-        else:
-            cells = [name, *map(str, printed[name])]
-        width = max(map(len, cells))
-        columns.append([cell.rjust(width) if name in numeric else cell.ljust(width) for cell in cells])
-    levels = f"base {number(table['acc_base'][0])}   teacher {number(table['acc_teacher'][0])}"
-    return "\n".join([f"accuracy   {levels}", "", *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
+def aligned(results: Sequence[ConditionResult]) -> str:
+    """Return the conditions for the console, group by group under a heading.
+
+    Text is aligned left, numbers right with four digits. A long label goes on below, between its settings, so that a line has
+    about 100 characters however many settings vary.
+    """
+    columns = {
+        "accuracy": "phase2_on_acc_student_select",
+        "random": "phase2_on_acc_student_random_mean",
+        "KL ratio": "phase2_rel_kl_to_teacher_select",
+        "delta ON": "phase2_delta_on_mean_select",
+        "OFF p99": "phase2_off_delta_p99_select",
+    }
+    heads = [f"  {name:>8}" for name in columns] + [f"  {gate}" for gate in results[0].results.verdicts]
+    lines: list[tuple[str, str]] = []
+    for name, group in groupby(by_group(results), key=lambda c: c.group):
+        lines.append((name, ""))
+        for c in group:
+            label, *settings = wrapped(c.label + " (oracle)" * c.oracle)
+            cells = [f"  {number(c.results.metrics[metric]):>8}" for metric in columns.values()]
+            cells += [f"  {verdict_word(passed):<{len(gate)}}" for gate, passed in c.results.verdicts.items()]
+            lines += [(f"  {label}", "".join(cells)), *((f"    {line}", "") for line in settings)]
+    width = max(len(label) for label, _ in lines)
+    m = results[0].results.metrics
+    levels = f"base {number(m['phase2_on_acc_base'])}   teacher {number(m['phase2_on_acc_teacher'])}"
+    table = [("condition", "".join(heads)), *lines]
+    return "\n".join([f"accuracy   {levels}", "", *(f"{label:<{width}}{cells}".rstrip() for label, cells in table)])
 
 
 def console_note(row: Mapping[str, Any]) -> str | None:

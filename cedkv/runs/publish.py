@@ -168,7 +168,7 @@ def publish_comparison(
     resolved_rows = sum(row["verdict"] != "not resolved" for row in comparison.comparisons)
     metrics = {**_seconds_metrics(manifest.seconds), "conditions": len(results), "comparisons_resolved": resolved_rows}
     manifest.set_results(metrics, tags, summary_markdown(comparison, limit=7900))
-    click.echo(f"\n{aligned(table)}\n")
+    click.echo(f"\n{aligned(results)}\n")
     for row in (*comparison.relations, *comparison.identical):
         if (note := console_note(row)) is not None:
             click.echo(note)

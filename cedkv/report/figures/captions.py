@@ -59,7 +59,10 @@ SPANS_CHOSEN_FOR = {
     "transfer_span": "another query,\nsame demo",
     "wrong_demo": "another\nepisode",
 }
-ORDER = "from the nearest to the teacher (smallest mean KL) down; reference points (hollow) below, the first condition in bold"
+ORDER = (
+    "query-aware candidates, query-agnostic ones, then reference points (hollow), each from the nearest to the teacher "
+    "(smallest mean KL) down; the first condition in bold"
+)
 
 
 def run_figures(records: Records, results: Results) -> dict[str, Figure]:

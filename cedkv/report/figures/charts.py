@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cedkv.analysis.comparison import series, setting
 from cedkv.analysis.families import MODE, POSITIONING, SINK, SOURCE
 from cedkv.analysis.paired import interval
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, Quantity
-from cedkv.analysis.results import ConditionResult
+from cedkv.analysis.results import ConditionResult, by_group
 from cedkv.core.text import number
 from cedkv.report.figures.plotting import (
     BLUE,
@@ -184,10 +185,11 @@ def _rank_share(scores: Sequence[float]) -> Any:
 
 
 def ordered_rows(results: Sequence[ConditionResult], row: Callable[[ConditionResult], Row]) -> list[Row]:
-    """Return the candidates' rows, a gap, and the reference points' rows, each by increasing mean KL to the teacher."""
-    nearest_first = sorted(results, key=lambda c: np.nan_to_num(np.mean(series(c, KL_TO_TEACHER)), nan=np.inf))
-    candidates, references = ([row(c) for c in nearest_first if c.reference is kind] for kind in (False, True))
-    return [*candidates, Row("", Mark(math.nan)), *references] if candidates and references else candidates + references
+    """Return the rows group by group; where there are several groups, each below a heading."""
+    groups = [(name, [row(c) for c in group]) for name, group in groupby(by_group(results), key=lambda c: c.group)]
+    if len(groups) == 1:
+        return groups[0][1]
+    return [drawn for name, rows in groups for drawn in (Row("", Mark(math.nan), heading=name), *rows)]
 
 
 def condition_row(condition: ConditionResult, mark: Mark, bold: bool, extra_marks: tuple[tuple[float, str, str], ...]) -> Row:

@@ -25,6 +25,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cedkv.core.text import wrapped
+
 BLUE, GREEN, VERMILION, PURPLE, OCHRE, GREY = "#0072b2", "#009e73", "#d55e00", "#b4609b", "#a47b00", "#808080"
 INK, PAPER = "#1c2026", "#fffffe"
 """Text, and the inside of hollow marks; an SVG takes the page's own colours for both."""
@@ -33,6 +35,8 @@ Along = Literal["x", "y"]
 Line = Literal["-", "--", "-.", ":", "none"]
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
+_HEADING_HEIGHT = 1.15
+"""Of the row of a heading, where that of a label on one line is 1."""
 WIDTH = 6.2
 """Inches: a column of the page, so that text of 8.5 point is shown at this size."""
 
@@ -67,7 +71,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a chart: its label, its mark, and further values, each with its marker and colour. An empty label is a gap."""
+    """A row of a chart: its label, its mark, and further values, each with its marker and colour.
+
+    A row with an empty label has the heading of the rows below it instead.
+    """
 
     label: str
     mark: Mark
@@ -75,6 +82,7 @@ class Row:
     hollow: bool = False
     bold: bool = False
     extra_marks: tuple[tuple[float, str, str], ...] = ()
+    heading: str = ""
 
 
 def figure_style() -> AbstractContextManager[None]:
@@ -121,7 +129,7 @@ def rows_panel(axes: Axes, rows: Sequence[Row], axis_start: float = -math.inf) -
     Args:
         axis_start: lower end of the x axis; a mean below it is drawn as an arrow there, with its value.
     """
-    heights = [0.5 if not row.label else 1 + 0.62 * (len(wrapped(row.label)) - 1) for row in rows]
+    heights = [_HEADING_HEIGHT if not row.label else 1 + 0.62 * (len(wrapped(row.label)) - 1) for row in rows]
     edges = np.concatenate([[0], np.cumsum(heights)])
     transform = axes.get_yaxis_transform()
     axes.set_ylim(edges[-1], 0)
@@ -130,6 +138,7 @@ def rows_panel(axes: Axes, rows: Sequence[Row], axis_start: float = -math.inf) -
     for row, top, bottom in zip(rows, edges[:-1], edges[1:], strict=True):
         y = (top + bottom) / 2
         if not row.label:
+            axes.text(-0.02, bottom - 0.45, row.heading, transform=transform, ha="right", va="center_baseline", style="italic")
             continue
         axes.plot([0, 1], [y, y], transform=transform, color=GREY, alpha=0.22, linewidth=0.6, zorder=0.5)
         _row_label(axes, row, y)
@@ -245,23 +254,11 @@ def format_nats(value: float) -> str:
     return f"{value:.6g}" if value >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
 
 
-def wrapped(label: str, width: int = 36) -> list[str]:
-    """Return a label as lines: one if it fits, else its first part and the others below, broken between settings."""
-    if len(label) <= width:
-        return [label]
-    first, *parts = label.split(" · ")
-    lines = [first]
-    for part in parts:
-        if len(lines) > 1 and len(lines[-1]) + 3 + len(part) <= width + 4:
-            lines[-1] += f" · {part}"
-        else:
-            lines.append(part)
-    return lines
-
-
 def rows_height(rows: Sequence[Row]) -> float:
     """Return the height of a panel of rows in inches, at least what axis and legend need beside one or two rows."""
-    return max(0.65, sum(0.1 if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows))
+    return max(
+        0.65, sum(0.21 * _HEADING_HEIGHT if not row.label else 0.21 + 0.13 * (len(wrapped(row.label)) - 1) for row in rows)
+    )
 
 
 def to_svg(figure: Figure) -> str:

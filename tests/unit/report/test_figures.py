@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from cedkv.analysis.findings import compare_conditions
 from cedkv.analysis.paired import interval
 from cedkv.analysis.results import ConditionResult
+from cedkv.core.text import wrapped
 from cedkv.report.figures.captions import comparison_figures, run_figures
-from cedkv.report.figures.plotting import figure_style, nats_axis, new_figure, save_png, to_svg, wrapped
+from cedkv.report.figures.plotting import figure_style, nats_axis, new_figure, save_png, to_svg
 from tests.support import making
 from tests.support.grids import standard
 
