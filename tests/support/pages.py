@@ -85,14 +85,19 @@ def page_of(run: Run, token_text: Any = hostile) -> str:
     return run_page(result, records.shown(), {"A <figure>": SVG}, {"on": "<b>on</b>", "off": "off"}, token_text)
 
 
-def compared(run: Run) -> str:
-    """Three conditions: the run, one whose select arm is the other way round, and one that is right throughout."""
+def compared(run: Run, selections: list[Record] | None = None) -> str:
+    """Three conditions: the run, one whose select arm is the other way round, and one that is right throughout.
+
+    Args:
+        selections: those of the second condition; None for the run's own.
+    """
     config, records, results = run
     other = [{**record, "correct_select": not record["correct_select"]} for record in records.on]
     all_right = [{**record, "correct_select": True} for record in records.on]
     conditions, shown = [], []
     for name, on in (("first", records.on), ("other <way>", other), ("right", all_right)):
-        changed = replace(records, on=list(on))
+        selected = selections if selections and name == "other <way>" else records.selections
+        changed = replace(records, on=list(on), selections=selected)
         role = resolve_over(config, {"select.mode": "oracle_span"}) if name == "right" else config
         conditions.append(ConditionResult(f"x={name}", name, "id", role, changed.collected(), results, {"x": name}))
         shown.append(changed.shown())

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.quantities import QUANTITIES
-from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.analysis.results import ConditionResult, by_group, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.resolve import to_yaml
 from cedkv.core.files import clean
@@ -32,7 +32,7 @@ MAX_ROWS = 15
 """Paired comparisons up to which those that are not resolved stay unfolded."""
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("tokens.js", "page.js", "sample.js")
+_SCRIPTS = ("tokens.js", "page.js", "demo.js", "sample.js", "off.js")
 
 
 def run_page(
@@ -90,7 +90,8 @@ def comparison_page(
         f"{size}, {len(conditions)} conditions",
         samples,
         figures,
-        conditions=conditions,
+        first=first,
+        conditions=by_group(conditions),
         comparisons=_paired_table(comparison.comparisons),
         questions=comparison.questions,
         relations=comparison.relations,
@@ -116,13 +117,12 @@ def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures:
         "bar_position": _bar_position,
         "places": _places,
     }
-    data = {"kind": kind, "tokens": samples.tokens, "sources": samples.sources, "conditions": samples.conditions}
     return environment.get_template("page.html.j2").render(
         kind=kind,
         title=title,
         subtitle=subtitle,
         figures=figures,
-        data=embedded(data),
+        data=embedded({"kind": kind, **samples.data}),
         script=script,
         digest=digest,
         max_samples=page_samples.MAX_SAMPLES,

@@ -1,5 +1,5 @@
 """The data of the sample browser: every sample under every condition, as the page's script reads it. Tokens are stored by id,
-and what conditions share is stored once.
+and what conditions share is stored once: texts and demo tokens of a sample, and token scores where they are the same.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
-from cedkv.analysis.results import ConditionResult
+from cedkv.analysis.results import ConditionResult, by_group
 from cedkv.core.values import Record
 
 MAX_SAMPLES = 500
@@ -53,21 +54,37 @@ class ConditionSamples:
             yield from (prompt["base"], prompt["select"], *prompt["prompt"])
 
 
+class SharedValues:
+    """Values by index; values with the same JSON are one."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self.values: list[Any] = []
+
+    def add(self, value: Any) -> int:
+        """Return the index of a value, new or not."""
+        index = self._index.setdefault(json.dumps(value), len(self.values))
+        if index == len(self.values):
+            self.values.append(value)
+        return index
+
+
 class SampleIndex:
-    """The conditions of a page, the sources that they share by index, and the text of every token in use."""
+    """The conditions of a page, the sources and token scores that they share by index, and the text of every token in use."""
 
     def __init__(self, token_text: TokenText) -> None:
         self._token_text = token_text
-        self._index: dict[str, int] = {}
-        self.tokens: dict[int, str] = {}
-        self.sources: list[Record] = []
+        self._tokens: dict[int, str] = {}
+        self._sources, self._scores = SharedValues(), SharedValues()
+        self._results: list[ConditionResult] = []
         self.conditions: list[dict[str, Any]] = []
 
     def add(self, result: ConditionResult, samples: ConditionSamples) -> None:
         """Add a condition with its samples."""
         for token in samples.tokens():
-            if token not in self.tokens:
-                self.tokens[token] = self._token_text(token)
+            if token not in self._tokens:
+                self._tokens[token] = self._token_text(token)
+        self._results.append(result)
         self.conditions.append(
             {
                 "label": result.label,
@@ -75,18 +92,30 @@ class SampleIndex:
                 "n_off": len(result.records.off),
                 "p99": _short(result.results.metrics["phase2_off_delta_p99_select"]),
                 "limit": result.config.thresholds.off_delta_p99_max,
-                "on": [{**sample, "source": self._share(sample["source"])} for sample in samples.on],
+                "on": [
+                    {
+                        **sample,
+                        "source": self._sources.add(sample["source"]),
+                        "scores": self._scores.add(sample["scores"]),
+                    }
+                    for sample in samples.on
+                ],
                 "off": samples.off,
             }
         )
 
-    def _share(self, source: Record) -> int:
-        """Return the index of a source; conditions with the same sample and scores share one."""
-        key = json.dumps(source)
-        if key not in self._index:
-            self._index[key] = len(self.sources)
-            self.sources.append(source)
-        return self._index[key]
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads; ``groups`` has the conditions by index, group by group."""
+        index = {id(result): i for i, result in enumerate(self._results)}
+        groups = groupby(by_group(self._results), key=lambda result: result.group)
+        return {
+            "tokens": self._tokens,
+            "sources": self._sources.values,
+            "scores": self._scores.values,
+            "conditions": self.conditions,
+            "groups": [[name, [index[id(result)] for result in group]] for name, group in groups],
+        }
 
 
 def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
@@ -106,9 +135,10 @@ def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
             "query": selection["query_token_ids"],
             "answer": selection["answer_token_id"],
             "kinds": [kind[0] for kind in selection["token_kinds"]],
-            "scores": [_short(score) for score in selection["scores"]],
+            "gold": selection.get("gold_tokens"),
             "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
         },
+        "scores": [_short(score) for score in selection["scores"]],
         "prefix_of": selection.get("prefix_of", record["sample_id"]),
         "arms": {arm: _arm(record, arm) for arm in _ARMS},
         "random": [

@@ -64,7 +64,7 @@ def test_data_comes_back_as_it_was(dealt: Run) -> None:
         assert [arm["right"] for arm in shown["arms"].values()] == [record[f"correct_{arm}"] for arm in ARMS]
         assert [trial["right"] for trial in shown["random"]] == record["correct_random"]
         assert shown["arms"]["select"]["kl"] == pytest.approx(record["kl_select_teacher"], rel=1e-3)
-        assert source["scores"] == pytest.approx(selection["scores"], rel=1e-3)
+        assert data["scores"][shown["scores"]] == pytest.approx(selection["scores"], rel=1e-3)
         assert [span[:2] for span in shown["spans"][0]] == [[span["start"], span["end"]] for span in selection["spans"]]
         assert len(shown["spans"]) == 1 + config.eval.n_random_trials
     deltas = [sample["delta"] for sample in condition["off"]]
@@ -75,7 +75,38 @@ def test_data_comes_back_as_it_was(dealt: Run) -> None:
 def test_conditions_share_what_is_the_same(dealt: Run) -> None:
     data = data_of(compared(dealt))
     assert len(data["conditions"]) == 3
+    assert len(data["sources"]) == len(data["scores"]) == len(dealt[1].on)
+
+
+def test_conditions_with_scores_of_their_own_share_the_texts(dealt: Run) -> None:
+    """Demo tokens, kinds and texts are in the page once per sample, scores once per sample and kind of score."""
+    scored = [{**record, "scores": [-score for score in record["scores"]]} for record in dealt[1].selections]
+    data = data_of(compared(dealt, scored))
     assert len(data["sources"]) == len(dealt[1].on)
+    assert len(data["scores"]) == 2 * len(dealt[1].on)
+    first, other, right = ([sample["scores"] for sample in condition["on"]] for condition in data["conditions"])
+    assert first == right
+    assert not set(first) & set(other)
+    assert data["scores"][other[3]] == pytest.approx(scored[3]["scores"], rel=1e-3)
+
+
+def test_gold_tokens_are_there_where_the_selection_says_them(dealt: Run) -> None:
+    config, records, results = dealt
+    known = [{**records.selections[0], "gold_tokens": [3, 5]}, *records.selections[1:]]
+    gold = [source["gold"] for source in data_of(page_of((config, replace(records, selections=known), results)))["sources"]]
+    assert gold == [[3, 5]] + [None] * (len(known) - 1)
+
+
+def test_conditions_are_shown_by_group(dealt: Run) -> None:
+    text = compared(dealt)
+    assert data_of(text)["groups"] == [["query-aware candidates", [0, 1]], ["reference points", [2]]]
+    table = text[text.index('class="conditions"') : text.index("Every check of every condition")]
+    rows = re.findall(r'<th scope="row(?:group" colspan="9)?">([^<]*?)\s*(?:<span class="mark">(\w+)</span>|<)', table)
+    assert rows == [
+        ("query-aware candidates", ""), ("first", "first"), ("other &lt;way&gt;", ""), ("reference points", ""),
+        ("right", "oracle"),
+    ]  # fmt: skip
+    assert table.count("<tbody>") == table.count("</tbody>") == 2
 
 
 def test_a_big_run_is_cut_and_says_so(dealt: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 
 // The sample browser: the reader's choices, kept in the address (#filter=...&sample=...), the list of samples, the keys.
 
-const CHOICE = { condition: "0", filter: "all", query: "", sample: "", state: "0", scores: "", changed: "", theme: "" };
+const CHOICE = { condition: "0", other: "", filter: "all", query: "", sample: "", state: "0", scores: "", changed: "", theme: "" };
 const choice = { ...CHOICE };
 
 const right = (sample, arm) => sample.arms[arm].right;
@@ -20,11 +20,13 @@ const FILTERS = {
   teacher_wrong: ["teacher wrong", (s) => !right(s, "teacher")],
   select_farther_than_base: ["select farther from teacher than base", (s) => s.ratio > 1],
   select_differs: ["select right in some conditions only", (s) => new Set(everywhere(s.id).map((x) => right(x, "select"))).size > 1],
+  pair_differs: ["select right in one of the two compared", (s) => inOther(s) && right(inOther(s), "select") !== right(s, "select")],
 };
 
 const byId = data.conditions.map((condition) => new Map(condition.on.map((sample) => [sample.id, sample])));
 const everywhere = (id) => byId.map((samples) => samples.get(id)).filter(Boolean);
 const condition = () => data.conditions[Number(choice.condition)];
+const inOther = (sample) => byId[Number(choice.other)].get(sample.id);
 let shown = [];
 
 /** Return the text that a search looks through: id, demonstration, query, answer and the arms' answers. */
@@ -48,22 +50,35 @@ function writeAddress() {
   } catch { /* a sandboxed frame */ }
 }
 
-/** Fill a select element; its first entry is chosen when the address names an entry that does not exist. */
-function offer(name, entries) {
-  if (!entries.some(([key]) => key === choice[name])) choice[name] = entries[0][0];
-  $(name).replaceChildren(...entries.map(([key, text]) => el("option", { value: key }, text)));
+/** Fill a select element with groups of entries, without a label those of no group; the default is chosen when the address names
+ * an entry that does not exist. */
+function offer(name, ...groups) {
+  if (!groups.some(([, entries]) => entries.some(([key]) => key === choice[name]))) choice[name] = CHOICE[name];
+  $(name).replaceChildren(...groups.flatMap(([label, entries]) => {
+    const options = entries.map(([key, text]) => el("option", { value: key }, text));
+    return label ? el("optgroup", { label }, options) : options;
+  }));
   $(name).value = choice[name];
 }
 
+/** Return the conditions as groups of entries, all of them but one. */
+function offered(except) {
+  return data.groups.map(([label, indices]) => [data.groups.length > 1 ? label : "",
+    indices.map(String).filter((key) => key !== except).map((key) => [key, visible(data.conditions[key].label)])])
+    .filter(([, entries]) => entries.length);
+}
+
 function drawControls() {
-  $("condition-box").hidden = data.conditions.length < 2;
-  offer("condition", data.conditions.map((c, i) => [String(i), visible(c.label)]));
+  $("condition-box").hidden = $("other-box").hidden = data.conditions.length < 2;
+  offer("condition", ...offered());
+  offer("other", ["", [["", "none"]]], ...offered(choice.condition));
   const samples = condition().on;
   const trials = Math.max(0, ...samples.map((sample) => sample.random.length));
-  const applies = (name) => (trials || !name.includes("random")) && (data.conditions.length > 1 || name !== "select_differs");
-  offer("filter", Object.entries(FILTERS).filter(([name]) => applies(name))
-    .map(([name, [text, test]]) => [name, text + " (" + samples.filter(test).length + ")"]));
-  offer("state", [["0", "select"], ...Array.from({ length: trials }, (_, i) => [String(i + 1), "random, trial " + (i + 1)])]);
+  const applies = (name) => (trials || !name.includes("random")) && (data.conditions.length > 1 || name !== "select_differs")
+    && (choice.other || name !== "pair_differs");
+  offer("filter", ["", Object.entries(FILTERS).filter(([name]) => applies(name))
+    .map(([name, [text, test]]) => [name, text + " (" + samples.filter(test).length + ")"])]);
+  offer("state", ["", [["0", "select"], ...Array.from({ length: trials }, (_, i) => [String(i + 1), "random, trial " + (i + 1)])]]);
   $("query").value = choice.query;
   $("scores").checked = choice.scores !== "";
 }
@@ -132,6 +147,7 @@ function drawAll() {
 }
 
 function set(name, value) {
+  if (name === "condition" && value === choice.other) choice.other = choice.condition; // the two change sides
   choice[name] = value;
   drawAll();
   writeAddress();
@@ -164,7 +180,7 @@ function start() {
   $("theme").hidden = false;
   $("browser").hidden = false;
   if ($("off-browser")) $("off-browser").hidden = false;
-  for (const name of ["condition", "filter", "state"]) $(name).addEventListener("change", () => set(name, $(name).value));
+  for (const name of ["condition", "other", "filter", "state"]) $(name).addEventListener("change", () => set(name, $(name).value));
   $("query").addEventListener("input", () => { choice.query = $("query").value; drawList(); drawChosen(); writeAddress(); });
   $("scores").addEventListener("change", () => set("scores", $("scores").checked ? "1" : ""));
   $("previous").addEventListener("click", () => step(-1));
