@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.core.errors import ConfigError
-from cedkv.inference.evidence import plan_passes
+from cedkv.inference.passes import plan_passes
 from cedkv.inference.student import random_key
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import Samples

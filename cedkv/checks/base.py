@@ -49,6 +49,7 @@ CHECKS: Registry[Any] = Registry(
         "gateA.arithmetic": "cedkv.checks.reference:Arithmetic",
         "gateA.left_alone": "cedkv.checks.reference:LeftAlone",
         "gateA.first_layer": "cedkv.checks.reference:FirstLayer",
+        "gateA.boundary_replay": "cedkv.checks.reference:BoundaryReplay",
         "gateA.unseen_layers": "cedkv.checks.reference:UnseenLayers",
         "gateA.off_alone": "cedkv.checks.reference:OffAlone",
         "gateA.rotation_equivariance": "cedkv.checks.consistency:RotationEquivariance",

@@ -33,7 +33,7 @@ from cedkv.models.loading import LanguageModel
 from cedkv.models.smollm2 import cache_root
 
 FOLDER = "CEDKV_CERTIFICATES"
-"""Environment variable that names another folder for certificates."""
+"""Environment variable that names another folder for certificates and fitted head weights."""
 CERTIFIED_CODE = ("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "models", "inference", "checks")
 """Packages and modules that the probe computes with; a test asserts that the probe imports no other part of the suite."""
 ROTATION = "rotation_equivariance"
@@ -266,8 +266,13 @@ def _code_digest() -> str:
 
 def _path(identity: Mapping[str, Any], cache_dir: str | None) -> Path:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    folder = os.environ.get(FOLDER)
-    return (Path(folder) if folder else cache_root(cache_dir) / "certificates") / f"{digest[:32]}.json"
+    return folder(cache_dir, "certificates") / f"{digest[:32]}.json"
+
+
+def folder(cache_dir: str | None, kind: str) -> Path:
+    """Return where what was measured on models is kept; ``kind`` is ``certificates`` or ``head_weights``."""
+    given = os.environ.get(FOLDER)
+    return Path(given) if given else cache_root(cache_dir) / kind
 
 
 def _store(certificate: Certificate, cache_dir: str | None) -> None:

@@ -17,8 +17,9 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Placement, Selection
 from cedkv.inference.batch import Batch
-from cedkv.inference.evidence import token_score, token_scores
+from cedkv.inference.evidence import token_score
 from cedkv.inference.forward import kl, log_softmax, next_token_logprobs, prefill
+from cedkv.inference.passes import token_scores
 from cedkv.inference.prefix import encode
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import SelectionTask, create, select_tokens
@@ -51,7 +52,7 @@ def alone_student(
     """
     owner, placement = inputs.owners[row], inputs.placements[row]
     demo = alone_batch(inputs, owner).teacher.demo
-    prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0])
+    prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0], config.prefix.boundary_replay)
     return next_token_logprobs(lm, [query], [name], prefix, lm.injection_layers(config.layer_scope.injection))
 
 
@@ -250,6 +251,36 @@ class FirstLayer(MeasuredCheck):
             pairs = ((inputs.prefix.keys[0], keys[0]), (inputs.prefix.values[0], values[0]))
             errors.append(float(np.max([_relative(of[row, :, :n], own[row, :, :n]) for of, own in pairs])))
         return errors
+
+
+class BoundaryReplay(MeasuredCheck):
+    """Every kept token run again = the prefix of prefill.
+
+    KL(select with all runs of kept tokens replayed whole || select with K/V of prefill), at the same positions. It applies
+    where ``prefix.boundary_replay`` is set.
+    """
+
+    name, threshold = "boundary_replay", "batch_kl_max"
+    counts_to_floor = True
+
+    def expected(self, config: Phase2Config) -> bool:
+        return config.prefix.boundary_replay > 0
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float] | None:
+        if not self.expected(config):
+            return None
+        demos = [alone_batch(inputs, owner).teacher.demo for owner in inputs.owners]
+        injection = lm.injection_layers(config.layer_scope.injection)
+        kls = []
+        for demo, owner, placement, query, name in zip(
+            demos, inputs.owners, inputs.placements, inputs.queries, inputs.names, strict=True
+        ):
+            whole = len(placement.kept_tokens)
+            replayed = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0], whole)
+            prefilled = encode(lm, "prefill", [owner], [placement], None, ())
+            pair = (next_token_logprobs(lm, [query], [name], prefix, injection) for prefix in (replayed, prefilled))
+            kls.append(float(kl(*pair)))
+        return kls
 
 
 class UnseenLayers(MeasuredCheck):

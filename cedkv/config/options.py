@@ -28,6 +28,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "prefix_len": ("prefix_len", "slots of the injected prefix"),
     "padding_mode": ("prefix.padding_mode", "null_pad or shrink_to_selected"),
     "kv_source": ("prefix.kv_source", "prefill or gather"),
+    "boundary_replay": ("prefix.boundary_replay", "gather: first tokens of each kept span that are run again"),
     "positioning_mode": ("injection.positioning_mode", "compact or absolute"),
     "select_mode": ("select.mode", "how spans are chosen"),
     "span_len": ("select.span_len", "tokens in a span"),
@@ -69,6 +70,7 @@ COMPARISONS: dict[str, dict[str, tuple[str, str]]] = {
         "positioning_modes": ("injection.positioning_mode", "compact, absolute"),
         "padding_modes": ("prefix.padding_mode", "null_pad, shrink_to_selected"),
         "kv_sources": ("prefix.kv_source", "prefill, gather"),
+        "boundary_replays": ("prefix.boundary_replay", "first tokens of each kept span that are run again, e.g. 0,2,4,8"),
         "keep_sinks": ("select.keep_sink", "first demo tokens kept; 0,4 by default"),
     },
 }

@@ -123,10 +123,20 @@ class EvalBlock(Block):
 
 
 class PrefixBlock(Block):
-    """Slots of a prefix, and the source of its keys and values."""
+    """Slots of a prefix, the source of its keys and values, and what is run again."""
 
     padding_mode: PaddingName = "null_pad"
     kv_source: KVSourceName = "prefill"
+    boundary_replay: Annotated[int, Field(ge=0, le=64)] = 0
+
+    @model_validator(mode="after")
+    def _check_replay(self) -> Self:
+        if self.boundary_replay and self.kv_source == "prefill":
+            raise ValueError(
+                f"prefix.boundary_replay = {self.boundary_replay} runs tokens of a gathered prefix again, and prefix.kv_source "
+                "= prefill runs all of them anyway; set kv_source=gather, or leave boundary_replay at 0"
+            )
+        return self
 
 
 class InjectionBlock(Block):

@@ -76,7 +76,7 @@ def divergence(batch: Batch, config: Phase2Config, row: int) -> Callable[[Sequen
     """Return the function of ``Evidence.divergence`` for a row: every selection encoded, placed and answered as configured."""
     lm, sample, teacher = batch.lm, batch.samples[row], batch.teacher
     modes = config.injection.positioning_mode, "shrink_to_selected"
-    key = ("divergence", sample.sample_id, config.prefix.kv_source, modes, str(config.layer_scope.injection))
+    key = ("divergence", sample.sample_id, config.prefix.model_dump_json(), modes, str(config.layer_scope.injection))
 
     def compute(selections: Sequence[Selection]) -> list[float]:
         known: dict[tuple[int, ...], float] = batch.drops.setdefault(key, {})
@@ -86,7 +86,8 @@ def divergence(batch: Batch, config: Phase2Config, row: int) -> Callable[[Sequen
             placements = [place(kept, length, *modes, len(kept)) for kept in new]
             reads_cache = kv_source(config.prefix.kv_source).reads_demo_cache
             rows = [teacher.demo_row[row]] * len(new) if reads_cache else []
-            prefix = encode(lm, config.prefix.kv_source, [sample] * len(new), placements, teacher.demo, rows)
+            replay = config.prefix.boundary_replay
+            prefix = encode(lm, config.prefix.kv_source, [sample] * len(new), placements, teacher.demo, rows, replay)
             queries, names = [sample.query_token_ids] * len(new), [sample.sample_id] * len(new)
             injection = lm.injection_layers(config.layer_scope.injection)
             logprobs = next_token_logprobs(lm, queries, names, prefix, injection)

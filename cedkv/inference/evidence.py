@@ -8,7 +8,6 @@ it; what hides spans or tries selections runs when a selector first asks, and is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,87 +21,18 @@ from cedkv.core.values import Evidence, OnSample
 from cedkv.inference.ablation import answer_odds, causal_drops, divergence
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.forward import require_finite
+from cedkv.inference.passes import needed_evidence, plan_passes, replay_rows, span_drop, token_scores
 from cedkv.inference.prefix import kv_source
 from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
 from cedkv.kv.key_scores import key_scores
 from cedkv.kv.readers import AttentionReader, layer_readers
-from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, RowAttention, SpanDrop, TokenScore, ValueNorm
+from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, TokenScore, ValueNorm
 from cedkv.models.loading import LanguageModel
 from cedkv.models.output_projection import grams
-from cedkv.selectors.base import candidates, configured_score, create, query_window
+from cedkv.selectors.base import candidates
 
 NULL_QUERY, REPEAT = "N/A", "\n\nRepeat the previous context exactly.\n"
 """A query without content (ICR, arXiv 2410.02642), and KVzip's instruction to repeat the demo."""
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the passes of a batch must read, for all configurations.
-
-    own, other: readings of the pass over demo + query, and of the pass with the other query.
-    null, replay: rows to read of a null query and of a replay of the demo.
-    cached: readings of the demos' cached K/V.
-    """
-
-    own: frozenset[Reading]
-    other: frozenset[Reading]
-    null: frozenset[Reading]
-    replay: frozenset[Reading]
-    cached: frozenset[Reading]
-
-    @property
-    def over_cache(self) -> bool:
-        """Whether the demos' K/V must be kept."""
-        return bool(self.other or self.null or self.replay or self.cached)
-
-    @property
-    def extra(self) -> int:
-        """How many passes run beside the one over demo + query."""
-        return bool(self.other) + bool(self.null) + bool(self.replay)
-
-
-def token_scores(config: Phase2Config) -> tuple[TokenScore, TokenScore]:
-    """Return the configured aggregation of the query's attention, and the score that the selector asks for."""
-    configured = configured_score(config)
-    return configured, create(config.select).token_score(configured)
-
-
-def needed_evidence(configs: Sequence[Phase2Config]) -> frozenset[str]:
-    """Return the fields of ``Evidence`` beyond attention and scores that these configurations need."""
-    fields = {name for config in configs for name in create(config.select).needs}
-    if any(config.select.causal_drop_advisory for config in configs):
-        fields.add("causal_drop")
-    return frozenset(fields)
-
-
-def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
-    """Return what the passes of a batch must read."""
-    found: dict[str, set[Reading]] = {name: set() for name in ("own", "other", "null", "replay", "cached")}
-    for config in configs:
-        for reading in [score.reading for score in token_scores(config)]:
-            if reading.weighs_values and isinstance(reading, QueryAttention | ReplayAttention):
-                found["own"].add(ValueNorm())
-            if isinstance(reading, QueryAttention):
-                found[reading.query].add(reading.rows)
-                if reading.null_query:
-                    found["null"].add(reading.rows)
-            elif isinstance(reading, ReplayAttention):
-                found["replay"].add(replay_rows(reading))
-            else:
-                found["cached" if reading.from_cache else "own"].add(reading)
-        if "span_drop" in needed_evidence([config]):
-            found["own"].add(span_drop(config))
-    return Passes(**{name: frozenset(readings) for name, readings in found.items()})
-
-
-def replay_rows(reading: ReplayAttention) -> RowAttention:
-    """Return the rows of a replay that a reading takes: the largest attention of any of them."""
-    return RowAttention(None, "max", over_input=reading.plus)
-
-
-def span_drop(config: Phase2Config) -> SpanDrop:
-    """Return the closed-form drop of a configuration's spans."""
-    return SpanDrop(config.select.span_len, query_window(config.select))
 
 
 def read_batch(
@@ -205,12 +135,16 @@ def token_score(batch: Batch, score: TokenScore, row: int) -> NDArray[np.float64
     def compute() -> NDArray[np.float64]:
         layers = batch.lm.selection_layers(score.scope)
         per_head = head_map(batch, score.reading, row, layers)
-        weights = batch.lm.measured[("head weights", score.reading)] if score.heads == "fitted" else None
-        pooled = pool(per_head, score, weights)
+        pooled = pool(per_head, score, batch.lm.measured.get(head_weights_key(score.reading)))
         require_finite(pooled[None], "token scores", [batch.names[row]])
         return pooled.double().cpu().numpy()
 
     return batch.cached(("token score", score, row), compute)
+
+
+def head_weights_key(reading: Reading) -> tuple[str, Reading]:
+    """Return where ``LanguageModel.measured`` holds the fitted weights of a reading's heads, (layers, H)."""
+    return ("head weights", reading)
 
 
 def pool(per_head: torch.Tensor, score: TokenScore, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -225,7 +159,7 @@ def pool(per_head: torch.Tensor, score: TokenScore, weights: torch.Tensor | None
     """
     if score.heads == "fitted":
         if weights is None:
-            raise ValueError("fitted heads need weights")
+            raise ValueError("head weights are not fitted: inference.head_weights.ensure_head_weights fits them")
         pooled = torch.einsum("nhl,nh->l", per_head, weights.to(per_head))
     else:
         by_layer = per_head.mean(dim=1) if score.heads == "mean" else per_head.amax(dim=1)

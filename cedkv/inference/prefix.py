@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from cedkv.config.extensions import KV_SOURCES
 from cedkv.core.values import OnSample, Placement
+from cedkv.inference.boundary_replay import replay_boundaries
 from cedkv.inference.forward import prefill, require_finite
 from cedkv.kv.cache import KVPrefix, Layers, assemble, gather
 from cedkv.models.loading import LanguageModel
@@ -101,8 +102,26 @@ def encode(
     placements: Sequence[Placement],
     demo: KVPrefix | None,
     rows: Sequence[int],
+    boundary_replay: int = 0,
 ) -> KVPrefix:
-    """Return the prefixes of B samples with K/V of the named source; arguments as in ``KVSource.encode``."""
+    """Return the prefixes of B samples; arguments as in ``encode_kept``."""
+    return assemble(*encode_kept(lm, source, samples, placements, demo, rows, boundary_replay), placements)
+
+
+def encode_kept(
+    lm: LanguageModel,
+    source: str,
+    samples: Sequence[OnSample],
+    placements: Sequence[Placement],
+    demo: KVPrefix | None,
+    rows: Sequence[int],
+    boundary_replay: int = 0,
+) -> tuple[Layers, Layers]:
+    """Return the K/V of B samples' kept tokens, of the named source; arguments and result as in ``KVSource.encode``.
+
+    Args:
+        boundary_replay: first tokens of each run of kept tokens that are run again, see ``inference.boundary_replay``.
+    """
     with KV_SOURCES.errors_named(source):
         layers = kv_source(source).encode(lm, samples, placements, demo, rows)
-    return assemble(*layers, placements)
+    return replay_boundaries(lm, samples, placements, layers, boundary_replay) if boundary_replay else layers

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cedkv.config.extensions import KV_SOURCES, SELECTORS
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
@@ -20,7 +20,7 @@ from cedkv.core.values import Evidence, Placement, Selection
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.evidence import read_evidence
 from cedkv.inference.forward import next_token_logprobs
-from cedkv.inference.prefix import kv_source
+from cedkv.inference.prefix import encode_kept, kv_source
 from cedkv.kv.cache import KVPrefix, Layers, assemble
 from cedkv.kv.positioning import place
 from cedkv.selectors.base import SelectionTask, create, select_tokens, selector_class
@@ -33,11 +33,12 @@ class Choice:
     selections: list[Selection]
     placements: list[Placement]
     kv_source: str
+    boundary_replay: int
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What the kept tokens' K/V depend on."""
-        return (self.kv_source, *((p.kept_tokens, p.key_positions) for p in self.placements))
+        return (self.kv_source, self.boundary_replay, *((p.kept_tokens, p.key_positions) for p in self.placements))
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,15 @@ def choose(batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], mo
         modes = config.injection.positioning_mode, config.prefix.padding_mode
         selections.append(selection)
         placements.append(place(selection.kept_tokens, len(sample.demo_token_ids), *modes, room))
-    return Choice(selections, placements, config.prefix.kv_source)
+    return Choice(selections, placements, config.prefix.kv_source, config.prefix.boundary_replay)
 
 
 def _encode(batch: Batch, choice: Choice) -> tuple[Layers, Layers]:
     source = kv_source(choice.kv_source)
     rows = [batch.teacher.demo_row[row] for row in range(len(batch.samples))] if source.reads_demo_cache else []
-    with KV_SOURCES.errors_named(choice.kv_source):
-        return source.encode(batch.lm, batch.samples, choice.placements, batch.teacher.demo, rows)
+    return encode_kept(
+        batch.lm, choice.kv_source, batch.samples, choice.placements, batch.teacher.demo, rows, choice.boundary_replay
+    )
 
 
 def answer(batch: Batch, config: Phase2Config, prefix: KVPrefix) -> torch.Tensor:
@@ -143,5 +145,10 @@ def _give_to_partners(student: Student, partners: list[int] | None) -> Student:
     if partners is None:
         raise ValueError("a selector that uses partners needs a batch with partners")
     choice = student.choice
-    swapped = Choice([choice.selections[i] for i in partners], [choice.placements[i] for i in partners], choice.kv_source)
+    swapped = Choice(
+        [choice.selections[i] for i in partners],
+        [choice.placements[i] for i in partners],
+        choice.kv_source,
+        choice.boundary_replay,
+    )
     return Student(swapped, student.prefix.rows(partners), partners)

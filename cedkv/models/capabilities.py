@@ -54,6 +54,7 @@ class Capabilities:
     max_positions: the context length, or the length within which the RoPE angles do not change.
     context_limits: limits on prefix slots + tokens, from layers that do not see the whole sequence.
     heads, kv_heads: query heads per layer, and key/value heads per layer.
+    softcap: cap of attention scores; None for no cap.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Capabilities:
     context_limits: tuple[ContextLimit, ...]
     heads: int
     kv_heads: int
+    softcap: float | None = None
 
     @property
     def layout(self) -> str:
@@ -100,6 +102,7 @@ def read_capabilities(config: Any) -> Capabilities:
         context_limits=tuple(_context_limits(config)),
         heads=config.num_attention_heads,
         kv_heads=_kv_heads(config),
+        softcap=getattr(config, "attn_logit_softcapping", None),
     )
 
 

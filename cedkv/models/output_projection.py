@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cedkv.core.errors import ModelError
 from cedkv.kv.attention import AttentionCall, observe_attention
-from cedkv.models.loading import LanguageModel
+from cedkv.models.loading import LanguageModel, ModelSpec
 
 NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """Names that transformers' decoders give to their output projection."""
@@ -34,12 +35,13 @@ def projections(model: Any) -> dict[int, torch.nn.Module]:
     return found
 
 
-def unsupported_projection(model: Any, n_layers: int) -> str | None:
-    """Return why W_o is not known for a model; None where it is, as far as the module names say."""
-    missing = sorted(set(range(n_layers)) - projections(model).keys())
-    if missing:
-        return f"no output projection ({', '.join(NAMES)}) is found in the attention of layer {missing[0]}"
-    return None
+def unsupported_projection(spec: ModelSpec) -> str | None:
+    """Return why W_o is not known for a model, by the names of its modules, without its weights; None where it is."""
+    config = AutoConfig.from_pretrained(spec.source, **spec.options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.options["trust_remote_code"])
+    missing = sorted(set(range(spec.capabilities.n_layers)) - projections(model).keys())
+    return f"its attention in layer {missing[0]} has no {', '.join(NAMES)}" if missing else None
 
 
 def grams(lm: LanguageModel) -> dict[int, torch.Tensor]:

@@ -17,7 +17,7 @@ from cedkv.core.files import JsonLists, json_lists, write_json
 from cedkv.core.values import Record
 
 SELECTION, PREFIXES, PLUMBING = "phase2_selection.json", "phase2_prefix_meta.json", "phase2_plumbing.json"
-RUNTIME, TOKEN_TEXTS = "hf_runtime_meta.json", "phase2_token_texts.json"
+RUNTIME, TOKEN_TEXTS, HEAD_WEIGHTS = "hf_runtime_meta.json", "phase2_token_texts.json", "head_weights.json"
 _OFF_KEYS = ("sample_id", "prompt_text", "token_ids", "state_of")
 
 

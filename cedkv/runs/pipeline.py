@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
+from cedkv.inference.head_weights import ensure_head_weights
+from cedkv.inference.passes import check_loaded_readings, check_readings
 from cedkv.models import loading
 from cedkv.models.capabilities import check_supported
 from cedkv.models.checkpoint import trust_tag
 from cedkv.models.context_window import check_context
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
-from cedkv.report.artifacts import RUNTIME
+from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME
 from cedkv.report.tables import sample_tables
 from cedkv.report.text import run_name
 from cedkv.runs import tracking
@@ -75,18 +78,23 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     spec = loading.open_spec(config)
     for each in configs:
         check_supported(spec.capabilities, each)
+    check_readings(spec, configs)
     samples = load_samples(config, spec.tokenizer, spec.capabilities.max_positions, spec.vocabulary, resolved.texts)
     check_context(spec.capabilities, samples, configs)
     lm = loading.load(config, spec)
     for each in configs:
         loading.check_loaded(lm, each)
+    check_loaded_readings(lm, configs)
     identity = fingerprint(lm)
     journal = active.open_journal(depends_on(identity, conditions, samples, resolved.phase), keys)
     certified = certificate.ensure_certificate(lm, identity, config.model.cache_dir)
     _attach_certificate(certified, configs, active.manifest)
     certified.check(configs)
+    fitted = ensure_head_weights(lm, configs, certified.identity, certificate.folder(config.model.cache_dir, "head_weights"))
     if resolved.comparison is None:
         write_json(active.folder / "artifacts" / RUNTIME, lm.meta)
+    if fitted:
+        write_json(active.folder / "artifacts" / HEAD_WEIGHTS, {"fitted": [asdict(weights) for weights in fitted]})
     active.manifest.datasets = tracking.describe_datasets(sample_tables(samples, resolved.phase))
     active.push()
     manifests = {keys[0]: active.manifest} if resolved.comparison is None else _children(resolved, active)

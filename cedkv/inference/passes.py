@@ -1,0 +1,135 @@
+"""Which passes a batch needs and what each must read, from the configurations; what a model cannot give is rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ModelError
+from cedkv.kv.readings import (
+    ExpectedAttention,
+    QueryAttention,
+    Reading,
+    ReplayAttention,
+    RowAttention,
+    SpanDrop,
+    TokenScore,
+    ValueNorm,
+)
+from cedkv.models.loading import LanguageModel, ModelSpec
+from cedkv.models.output_projection import grams, unsupported_projection
+from cedkv.selectors.base import configured_score, create, query_window
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a batch must read, for all configurations.
+
+    own, other: readings of the pass over demo + query, and of the pass with the other query.
+    null, replay: rows to read of a null query and of a replay of the demo.
+    cached: readings of the demos' cached K/V.
+    """
+
+    own: frozenset[Reading]
+    other: frozenset[Reading]
+    null: frozenset[Reading]
+    replay: frozenset[Reading]
+    cached: frozenset[Reading]
+
+    @property
+    def over_cache(self) -> bool:
+        """Whether the demos' K/V must be kept."""
+        return bool(self.other or self.null or self.replay or self.cached)
+
+    @property
+    def extra(self) -> int:
+        """How many passes run beside the one over demo + query."""
+        return bool(self.other) + bool(self.null) + bool(self.replay)
+
+
+def token_scores(config: Phase2Config) -> tuple[TokenScore, TokenScore]:
+    """Return the configured aggregation of the query's attention, and the score that the selector asks for."""
+    configured = configured_score(config)
+    return configured, create(config.select).token_score(configured)
+
+
+def needed_evidence(configs: Sequence[Phase2Config]) -> frozenset[str]:
+    """Return the fields of ``Evidence`` beyond attention and scores that these configurations need."""
+    fields = {name for config in configs for name in create(config.select).needs}
+    if any(config.select.causal_drop_advisory for config in configs):
+        fields.add("causal_drop")
+    return frozenset(fields)
+
+
+def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
+    """Return what the passes of a batch must read."""
+    found: dict[str, set[Reading]] = {name: set() for name in ("own", "other", "null", "replay", "cached")}
+    for config in configs:
+        for reading in [score.reading for score in token_scores(config)]:
+            if reading.weighs_values and isinstance(reading, QueryAttention | ReplayAttention):
+                found["own"].add(ValueNorm())
+            if isinstance(reading, QueryAttention):
+                found[reading.query].add(reading.rows)
+                if reading.null_query:
+                    found["null"].add(reading.rows)
+            elif isinstance(reading, ReplayAttention):
+                found["replay"].add(replay_rows(reading))
+            else:
+                found["cached" if reading.from_cache else "own"].add(reading)
+        if "span_drop" in needed_evidence([config]):
+            found["own"].add(span_drop(config))
+    return Passes(**{name: frozenset(readings) for name, readings in found.items()})
+
+
+def replay_rows(reading: ReplayAttention) -> RowAttention:
+    """Return the rows of a replay that a reading takes: the largest attention of any of them."""
+    return RowAttention(None, "max", over_input=reading.plus)
+
+
+def span_drop(config: Phase2Config) -> SpanDrop:
+    """Return the closed-form drop of a configuration's spans."""
+    return SpanDrop(config.select.span_len, query_window(config.select))
+
+
+def check_readings(spec: ModelSpec, configs: Sequence[Phase2Config]) -> None:
+    """Reject, before weights are loaded, what a selector reads and this model cannot give.
+
+    Raises:
+        ModelError: names the selector, what it reads, and what would work.
+    """
+    capabilities = spec.capabilities
+    needing = {reading: config.select.mode for config in configs for reading in plan_passes([config]).own}
+    for reading, mode in needing.items():
+        if reading.linear_scores and capabilities.softcap is not None:
+            raise _cannot_read(
+                mode,
+                reading,
+                spec.source,
+                f"its attention scores are soft-capped at {capabilities.softcap}, not linear in the query",
+            )
+    weighing = [(reading, mode) for reading, mode in needing.items() if reading.weighs_values]
+    if weighing and (reason := unsupported_projection(spec)) is not None:
+        raise _cannot_read(weighing[0][1], weighing[0][0], spec.source, f"it weighs values by W_o, and {reason}")
+
+
+def check_loaded_readings(lm: LanguageModel, configs: Sequence[Phase2Config]) -> None:
+    """Raise if only the loaded model shows that it cannot give what a selector reads.
+
+    Raises:
+        ModelError: the output projection is not given the attention output, or keys follow no rotation known here.
+    """
+    for config in configs:
+        for reading in plan_passes([config]).own:
+            if reading.weighs_values:
+                grams(lm)
+            if isinstance(reading, ExpectedAttention) and lm.capabilities.positions == "rotary" and lm.rope_layouts is None:
+                reason = "the keys of this model did not follow any rotation known here"
+                raise _cannot_read(config.select.mode, reading, lm.meta["model_id"], reason)
+
+
+def _cannot_read(mode: str, reading: Reading, model: str, reason: str) -> ModelError:
+    return ModelError(
+        f"select.mode={mode} reads {type(reading).__name__}, which {model} does not give: {reason}; use a selector by "
+        "attention with select.value_weighting=none, or another model"
+    )
