@@ -151,9 +151,8 @@ def _run_condition(
         inputs = _check_inputs(batch, arms, base, select, off, off_select, gate_a_rows)
         records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
     by_arm = {"base": base, "teacher": batch.teacher.logprobs, "select": select}
-    answer_tokens = [sample.answer_token_id for sample in batch.samples]
     random_logprobs = [logprobs for _, logprobs in randoms]
-    answers_of = answers(by_arm, random_logprobs, answer_tokens, batch.lm.tokenizer, config.reporting.topk_tokens)
+    answers_of = answers(by_arm, random_logprobs, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)
     for row, sample in enumerate(batch.samples):
         selection, placement = selected.choice.selections[row], selected.choice.placements[row]
         random_picks = [(choice.selections[row], choice.placements[row]) for choice, _ in randoms]

@@ -61,6 +61,8 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
     select = mean(record["correct_select"] for record in on)
     random_mean = mean(random)
     base_teacher = [record["kl_base_teacher"] for record in on]
+    labelled = [record for record in on if "kl_select_teacher_labels" in record]
+    select_labels = [record["kl_select_teacher_labels"] for record in labelled]
     deltas_off = [record["phase2_delta_off_select"] for record in off]
     gap = difference(teacher, base)
     gain = difference(select, base)
@@ -80,6 +82,11 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
         "phase2_rel_kl_to_teacher_random": relative_kl(
             [value for record in on for value in record["kl_random_teacher"]], base_teacher
         ),
+        "phase2_on_acc_labels_base": mean(record["correct_base_labels"] for record in labelled),
+        "phase2_on_acc_labels_teacher": mean(record["correct_teacher_labels"] for record in labelled),
+        "phase2_on_acc_labels_student_select": mean(record["correct_select_labels"] for record in labelled),
+        "phase2_kl_select_teacher_labels_mean": mean(select_labels),
+        "phase2_rel_kl_labels_select": relative_kl(select_labels, [r["kl_base_teacher_labels"] for r in labelled]),
         "phase2_off_delta_mean_select": mean(deltas_off),
         "phase2_off_delta_p99_select": p99(deltas_off),
         "phase2_off_same_token_share": mean(record["same_token"] for record in off),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
-from cedkv.inference.forward import kl
+from cedkv.inference.forward import among_labels, kl
 from cedkv.models.tokenizer import token_text
 from cedkv.selectors.base import attention_score
 
@@ -66,6 +66,19 @@ class OnRecord(TypedDict):
     """log p_select(answer) - log p_base(answer)."""
     rel_kl_to_teacher: float
     """KL(select || teacher) / (KL(base || teacher) + 1e-6)."""
+    kl_base_teacher_labels: NotRequired[float]
+    """KL(base || teacher) among the sample's labels, both renormalised; like all of its kind, where the sample has labels."""
+    kl_select_teacher_labels: NotRequired[float]
+    kl_random_teacher_labels: NotRequired[list[float]]
+    """Per trial."""
+    correct_base_labels: NotRequired[bool]
+    """The most probable of the labels is the answer's."""
+    correct_teacher_labels: NotRequired[bool]
+    correct_select_labels: NotRequired[bool]
+    correct_random_labels: NotRequired[list[bool]]
+    """Per trial."""
+    gold_depth: NotRequired[float]
+    """Where the gold tokens start in the demo, from 0 to 1; where the sample says which they are."""
     topk: NotRequired[dict[str, list[TopToken]]]
     """Arm -> its most probable tokens, ``reporting.topk_tokens`` of them."""
     phase2_selection_score_attention: float
@@ -141,6 +154,10 @@ class SelectionRecord(PrefixRecord):
     answer_token_id: int
     token_kinds: list[str]
     """Of each demo token: bos, input, delimiter or answer."""
+    label_token_ids: list[int]
+    """The answers that the demo knows and the sample's own, by their first token, ascending; empty where there are no two."""
+    gold_tokens: NotRequired[list[int]]
+    """The demo tokens ``[start, end)`` that hold the answer; where the sample says which."""
     scores: list[float]
     """Attention score of each demo token."""
     prefix_of: str
@@ -164,25 +181,25 @@ PlumbingRecord = Record
 
 
 def answers(
-    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], answer_tokens: Sequence[int], tokenizer: Any, topk: int
+    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], samples: Sequence[OnSample], tokenizer: Any, topk: int
 ) -> list[Record]:
     """Return what B samples answer under every arm: one part of their records each.
 
     Args:
         arms: base, teacher, select -> (B, vocabulary) log-probabilities.
         randoms: the same for each random trial.
-        answer_tokens: the B answers' token ids.
+        samples: the B samples.
         topk: tokens of each arm's distribution to keep.
     """
     base, teacher, select = arms["base"], arms["teacher"], arms["select"]
-    answers_at = torch.tensor(answer_tokens, device=base.device)
+    answers_at = torch.tensor([sample.answer_token_id for sample in samples], device=base.device)
     columns: dict[str, list[Any]] = {}
     for name, logprobs in arms.items():
         greedy = logprobs.argmax(dim=1)
         columns[f"token_{name}"] = greedy.tolist()
         columns[f"correct_{name}"] = (greedy == answers_at).tolist()
         columns[f"answer_logprob_{name}"] = _token_logprobs(logprobs, answers_at).tolist()
-    tokens, n = [logprobs.argmax(dim=1) for logprobs in randoms], len(answer_tokens)
+    tokens, n = [logprobs.argmax(dim=1) for logprobs in randoms], len(samples)
     columns |= {
         "token_random": _by_sample([trial.tolist() for trial in tokens], n),
         "correct_random": _by_sample([(trial == answers_at).tolist() for trial in tokens], n),
@@ -200,9 +217,35 @@ def answers(
     ]
     tops = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
     return [
-        {**{name: values[row] for name, values in columns.items()}, "topk": {name: top[row] for name, top in tops.items()}}
-        for row in range(n)
+        {
+            **{name: values[row] for name, values in columns.items()},
+            **_answers_among_labels({name: arm[row] for name, arm in arms.items()}, [trial[row] for trial in randoms], sample),
+            "topk": {name: top[row] for name, top in tops.items()},
+        }
+        for row, sample in enumerate(samples)
     ]
+
+
+def _answers_among_labels(arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], sample: OnSample) -> Record:
+    """Return what one sample answers among its labels; nothing where it has none.
+
+    Args:
+        arms: base, teacher, select -> (vocabulary,) log-probabilities.
+        randoms: the same for each random trial.
+    """
+    labels = sample.label_token_ids
+    if not labels:
+        return {}
+    logprobs = torch.stack([among_labels(arm, labels) for arm in (*arms.values(), *randoms)])  # (arms and trials, labels)
+    right = [labels[best] == sample.answer_token_id for best in logprobs.argmax(dim=1).tolist()]
+    teacher = logprobs[list(arms).index("teacher")]
+    kls = kl(logprobs, teacher).tolist()
+    record: Record = {"kl_random_teacher_labels": kls[len(arms) :], "correct_random_labels": right[len(arms) :]}
+    for i, arm in enumerate(arms):
+        record[f"correct_{arm}_labels"] = right[i]
+        if arm != "teacher":
+            record[f"kl_{arm}_teacher_labels"] = kls[i]
+    return record
 
 
 def on_record(
@@ -232,6 +275,8 @@ def on_record(
         record["candidate_attention"] = [
             attention_score(Candidate(start, start + span_len), evidence) for start in sorted(drops)
         ]
+    if sample.gold_depth is not None:
+        record["gold_depth"] = sample.gold_depth
     record["random_same"] = [random.kept_tokens == selection.kept_tokens for random in randoms]
     return record  # type: ignore[return-value]  # put together from columns
 
@@ -261,7 +306,7 @@ def selection_record(
     randoms: Sequence[tuple[Selection, Placement]],
 ) -> SelectionRecord:
     """Return what was selected for one ON sample; ``owner`` is the sample whose demo the prefix is of."""
-    return {
+    record: Record = {
         "type": "selection",
         "sample_id": sample.sample_id,
         "demo_text": sample.episode.demo_text,
@@ -271,11 +316,15 @@ def selection_record(
         "query_token_ids": list(sample.query_token_ids),
         "answer_token_id": sample.answer_token_id,
         "token_kinds": list(sample.token_kinds),
+        "label_token_ids": list(sample.label_token_ids),
         "scores": evidence.attention.tolist(),
         "prefix_of": owner.sample_id,
         **_prefix(selection, placement),
         "random": [{"trial": trial, **_prefix(*prefix)} for trial, prefix in enumerate(randoms)],
     }
+    if sample.gold_tokens is not None:
+        record["gold_tokens"] = list(sample.gold_tokens)
+    return record  # type: ignore[return-value]  # put together from parts
 
 
 def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[PlumbingRecord]:

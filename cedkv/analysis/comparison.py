@@ -28,9 +28,9 @@ PADDING = "prefix.padding_mode"
 
 
 def series(condition: ConditionResult, quantity: Quantity, arm: str = "select") -> list[float]:
-    """Return one value per sample (random: the mean over trials); NaN for a missing value."""
+    """Return one value per sample that has the quantity (random: the mean over trials); NaN for a missing value."""
     records = condition.records.on if quantity.samples == "on" else condition.records.off
-    return column_values(records, quantity.column(arm))
+    return column_values(quantity.having(records), quantity.column(arm))
 
 
 def column_values(records: Sequence[Record], column: str) -> list[float]:
@@ -96,13 +96,13 @@ def comparison_row(
 def grid_comparisons(results: Sequence[ConditionResult], seed: int) -> list[dict[str, Any]]:
     """Return the table of paired comparisons.
 
-    Each condition is compared with the grid's first one (accuracy, KL to teacher, OFF delta), and the selected spans of
-    each candidate with base and with the condition's own random spans (accuracy, KL to teacher); reference points are
-    compared with the first condition only. ``p`` is McNemar's exact test where outcomes are right or wrong, the sign-flip
-    test elsewhere, and ``p_holm`` is Holm's correction over all rows. A row is resolved, ``left higher`` or ``right
-    higher``, when p_holm < 0.05 and the 95 % interval excludes 0 (for KLs, when the difference also exceeds the numerical
-    floor); otherwise it is ``not resolved``. ``n_needed`` is the number of samples that a single test needs for this
-    difference at 80 % power.
+    Each condition is compared with the grid's first one (accuracy, KL to teacher, KL among labels, OFF delta), and the
+    selected spans of each candidate with base and with the condition's own random spans (all but the OFF delta); reference
+    points are compared with the first condition only. ``p`` is McNemar's exact test where outcomes are right or wrong, the
+    sign-flip test elsewhere, and ``p_holm`` is Holm's correction over all rows. A row is resolved, ``left higher`` or
+    ``right higher``, when p_holm < 0.05 and the 95 % interval excludes 0 (for KLs, when the difference also exceeds the
+    numerical floor); otherwise it is ``not resolved``. ``n_needed`` is the number of samples that a single test needs for
+    this difference at 80 % power. Samples without labels are left out of KL among labels.
     """
     conditions = unique_up_to_padding(results)
     rows = []

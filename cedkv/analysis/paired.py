@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, spearmanr
 
-from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER
+from cedkv.analysis.quantities import ACCURACY, KL_AMONG_LABELS, KL_TO_TEACHER
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Record
 
@@ -95,15 +95,20 @@ def paired_difference(
 
 
 def arm_comparisons(on: Sequence[Record], seed: int) -> list[dict[str, Any]]:
-    """Return the select arm compared with base, random (mean over trials) and teacher: accuracy, and KL to the teacher."""
+    """Return the select arm compared with base, random (mean over trials) and teacher: accuracy, KL to the teacher, and KL
+    among labels where there are labels.
+    """
     if not on:
         return []
-    compared = [(ACCURACY, "base"), (ACCURACY, "teacher"), (KL_TO_TEACHER, "base")]
+    compared = [(ACCURACY, "base"), (ACCURACY, "teacher"), (KL_TO_TEACHER, "base"), (KL_AMONG_LABELS, "base")]
     if on[0]["correct_random"]:
-        compared += [(ACCURACY, "random"), (KL_TO_TEACHER, "random")]
+        compared += [(quantity, "random") for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS)]
     rows = []
     for quantity, arm in compared:
-        select, reference = ([float(np.mean(record[quantity.column(a)])) for record in on] for a in ("select", arm))
+        records = quantity.having(on)
+        if not records:
+            continue
+        select, reference = ([float(np.mean(record[quantity.column(a)])) for record in records] for a in ("select", arm))
         pairs = list(zip(select, reference, strict=True))
         rows.append(asdict(paired_difference("select", arm, quantity.name, pairs, seed)))
     return rows

@@ -5,8 +5,11 @@ The numbers themselves are defined in ``metrics_phase2``; comparisons, answers, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from cedkv.core.values import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,12 @@ class Quantity:
     when_higher: str
     """What a higher value on the left of a comparison means, and below a lower one."""
     when_lower: str
+    partial: bool = False
+    """Whether some samples do not have it; these are left out, under every arm and condition alike."""
+
+    def having(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return the records that have this quantity: all of them, unless it is ``partial``."""
+        return [r for r in records if self.column("select") in r] if self.partial else records
 
     def column(self, arm: str) -> str:
         """Return the record key of this quantity for an arm: ``correct_select``."""
@@ -75,6 +84,20 @@ KL_TO_TEACHER = Quantity(
     when_higher="farther from the teacher",
     when_lower="nearer to the teacher",
 )
+KL_AMONG_LABELS = Quantity(
+    name="kl_among_labels",
+    samples="on",
+    record_column="kl_{arm}_teacher_labels",
+    unit="nats",
+    higher_is_better=False,
+    label="KL to teacher among labels",
+    short_label="KL among labels",
+    axis_title="KL to teacher among labels, nats",
+    caption="Mean KL(student || teacher) among the sample's labels over ON samples that have labels",
+    when_higher="farther from the teacher among the labels",
+    when_lower="nearer to the teacher among the labels",
+    partial=True,
+)
 OFF_DELTA = Quantity(
     name="off_delta",
     samples="off",
@@ -88,4 +111,4 @@ OFF_DELTA = Quantity(
     when_higher="OFF prompts move more",
     when_lower="OFF prompts move less",
 )
-QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, OFF_DELTA)}
+QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, OFF_DELTA)}

@@ -27,7 +27,7 @@ class OnEpisode:
     """A demonstration with one query about it, as text.
 
     char_kinds: ``(start, end, kind)`` over the characters of ``demo_text``; characters in no range are delimiters.
-    gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span`` only.
+    gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span``, and for accuracy by its depth.
     other_query_text: another query about the same demo; needed by ``transfer_span`` only.
     shots: the characters of each solved example of ``demo_text``; needed by ``whole_shots`` only.
     """
@@ -67,6 +67,23 @@ class OnSample:
     @property
     def has_bos(self) -> bool:
         return self.token_kinds[0] == "bos"
+
+    @property
+    def label_token_ids(self) -> tuple[int, ...]:
+        """The answers that the demo knows, by their first token, and this sample's own: ascending, without repeats.
+
+        The first tokens of the runs of tokens of kind ``answer``. Empty where fewer than two differ: then the sample has no
+        labels to choose among.
+        """
+        kinds = self.token_kinds
+        firsts = (i for i, kind in enumerate(kinds) if kind == "answer" and (i == 0 or kinds[i - 1] != "answer"))
+        labels = {self.answer_token_id, *(self.demo_token_ids[i] for i in firsts)}
+        return tuple(sorted(labels)) if len(labels) > 1 else ()
+
+    @property
+    def gold_depth(self) -> float | None:
+        """Where the gold tokens start in the demo: their start / L, from 0 to 1; None where the sample does not say."""
+        return None if self.gold_tokens is None else self.gold_tokens[0] / len(self.demo_token_ids)
 
     @property
     def teacher_ids(self) -> tuple[int, ...]:

@@ -40,12 +40,25 @@ def kl(student: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Return KL(student || reference) = sum_v p_student(v) (log p_student(v) - log p_reference(v)).
 
     Args:
-        student, reference: log-probabilities, (B, vocabulary).
+        student, reference: log-probabilities, (B, vocabulary), or of the same labels, (B, labels).
 
     Returns:
         (B,) in nats; values that rounding puts below 0 become 0.
     """
     return (student.exp() * (student - reference)).sum(dim=-1).clamp_min(0)
+
+
+def among_labels(logprobs: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+    """Return log-probabilities restricted to some tokens and renormalised: log p(v) - log sum_w p(w), w over the labels.
+
+    Args:
+        logprobs: (..., vocabulary).
+        labels: token ids.
+
+    Returns:
+        (..., labels) in the order of ``labels``.
+    """
+    return logprobs[..., list(labels)].log_softmax(dim=-1)
 
 
 @torch.inference_mode()

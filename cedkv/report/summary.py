@@ -81,6 +81,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         "gap recovered",
         "KL to teacher",
         "ratio to base",
+        "ratio among labels",
         "OFF p99",
         "Gate A",
         "Gate B",
@@ -102,6 +103,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
                 _with_interval(gap["value"], gap["low"], gap["high"]),
                 number(m["phase2_kl_select_teacher_mean"]),
                 number(m["phase2_rel_kl_to_teacher_select"]),
+                number(m["phase2_rel_kl_labels_select"]),
                 number(m["phase2_off_delta_p99_select"]),
                 *("–" if passed is None else verdict_word(passed) for passed in gates),
             )
@@ -111,7 +113,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         f"base answers {number(m['phase2_on_acc_base'])}, the teacher {number(m['phase2_on_acc_teacher'])}; "
         f"base's KL to the teacher is {number(m['phase2_kl_base_teacher_mean'])} nats"
     )
-    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(2, 9)), ""]
+    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(2, 10)), ""]
 
 
 def _relations(relations: Sequence[dict[str, Any]]) -> Section:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER
 from cedkv.analysis.results import ConditionResult, by_group, verdict_word
 from cedkv.core.values import Record
 from cedkv.tasks.load import Samples
@@ -35,6 +34,14 @@ _ON = (
     "kl_select_teacher",
     "kl_random_teacher_mean",
     "rel_kl_to_teacher",
+    "correct_base_labels",
+    "correct_teacher_labels",
+    "correct_select_labels",
+    "correct_random_labels_mean",
+    "kl_base_teacher_labels",
+    "kl_select_teacher_labels",
+    "kl_random_teacher_labels_mean",
+    "gold_depth",
     "phase2_selection_score_attention",
     "phase2_selection_score_causal_drop",
     "spans",
@@ -53,9 +60,8 @@ class OnTable:
         row = dict(on)
         row["query_text"], row["answer_text"] = selection["query_text"], selection["answer_text"]
         row["spans"] = " ".join(f"{span['start']}:{span['end']}" for span in selection["spans"])
-        for quantity in (ACCURACY, KL_TO_TEACHER):
-            column = quantity.column("random")
-            row[f"{column}_mean"] = float(np.mean(on[column])) if on[column] else None
+        for column in ("correct_random", "kl_random_teacher", "correct_random_labels", "kl_random_teacher_labels"):
+            row[f"{column}_mean"] = float(np.mean(trials)) if (trials := on.get(column)) else None
         for arm, top in on["topk"].items():
             row[f"token_{arm}"] = top[0]["text"]
         self._rows.append({name: row.get(name) for name in _ON})
@@ -81,9 +87,13 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
         "acc_base": "phase2_on_acc_base",
         "acc_teacher": "phase2_on_acc_teacher",
         "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select",
+        "acc_labels": "phase2_on_acc_labels_student_select",
+        "rel_kl_labels": "phase2_rel_kl_labels_select",
         "off_delta_p99": "phase2_off_delta_p99_select",
         "delta_on": "phase2_delta_on_mean_select",
     }
+    if all(result.results.metrics[columns["rel_kl_labels"]] is None for result in results):
+        columns = {column: metric for column, metric in columns.items() if not column.endswith("_labels")}
     rows = []
     for result in by_group(results):
         metrics: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}

@@ -124,6 +124,22 @@ def divergence(student: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sum(np.exp(student) * (student - reference)))
 
 
+def labels(kinds: Sequence[str], demo: Sequence[int], answer: int) -> list[int]:
+    """The answers to choose among: each answer of the demo by its first token, and this sample's; one alone is none."""
+    known, inside = {answer}, False
+    for kind, token in zip(kinds, demo, strict=True):
+        if kind == "answer" and not inside:
+            known.add(token)
+        inside = kind == "answer"
+    return sorted(known) if len(known) > 1 else []
+
+
+def among(logprobs: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Log-probabilities given that the next token is one of these."""
+    chosen = logprobs[list(tokens)]
+    return chosen - np.log(np.exp(chosen).sum())
+
+
 def starts(kinds: Sequence[str], rules: Rules) -> list[int]:
     """Where a span may start: inside the demo, not on BOS, with an input or delimiter token at its start (or center)."""
     at = rules.span_len // 2 if rules.center else 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.oracle.outside import Plain, Rules, best_starts, divergence, starts
+from tests.oracle.outside import Plain, Rules, among, best_starts, divergence, labels, starts
 
 NEAR_TIE = 1e-4
 
@@ -43,6 +43,29 @@ class Comparison:
         self.compared += 1
         if logprobs.max() - logprobs[recorded] >= NEAR_TIE:
             self.problems.append(f"{what}: recorded token {recorded}, computed {logprobs.argmax()}")
+
+
+def check_labels(
+    found: Comparison, record: dict[str, Any], chosen: dict[str, Any], arms: dict[str, np.ndarray], randoms: list[np.ndarray]
+) -> dict[str, float]:
+    """KL and accuracy among the labels, which follow from the kinds of the demo's tokens; the KLs of base and select."""
+    name, answer = chosen["sample_id"], chosen["answer_token_id"]
+    known = labels(chosen["token_kinds"], chosen["demo_token_ids"], answer)
+    found.same(f"{name} labels", chosen["label_token_ids"], known)
+    restricted = {arm: [among(logprobs, known)] for arm, logprobs in arms.items()}
+    restricted["random"] = [among(logprobs, known) for logprobs in randoms]
+    kls = {}
+    for arm, trials in restricted.items():
+        recorded = record[f"correct_{arm}_labels"]
+        for right, logprobs in zip(recorded if arm == "random" else [recorded], trials, strict=True):
+            if np.ptp(np.sort(logprobs)[-2:]) >= NEAR_TIE:
+                found.same(f"{name} {arm} correct among labels", right, known[logprobs.argmax()] == answer)
+        if arm != "teacher":
+            key = f"kl_{arm}_teacher_labels"
+            kls[key] = [divergence(logprobs, restricted["teacher"][0]) for logprobs in trials]
+            for value, computed in zip(record[key] if arm == "random" else [record[key]], kls[key], strict=True):
+                found.number("kl", value, computed)
+    return {key: values[0] for key, values in kls.items() if "random" not in key}
 
 
 def check_state(
@@ -99,8 +122,9 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
             found.number("logprob", record[f"answer_logprob_{arm}"], logprobs[answer])
             for top in record["topk"][arm]:
                 found.number("logprob", top["logprob"], logprobs[top["token_id"]])
-        for trial, (placed, token) in enumerate(zip(chosen["random"], record["token_random"], strict=True)):
-            random = student(query, demo, placed)
+        randoms = [student(query, demo, placed) for placed in chosen["random"]]
+        of_labels = check_labels(found, record, chosen, {"base": base, "teacher": teacher, "select": select}, randoms)
+        for trial, (random, token) in enumerate(zip(randoms, record["token_random"], strict=True)):
             found.token(f"{name} random {trial}", token, random)
             found.number("logprob", record["answer_logprob_random"][trial], random[answer])
             found.number("kl", record["kl_random_teacher"][trial], divergence(random, teacher))
@@ -114,7 +138,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
         for key, value in kls.items():
             found.number("kl", record[key], value)
         found.number("logprob", record["phase2_answer_logprob_gain"], select[answer] - base[answer])
-        mine.append(kls)
+        mine.append(kls | of_labels)
 
     for prompt in run["off"]:
         name, tokens, placed = prompt["sample_id"], prompt["token_ids"], states[prompt["state_of"]]
@@ -132,5 +156,11 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
     found.number("metric", metrics["phase2_delta_on_mean_select"], means["phase2_delta_on_select"])
     relative = means["kl_select_teacher"] / (means["kl_base_teacher"] + 1e-6)
     found.number("metric", metrics["phase2_rel_kl_to_teacher_select"], relative)
+    relative = means["kl_select_teacher_labels"] / (means["kl_base_teacher_labels"] + 1e-6)
+    found.number("metric", metrics["phase2_kl_select_teacher_labels_mean"], means["kl_select_teacher_labels"])
+    found.number("metric", metrics["phase2_rel_kl_labels_select"], relative)
+    for arm, metric in (("base", "base"), ("teacher", "teacher"), ("select", "student_select")):
+        right = np.mean([samples[chosen["sample_id"]][f"correct_{arm}_labels"] for chosen in run["on"]])
+        found.number("metric", metrics[f"phase2_on_acc_labels_{metric}"], float(right))
     found.number("metric", metrics["phase2_off_delta_p99_select"], sorted(moved)[math.ceil(0.99 * (len(moved) - 1))])
     return found

@@ -146,6 +146,20 @@ def test_a_run_that_did_something_else_is_noticed(usual_folder: Path, evaluate: 
         assert max(worst["logprob"], worst["kl"]) > 1e-2, damage.__name__
 
 
+def test_labels_that_are_others_are_noticed(usual_folder: Path, evaluate: Callable[..., None]) -> None:
+    """By the list of labels, and by the figures, where another token of the demo counts as an answer."""
+    evaluate(usual_folder)
+    path = RUN / "artifacts" / "phase2_selection.json"
+    run = json.loads(path.read_text())
+    del run["on"][0]["label_token_ids"][0]
+    kinds = run["on"][1]["token_kinds"]
+    kinds[kinds.index("input")] = "answer"
+    path.write_text(json.dumps(run))
+    found = compare(RUN, plain(usual_folder), RULES)
+    assert sum("labels" in problem for problem in found.problems) >= 2
+    assert found.worst["kl"] > 1e-2
+
+
 def test_keys_that_were_not_moved_are_noticed(
     usual_folder: Path, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Record, Selection, Span
+from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Placement, Record, Selection, Span
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.records import answers, off_record, on_record, repro_record
+from cedkv.records import answers, off_record, on_record, repro_record, selection_record
 from tests.support import making
 
 VOCABULARY = 50
@@ -62,7 +62,8 @@ def recorded(
     other = logprobs(9, 1)
     arms = {name: torch.stack([other, its, other]) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
     trials = [torch.stack([other, its, other]) for its in randoms]
-    measured = answers(arms, trials, [3, ANSWER, 4], Decoder(), 3)
+    samples = [replace(SAMPLE, answer_token_id=3), SAMPLE, replace(SAMPLE, answer_token_id=4)]
+    measured = answers(arms, trials, samples, Decoder(), 3)
     return on_record(SAMPLE, measured[1], evidence, selection, [], span_len)
 
 
@@ -115,6 +116,50 @@ def test_tokens_and_correctness(record: Record) -> None:
     assert (record["correct_base"], record["correct_teacher"], record["correct_select"]) == (False, True, True)
     assert record["token_random"] == [ANSWER, 5, 6]
     assert record["correct_random"] == [True, False, False]
+
+
+def test_labels_are_the_answers_that_the_demo_knows_and_the_own_one() -> None:
+    """The first token of every run of answer tokens, without repeats; one label is none to choose among."""
+    assert SAMPLE.label_token_ids == (5, ANSWER, 9)
+    runs = replace(SAMPLE, demo_token_ids=(9, 8, 9, 4, 6, 8), token_kinds=making.kinds("aadaaa"))
+    assert runs.label_token_ids == (4, ANSWER, 9)
+    assert replace(SAMPLE, token_kinds=making.kinds("didddd")).label_token_ids == ()
+
+
+def test_answers_among_labels(record: Record) -> None:
+    """Restricted to the labels and renormalised, written out in numpy; the random trials one by one."""
+    labels = [5, ANSWER, 9]
+
+    def among(x: torch.Tensor) -> NDArray[np.float64]:
+        p = _softmax(x.numpy().astype(np.float64))[labels]
+        return p / p.sum()
+
+    def divergence(student: torch.Tensor) -> float:
+        return float(sum(a * np.log(a / b) for a, b in zip(among(student), among(TEACHER), strict=True)))
+
+    assert record["kl_base_teacher_labels"] == pytest.approx(divergence(BASE), rel=1e-4)
+    assert record["kl_select_teacher_labels"] == pytest.approx(divergence(SELECT), rel=1e-4)
+    assert record["kl_select_teacher_labels"] != pytest.approx(record["kl_select_teacher"], rel=1e-2)
+    assert record["kl_random_teacher_labels"] == pytest.approx([divergence(r) for r in RANDOMS], rel=1e-4)
+    for arm, values in (("base", BASE), ("teacher", TEACHER), ("select", SELECT)):
+        assert record[f"correct_{arm}_labels"] == (labels[among(values).argmax()] == ANSWER)
+    assert record["correct_random_labels"] == [labels[among(r).argmax()] == ANSWER for r in RANDOMS]
+    assert record["correct_random_labels"][1] is False
+    alone = answers(
+        {"base": BASE[None], "teacher": TEACHER[None], "select": SELECT[None]}, [],
+        [replace(SAMPLE, token_kinds=making.kinds("didddd"))], Decoder(), 3,
+    )  # fmt: skip
+    assert not [name for name in alone[0] if name.endswith("_labels")]
+
+
+def test_gold_is_recorded_where_the_sample_has_it() -> None:
+    placed = Placement((0, 1, 3, 4), (0, 1, 2, 3), 4, 4)
+    for gold, depth in (((3, 5), 0.5), (None, None)):
+        sample = replace(SAMPLE, gold_tokens=gold)
+        assert on_record(sample, {}, Evidence(ATTENTION), SELECTION, [], 2).get("gold_depth") == depth
+        selection = selection_record(sample, sample, Evidence(ATTENTION), SELECTION, placed, [])
+        assert selection.get("gold_tokens") == (None if gold is None else list(gold))
+        assert selection["label_token_ids"] == [5, ANSWER, 9]
 
 
 def test_top_tokens(record: Record) -> None:

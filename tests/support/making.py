@@ -58,6 +58,17 @@ def on(**changes: object) -> Record:
     }  # fmt: skip
 
 
+def among_labels(kl: float | None) -> Record:
+    """What a sample with labels has besides; ``kl`` is select's to the teacher, nothing for None."""
+    if kl is None:
+        return {}
+    return {
+        "kl_select_teacher_labels": kl, "kl_base_teacher_labels": 1.0, "kl_random_teacher_labels": [0.5, 0.7],
+        "correct_base_labels": False, "correct_teacher_labels": True, "correct_select_labels": True,
+        "correct_random_labels": [False, True],
+    }  # fmt: skip
+
+
 def off(**changes: object) -> Record:
     """The record of an OFF prompt that is left alone."""
     return {
@@ -91,7 +102,8 @@ def grid(
 
     Args:
         conditions: settings, and what differs from samples every gate likes: ``correct`` and ``random`` (one value a sample),
-            ``kl`` (select to teacher), ``off``, ``base``; each a value or a list of n.
+            ``kl`` (select to teacher), ``label_kl`` (the same among labels; None for samples without labels), ``depth`` (of
+            the gold tokens), ``off``, ``base``; each a value or a list of n.
     """
     base = config or Phase2Config()
     made = [Condition(str(settings), resolve_over(base, settings)) for settings, _ in conditions]
@@ -106,9 +118,11 @@ def grid(
         kls, deltas = each("kl", 0.5), each("off", 0.01)
         ons = [
             on(sample_id=f"on-{i}", correct_select=right, correct_base=alone, kl_select_teacher=kl, answer_logprob_select=-kl,
-               correct_random=[bool(drawn)] * 2, topk={}, **given.get("extra", {}))
-            for i, (right, alone, kl, drawn) in enumerate(
-                zip(each("correct", True), each("base", False), kls, each("random", False), strict=True)
+               correct_random=[bool(drawn)] * 2, topk={}, **among_labels(label_kl),
+               **({} if depth is None else {"gold_depth": depth}), **given.get("extra", {}))
+            for i, (right, alone, kl, drawn, label_kl, depth) in enumerate(
+                zip(each("correct", True), each("base", False), kls, each("random", False), each("label_kl", None),
+                    each("depth", None), strict=True)
             )
         ]  # fmt: skip
         offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta) for i, delta in enumerate(deltas)]

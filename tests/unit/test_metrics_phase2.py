@@ -50,6 +50,17 @@ def test_accuracies_and_gain_by_hand() -> None:
     assert metrics["phase2_gap_recovered"] == 3 / 4
 
 
+def test_among_labels_over_the_samples_that_have_labels() -> None:
+    on = [making.on(**making.among_labels(0.2)), making.on(**making.among_labels(0.6)), making.on()]
+    on[1] |= {"correct_select_labels": False, "kl_base_teacher_labels": 3.0}
+    metrics = run_metrics(on, [])
+    assert metrics["phase2_kl_select_teacher_labels_mean"] == pytest.approx(0.4)
+    assert metrics["phase2_rel_kl_labels_select"] == pytest.approx(0.4 / 2.000001)
+    arms = ("base", "teacher", "student_select")
+    assert [metrics[f"phase2_on_acc_labels_{arm}"] for arm in arms] == [0.0, 1.0, 0.5]
+    assert {value for name, value in run_metrics(on[2:], []).items() if "labels" in name} == {None}
+
+
 @pytest.mark.parametrize(("base", "teacher"), [(True, True), (True, False), (False, False)])
 def test_no_gap_nothing_recovered(base: bool, teacher: bool) -> None:
     """A teacher that is no better than base leaves no gap; a ratio over 0 or less would mislead."""

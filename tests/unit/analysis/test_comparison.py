@@ -127,6 +127,26 @@ def test_reference_points_are_compared_with_the_first_condition_only() -> None:
     assert {right for left, right, _ in rows if left == "attention_diversity"} == {"base", "its random spans"}
 
 
+def test_kl_among_labels_is_compared_over_the_samples_that_have_labels() -> None:
+    """Two of twelve samples have none: they are left out on both sides, and a grid without labels has no such rows."""
+    labelled = making.grid((ATTENTION, {"label_kl": draw(0.2, 12)}), (DELIMITER, {"label_kl": draw(0.9, 12, 0.1)}))
+    for condition in labelled:
+        for record in condition.records.on[:2]:
+            for name in [name for name in record if name.endswith("_labels")]:
+                del record[name]
+    rows = {(row["left"], row["right"]): row for row in grid_comparisons(labelled, 42) if row["quantity"] == "kl_among_labels"}
+    assert set(rows) == {
+        ("delimiter", "attention_diversity"), ("delimiter", "base"), ("delimiter", "its random spans"),
+        ("attention_diversity", "base"), ("attention_diversity", "its random spans"),
+    }  # fmt: skip
+    assert {row["n"] for row in rows.values()} == {10}
+    values = [[r["kl_select_teacher_labels"] for r in c.records.on[2:]] for c in labelled]
+    row = rows["delimiter", "attention_diversity"]
+    assert row["difference"] == pytest.approx(np.mean(values[1]) - np.mean(values[0]))
+    assert row["verdict"] == "left higher"
+    assert not [key for key in rows_of((ATTENTION, {}), (DELIMITER, {})) if key[2] == "kl_among_labels"]
+
+
 def test_best_has_the_smallest_kl_among_candidates_that_pass() -> None:
     """A reference point is nearer, and a candidate that fails Gate B too; neither wins."""
     results = making.grid(

@@ -108,6 +108,15 @@ def test_arms_that_are_compared() -> None:
     assert arm_comparisons(on, 42) == arm_comparisons(on, 42)
 
 
+def test_arms_are_compared_among_labels_over_the_samples_that_have_labels() -> None:
+    on = [making.on(**making.among_labels(kl)) for kl in (0.1, 0.5, None)]
+    found = {row["right"]: row for row in arm_comparisons(on, 42) if row["quantity"] == "kl_among_labels"}
+    assert set(found) == {"base", "random"}
+    assert {row["n"] for row in found.values()} == {2}
+    assert found["base"]["difference"] == pytest.approx(0.3 - 1.0)
+    assert found["random"]["difference"] == pytest.approx(0.3 - 0.6)
+
+
 def test_no_random_arm_no_comparison_with_it() -> None:
     on = [making.on(correct_random=[], kl_random_teacher=[]) for _ in range(3)]
     assert {row["right"] for row in arm_comparisons(on, 42)} == {"base", "teacher"}
