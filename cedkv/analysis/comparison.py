@@ -1,4 +1,4 @@
-"""What a comparison of conditions says: paired tests of the whole table, the best condition, what must come out identical.
+"""What a comparison of conditions says: paired tests of the whole table, and what must come out identical.
 
 All conditions have the same samples in the same order, so every comparison is paired. Conditions that are *mathematically
 identical* (they differ in padding alone) count as one condition here: the first of them is compared, and
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from cedkv.checks.effects import LEAST_FLOOR
 from cedkv.core.values import Record
 
 ALPHA = 0.05
-MAX_RULE_LENGTH = 490
-"""Characters of the rule that names the best condition; it is a tag of the run in MLflow."""
 PADDING = "prefix.padding_mode"
 
 
@@ -119,7 +117,7 @@ def grid_comparisons(results: Sequence[ConditionResult], seed: int) -> list[dict
                 # named as in the condition's own report, so that both show the same interval
                 row = comparison_row(select, series(condition, quantity, arm), "select", arm, quantity, seed)
                 rows.append(row | {"left": condition.label, "right": arm_name})
-    return _with_verdicts(rows, largest_floor(results), seed)
+    return with_verdicts(rows, largest_floor(results), seed)
 
 
 def _compared_arms(condition: ConditionResult) -> dict[str, str]:
@@ -130,8 +128,8 @@ def _compared_arms(condition: ConditionResult) -> dict[str, str]:
     return {"base": "base"} | ({"random": "its random spans"} if has_random else {})
 
 
-def _with_verdicts(rows: list[dict[str, Any]], floor: float, seed: int) -> list[dict[str, Any]]:
-    """Return the rows with p, p_holm and verdict, and without their ``differences``."""
+def with_verdicts(rows: list[dict[str, Any]], floor: float, seed: int) -> list[dict[str, Any]]:
+    """Return the rows with p, p_holm (Holm's correction over all of them) and verdict, and without their ``differences``."""
     untested: dict[int, list[dict[str, Any]]] = {}  # by number of samples: rows of one length share their sign flips
     for row in rows:
         if row["p"] is None and len(row["differences"]) > 1:
@@ -156,66 +154,6 @@ def _with_verdict(row: dict[str, Any], p_holm: float | None, floor: float) -> di
     higher = "left higher" if (difference or 0) > 0 else "right higher"
     columns = {name: row[name] for name in ("left", "right", "quantity", "n", "difference", "low", "high", "p")}
     return {**columns, "p_holm": p_holm, "verdict": higher if resolved else "not resolved", "n_needed": samples}
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best condition of a grid, if there is one.
-
-    rule: in words, 500 characters at most.
-    lead: how far it is ahead: ``resolved`` from all other candidates, ``unresolved`` from some, the ``only`` candidate left, or
-        ``none`` where there is no best condition.
-    """
-
-    condition: ConditionResult | None
-    rule: str
-    lead: Literal["resolved", "unresolved", "only", "none"]
-
-
-def best_condition(results: Sequence[ConditionResult]) -> Best:
-    """Return the best condition with the rule that found it.
-
-    Rule: among the conditions that are no reference point and pass Gate A (and Gate B, where any of them does), the
-    smallest mean KL(select || teacher). The rule says which other candidates the best one is not resolved from, by the
-    tests of ``grid_comparisons`` with Holm's correction over these comparisons.
-    """
-    unique = unique_up_to_padding(results)
-    pass_a = [c for c in unique if not c.reference and c.results.verdicts.get("gateA")]
-    pass_both = [c for c in pass_a if c.results.verdicts.get("gateB")]
-    pool = pass_both or pass_a
-    means = {c.key: float(np.mean(series(c, KL_TO_TEACHER))) for c in pool if c.records.on}
-    pool = [c for c in pool if math.isfinite(means.get(c.key, math.nan))]
-    if not pool:
-        return Best(None, "no winner: no condition that is a candidate (not a reference point) passes Gate A", "none")
-    best = min(pool, key=lambda c: means[c.key])
-    gates = "gates A and B" if pass_both else "Gate A (none of them Gate B)"
-    among = f"of {len(pool)} candidates that pass" if len(pool) > 1 else "the only candidate that passes"
-    rule = f"smallest mean KL(select||teacher), {means[best.key]:.4g} nats, {among} {gates}"
-    if len(pool) == 1:
-        return Best(best, f"{rule}; there is no other candidate to compare it with", "only")
-    best_kls = series(best, KL_TO_TEACHER)
-    seed = best.config.seed
-    rows = [
-        comparison_row(best_kls, series(c, KL_TO_TEACHER), left=best.label, right=c.label, quantity=KL_TO_TEACHER, seed=seed)
-        for c in pool
-        if c is not best
-    ]
-    decided = _with_verdicts(rows, largest_floor(pool), seed)
-    unresolved = [row["right"] for row in decided if row["verdict"] == "not resolved"]
-    if not unresolved:
-        return Best(best, f"{rule}; resolved from all others", "resolved")
-    rule += "; not resolved from: "
-    return Best(best, rule + listed(unresolved, MAX_RULE_LENGTH - len(rule)), "unresolved")
-
-
-def listed(names: Sequence[str], room: int) -> str:
-    """Return names separated by commas, as many as fit into ``room`` characters, and the number of the remaining ones."""
-    for shown in range(len(names), 0, -1):
-        more = f", and {len(names) - shown} more" if shown < len(names) else ""
-        text = ", ".join(names[:shown]) + more
-        if len(text) <= room:
-            return text
-    return f"{len(names)} other{'s' * (len(names) > 1)}"
 
 
 def identical_conditions(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cedkv.analysis.best import Best, best_condition
 from cedkv.analysis.comparison import (
-    Best,
-    best_condition,
     comparison_row,
     grid_comparisons,
     identical_conditions,

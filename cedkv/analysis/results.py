@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -100,16 +99,6 @@ class ConditionResult:
     def group(self) -> str:
         """Its group, one of ``GROUPS``."""
         return "reference points" if self.reference else f"{self.query} candidates"
-
-
-def by_group(results: Iterable[ConditionResult]) -> list[ConditionResult]:
-    """Return the conditions group by group, each from the nearest to the teacher (smallest mean KL) down."""
-
-    def order(c: ConditionResult) -> tuple[int, float]:
-        kl = c.results.metrics["phase2_kl_select_teacher_mean"]
-        return GROUPS.index(c.group), kl if kl is not None and math.isfinite(kl) else math.inf
-
-    return sorted(results, key=order)
 
 
 def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Records:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from cedkv.analysis.best import by_group
 from cedkv.analysis.comparison import unique_up_to_padding
 from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.paired import gap_recovered
 from cedkv.analysis.quantities import QUANTITIES
-from cedkv.analysis.results import ConditionResult, by_group, verdict_word
+from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.text import escape_markdown, number, plural, sentence
 from cedkv.report.text import describe_run
 
@@ -70,7 +71,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
     unique = {id(c) for c in unique_up_to_padding(results)}
     head = (
         "Candidates whose selector sees the query first, then those whose selector does not, then reference points (for "
-        "comparison only; they never win), each by KL to the teacher."
+        "comparison only; they never win), each from the most accurate down."
     )
     columns = (
         "condition",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cedkv.analysis.results import ConditionResult, by_group, verdict_word
+from cedkv.analysis.best import by_group
+from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.values import Record
 from cedkv.tasks.load import Samples
 

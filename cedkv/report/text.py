@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from cedkv.analysis.results import ConditionResult, Results, by_group, verdict_word
+from cedkv.analysis.best import by_group
+from cedkv.analysis.results import ConditionResult, Results, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.schema import Phase2Config
 from cedkv.core.text import escape_markdown, number, wrapped

@@ -65,7 +65,7 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     assert best is not None
     assert not best.reference
     assert parent.data.tags["best.run_id"] == best.run_id
-    assert parent.data.tags["best.rule"].startswith("smallest mean KL(select||teacher)")
+    assert parent.data.tags["best.rule"].startswith("highest accuracy, ")
     assert parent.data.tags["factors"] == "select.mode"
     assert parent.data.tags["gateA_passed"] == "5 of 5"
     assert parent.data.params["phase2.select.mode"] == "attention_diversity_span"

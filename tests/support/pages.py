@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cedkv.analysis.comparison import Best
+from cedkv.analysis.best import Best
 from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.results import ConditionResult, Records, Results, decide
 from cedkv.config.resolve import resolve_over

@@ -60,8 +60,8 @@ SPANS_CHOSEN_FOR = {
     "wrong_demo": "another\nepisode",
 }
 ORDER = (
-    "query-aware candidates, query-agnostic ones, then reference points (hollow), each from the nearest to the teacher "
-    "(smallest mean KL) down; the first condition in bold"
+    "query-aware candidates, query-agnostic ones, then reference points (hollow), each from the most accurate down, equal ones "
+    "by KL to the teacher; the first condition in bold"
 )
 
 

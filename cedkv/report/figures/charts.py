@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from cedkv.analysis.best import by_group
 from cedkv.analysis.comparison import series, setting
 from cedkv.analysis.families import MODE, POSITIONING, SINK, SOURCE
 from cedkv.analysis.paired import interval
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, Quantity
-from cedkv.analysis.results import ConditionResult, by_group
+from cedkv.analysis.results import ConditionResult
 from cedkv.core.text import number
 from cedkv.report.figures.plotting import (
     BLUE,

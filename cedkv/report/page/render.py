@@ -17,9 +17,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cedkv.analysis.best import by_group
 from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.quantities import QUANTITIES
-from cedkv.analysis.results import ConditionResult, by_group, verdict_word
+from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.resolve import to_yaml
 from cedkv.core.files import clean

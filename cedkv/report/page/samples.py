@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
-from cedkv.analysis.results import ConditionResult, by_group
+from cedkv.analysis.best import by_group
+from cedkv.analysis.results import ConditionResult
 from cedkv.core.values import Record
 
 MAX_SAMPLES = 500

@@ -1,4 +1,4 @@
-"""The table of comparisons, the best condition, identical conditions: recomputed with scipy, and at their edges."""
+"""The table of comparisons and identical conditions: recomputed with scipy, and at their edges."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, spearmanr
 
 from cedkv.analysis.comparison import (
-    best_condition,
     grid_comparisons,
     groups_differing_in,
     identical_conditions,
-    listed,
     unique_up_to_padding,
 )
 from cedkv.analysis.paired import FLIPS, gap_recovered, holm, n_needed, rank_agreement, sign_flip
@@ -147,43 +145,6 @@ def test_kl_among_labels_is_compared_over_the_samples_that_have_labels() -> None
     assert not [key for key in rows_of((ATTENTION, {}), (DELIMITER, {})) if key[2] == "kl_among_labels"]
 
 
-def test_best_has_the_smallest_kl_among_candidates_that_pass() -> None:
-    """A reference point is nearer, and a candidate that fails Gate B too; neither wins."""
-    results = making.grid(
-        (ATTENTION, {"kl": draw(0.9, 40)}),
-        (DELIMITER, {"kl": draw(0.3, 40)}),
-        ({"select.mode": "causal_drop_span"}, {"kl": 0.01, "off": 5.0}),
-        ({"select.mode": "oracle_span"}, {"kl": 0.01}),
-        n=40,
-    )
-    best = best_condition(results)
-    assert best.condition is not None
-    assert (best.condition.label, best.lead) == ("delimiter", "resolved")
-    rule = best.rule
-    assert rule.startswith("smallest mean KL(select||teacher), ")
-    assert rule.endswith("of 2 candidates that pass gates A and B; resolved from all others")
-
-
-def test_best_that_is_not_resolved_says_from_what() -> None:
-    kl = draw(0.5, 40)
-    best = best_condition(making.grid((ATTENTION, {"kl": kl}), (DELIMITER, {"kl": [v + 1e-9 for v in kl]}), n=40))
-    assert best.condition is not None
-    assert best.lead == "unresolved"
-    assert best.rule.endswith("not resolved from: delimiter")
-
-
-def test_no_gate_no_winner() -> None:
-    results = making.grid((ATTENTION, {}), (DELIMITER, {}))
-    for condition in results:
-        condition.results.verdicts["gateA"] = False
-    assert best_condition(results).condition is None
-    for condition in results:
-        condition.results.verdicts.update(gateA=True, gateB=False)
-    assert "Gate A (none of them Gate B)" in best_condition(results).rule
-    references = making.grid(({"select.mode": "full_demo"}, {}), ({"select.mode": "random_span"}, {}))
-    assert best_condition(references).condition is None
-
-
 SHRINK = {**ATTENTION, "prefix.padding_mode": "shrink_to_selected"}
 
 
@@ -216,13 +177,6 @@ def test_families_agree_in_everything_else() -> None:
     assert [[(c.config.select.span_budget, c.config.select.keep_sink) for c in group] for group in found] == [
         [(1, 0), (2, 0)], [(1, 4), (2, 4)]
     ]  # fmt: skip
-
-
-def test_names_in_little_room() -> None:
-    assert listed(["abc", "def"], 8) == "abc, def"
-    assert listed(["abcdef", "ghijkl", "mnopqr"], 18) == "abcdef, and 2 more"
-    assert listed(["abcdefgh"], 3) == "1 other"
-    assert listed(["abcdefgh"] * 2, 3) == "2 others"
 
 
 def test_gap_recovered_with_its_interval() -> None:

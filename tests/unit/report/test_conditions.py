@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from cedkv.analysis.best import by_group
 from cedkv.analysis.findings import compare_conditions
-from cedkv.analysis.results import ConditionResult, by_group
+from cedkv.analysis.results import ConditionResult
 from cedkv.report.figures.charts import ordered_rows
 from cedkv.report.figures.plotting import Mark, Row
 from cedkv.report.summary import summary_markdown
