@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from cedkv.analysis.comparison import groups_differing_in, setting, unique_up_to_padding
 from cedkv.analysis.results import ConditionResult
 from cedkv.core.text import plural
+from cedkv.selectors.base import selector_class
 
 Family = list[ConditionResult]
 BUDGET, LENGTH, DISTANCE, MODE = "select.span_budget", "select.span_len", "select.min_span_distance", "select.mode"
+PARAMS = "select.params"
 SINK, SOURCE, POSITIONING = "select.keep_sink", "prefix.kv_source", "injection.positioning_mode"
 
 
@@ -27,6 +30,35 @@ def budgets(results: Sequence[ConditionResult]) -> list[Family]:
     """Return the families that differ in the number of spans alone, sorted by that number."""
     groups = [candidates(group) for group in families(results, BUDGET)]
     return [sorted(group, key=lambda c: setting(c, BUDGET)) for group in groups if len(group) > 1]
+
+
+def selectors_by_budget(results: Sequence[ConditionResult]) -> list[list[Family]]:
+    """Return the families that differ in selector and budget alone, split by selector (and its parameters), each part sorted by
+    budget; only where two selectors have at least two budgets. A selector that ignores the budget is left out.
+    """
+    split = []
+    for group in families(results, MODE, PARAMS, BUDGET):
+        by_selector: dict[str, Family] = {}
+        for c in sorted(group, key=lambda c: setting(c, BUDGET)):
+            if selector_class(setting(c, MODE)).bounded:
+                by_selector.setdefault(selector_name(c), []).append(c)
+        if sum(len(part) > 1 for part in by_selector.values()) > 1:
+            split.append(list(by_selector.values()))
+    return split
+
+
+def selectors_like_the_first(results: Sequence[ConditionResult]) -> Family:
+    """Return the conditions that differ from the first one in the selector alone; all of them where there is none."""
+    groups = families(results, MODE, PARAMS)
+    return next((group for group in groups if results[0] in group), list(results))
+
+
+def selector_name(condition: ConditionResult) -> str:
+    """Return a selector with the parameters that are not its defaults: ``attention (kernel 5)``."""
+    mode, params = str(setting(condition, MODE)), setting(condition, PARAMS)
+    default = {field.name: field.default for field in fields(selector_class(mode))}
+    parts = [f"{name} {value}" for name, value in params.items() if value != default.get(name)]
+    return mode.removesuffix("_span") + (f" ({', '.join(parts)})" if parts else "")
 
 
 def sinks(results: Sequence[ConditionResult]) -> list[Family]:

@@ -66,6 +66,46 @@ def interval(differences: Sequence[float], seed: int, name: str) -> tuple[float 
     return float(limits.low), float(limits.high)
 
 
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int, name: str
+) -> tuple[float | None, float | None]:
+    """Return the 95 % paired percentile bootstrap interval of ``relative_kl``, a ratio of means (Efron 1979).
+
+    Args:
+        numerators, denominators: one value of each per sample; a resample draws samples with both.
+        name: as for ``interval``.
+
+    Returns:
+        Low and high end; (None, None) for fewer than two samples, or when a value is not finite.
+    """
+    values = np.asarray([numerators, denominators], dtype=float)
+    if values.shape[1] < 2 or not np.isfinite(values).all():
+        return None, None
+    means = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        axis=-1,
+        batch=max(1, MAX_NUMBERS_IN_MEMORY // values.shape[1]),
+        rng=rng_for(seed, "bootstrap", 0, name),
+    ).bootstrap_distribution
+    low, high = np.percentile(means[0] / (means[1] + 1e-6), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def share_interval(outcomes: Sequence[bool]) -> tuple[float | None, float | None]:
+    """Return Wilson's 95 % interval of a share (1927), which has a width where all outcomes are the same, too.
+
+    Returns:
+        Low and high end; (None, None) without outcomes.
+    """
+    if not outcomes:
+        return None, None
+    limits = binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
+    return float(limits.low), float(limits.high)
+
+
 def mcnemar(left: Sequence[bool], right: Sequence[bool]) -> float:
     """Return the exact two-sided p of McNemar's test (1947): are the discordant pairs split evenly? 1 without such pairs.
 

@@ -20,6 +20,7 @@ from cedkv.analysis.families import (
     budgets,
     lengths,
     positions,
+    selectors_by_budget,
     selectors_with_full_demo,
     sinks,
     spans_by_tokens,
@@ -31,7 +32,8 @@ from cedkv.analysis.paired import interval, rank_agreement
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA
 from cedkv.analysis.results import ConditionResult, Records, Results
 from cedkv.core.text import number, plural
-from cedkv.report.figures import charts, off_charts
+from cedkv.core.values import Record
+from cedkv.report.figures import charts, off_charts, selector_charts
 from cedkv.report.figures.plotting import (
     BLUE,
     GREEN,
@@ -50,6 +52,7 @@ from cedkv.report.figures.plotting import (
     share_axis,
     to_svg,
 )
+from cedkv.report.figures.selector_charts import DepthLine, depth_line
 
 __all__ = ["comparison_figures", "run_figures", "save_png", "to_svg"]
 
@@ -99,7 +102,23 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
                 f"is nearer to the teacher than base is ({nearer} of {len(samples)})."
             )
             figures[caption] = _kl_by_sample(samples)
+        select = depth_line("select", records.on, "select", selector_charts.Style(BLUE, "o"))
+        random_spans = depth_line("random spans", records.on, "random", selector_charts.RANDOM)
+        figures |= _depth_figure(records.on, [select, random_spans])
     return figures
+
+
+def _depth_figure(on: Sequence[Record], lines: Sequence[DepthLine]) -> dict[str, Figure]:
+    """Return the figure of accuracy by depth with the teacher's line, where the gold tokens lie in more than one quarter."""
+    counts = selector_charts.quarters(on)
+    if sum(n > 0 for n in counts) < 2:
+        return {}
+    drawn = [*(line for line in lines if line.outcomes), depth_line("teacher", on, "teacher", selector_charts.TEACHER)]
+    caption = (
+        "Accuracy by depth: in which quarter of the demonstration the pair that holds the answer starts. "
+        f"n = {sum(counts)} ON samples; 95 % intervals by Wilson, of random spans (mean over trials) by bootstrap."
+    )
+    return {caption: selector_charts.by_depth(drawn, counts)}
 
 
 def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
@@ -117,6 +136,7 @@ def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
                 "table."
             )
             figures[caption] = charts.by_condition(conditions, quantity)
+        figures |= _selector_figures(conditions)
         for varied in _varied_settings(conditions):
             if varied.groups:
                 caption = f"{varied.caption}: accuracy and mean KL to the teacher. {n}."
@@ -132,6 +152,24 @@ def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
             )
             figures[caption] = charts.ranks(source, agreement)
     return figures
+
+
+def _selector_figures(conditions: Sequence[ConditionResult]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    n = len(conditions[0].records.on)
+    groups = selectors_by_budget(conditions)
+    names = charts.group_names([[c for selector in group for c in selector] for group in groups])
+    for group, name in zip(groups, names, strict=True):
+        lines = selector_charts.budget_lines(group)
+        family = f" ({name})" if len(groups) > 1 else ""
+        intervals = f"; {INTERVAL}" if len(lines) <= selector_charts.MAX_WITH_INTERVALS else ", drawn without intervals"
+        caption = (
+            f"Every selector at several budgets{family}: accuracy, and mean KL(select || teacher) over mean KL(base || "
+            "teacher), in which the teacher is 0. Dashed and hollow: what knows more than a selector may; grey and hollow: "
+            f"other points of reference. n = {n} ON samples{intervals}."
+        )
+        figures[caption] = selector_charts.by_budget(lines)
+    return figures | _depth_figure(conditions[0].records.on, selector_charts.depth_lines(conditions))
 
 
 def _off_figures(conditions: Sequence[ConditionResult], best: ConditionResult | None) -> dict[str, Figure]:
@@ -172,12 +210,13 @@ class _VariedSetting:
 
 
 def _varied_settings(conditions: Sequence[ConditionResult]) -> list[_VariedSetting]:
+    with_selectors = {c.key for group in selectors_by_budget(conditions) for selector in group for c in selector}
     return [
         _VariedSetting(
             name="budget",
             x_label="spans kept at most",
             caption="More spans",
-            groups=budgets(conditions),
+            groups=[group for group in budgets(conditions) if group[0].key not in with_selectors],
             tick=lambda c: str(setting(c, BUDGET)),
             with_random=True,
         ),

@@ -48,7 +48,7 @@ def by_condition(results: Sequence[ConditionResult], quantity: Quantity) -> Figu
     """Draw a row per condition: its mean and interval, its random spans; base and teacher as lines across."""
 
     def row(c: ConditionResult) -> Row:
-        random = ((mark_of(c, quantity, "random").value, "x", GREY),) if _has_random(c) else ()
+        random = ((mark_of(c, quantity, "random").value, "x", GREY),) if has_random(c) else ()
         return condition_row(c, mark_of(c, quantity), bold=c is results[0], extra_marks=random)
 
     rows = ordered_rows(results, row)
@@ -97,7 +97,7 @@ def varied(
     """
     ticks = list(dict.fromkeys(tick(c) for group in groups for c in group))
     curves = [_Curve(group, "select", COLOURS[i % 6], MARKERS[(i + i // 6) % 6]) for i, group in enumerate(groups)]
-    if with_random and len(groups) == 1 and all(_has_random(c) for c in groups[0]):
+    if with_random and len(groups) == 1 and all(has_random(c) for c in groups[0]):
         curves.append(_Curve(groups[0], "random", GREY, "x"))
     figure, panels = new_figure(name, 2.7 + 0.12 * max(0, len(groups) - 3), columns=2)
     for axes, quantity in zip(panels, (ACCURACY, KL_TO_TEACHER), strict=True):
@@ -206,7 +206,7 @@ def row_entries(results: Sequence[ConditionResult]) -> list[Line2D]:
     return entries
 
 
-def _has_random(condition: ConditionResult) -> bool:
+def has_random(condition: ConditionResult) -> bool:
     on, mode = condition.records.on, setting(condition, MODE)
     return bool(on and on[0]["correct_random"]) and mode != "random_span" and not condition.reference
 

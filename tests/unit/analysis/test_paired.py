@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from cedkv.analysis import paired
-from cedkv.analysis.paired import arm_comparisons, interval, mcnemar, paired_difference
+from cedkv.analysis.paired import arm_comparisons, interval, mcnemar, paired_difference, ratio_interval, share_interval
 from tests.support import making
 
 
@@ -88,6 +88,29 @@ def test_compare_by_hand() -> None:
 def test_only_outcomes_have_mcnemars_p() -> None:
     assert paired_difference("select", "base", "kl", [(0.5, 1.0), (0.25, 1.0)], 42).p is None
     assert paired_difference("select", "random", "accuracy", [(1, 0.5), (1, 0.0)], 42).p is None
+
+
+def test_interval_of_a_ratio_of_means_draws_pairs() -> None:
+    """Numerator and denominator move together here, so that their ratio hardly does; drawn apart it would spread."""
+    rng = np.random.default_rng(0)
+    base = rng.gamma(2.0, 1.0, 60)
+    select = 0.5 * base + rng.normal(0, 0.01, 60)
+    low, high = ratio_interval(select.tolist(), base.tolist(), 42, "x")
+    drawn = np.random.default_rng(7).integers(60, size=(9999, 60))
+    outside = np.percentile(select[drawn].mean(axis=1) / base[drawn].mean(axis=1), [2.5, 97.5])
+    assert (low, high) == pytest.approx(outside, abs=3e-4)
+    assert ratio_interval([1.0], [2.0], 42, "x") == ratio_interval([math.nan, 1.0], [1.0, 2.0], 42, "x") == (None, None)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 8), (8, 8), (3, 10)])
+def test_interval_of_a_share_is_wilsons(right: int, n: int) -> None:
+    """His formula of 1927, written out; it has a width where all outcomes are the same."""
+    z, p = 1.959964, right / n
+    center, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(center - half) / (1 + z**2 / n), (center + half) / (1 + z**2 / n)]
+    found = share_interval([i < right for i in range(n)])
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert share_interval([]) == (None, None)
 
 
 def test_arms_that_are_compared() -> None:
