@@ -60,7 +60,7 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
 def count(config: Phase2Config, samples: Samples) -> int:
     """(sample, arm) evaluations in the engine's records."""
     conditions = [Condition("run", config)]
-    return sum(evaluations(conditions, unit, "2") for unit in plan_samples(conditions, samples, "2"))
+    return sum(evaluations(conditions, unit, "2", samples.on) for unit in plan_samples(conditions, samples, "2"))
 
 
 def environment(folder: Path) -> Path:

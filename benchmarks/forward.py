@@ -1,9 +1,10 @@
 """The engine against the forward limit: the tokens that must go through the model, each once, in bare forward calls.
 
 Which tokens must: for each ON sample the query alone, demo + query, the kept tokens and the query of the select arm and of
-every random trial; for OFF prompts what they all begin with (a chat template's head) once alone and once under each prefix,
-and the rest of each prompt twice. Gate A's checks and repetitions run tokens again on purpose, so neither side has them here;
-what they add is a row of its own. Chance beginnings that rows have in common are not counted as shared.
+every random trial, those that keep the same tokens once; for OFF prompts what they all begin with (a chat template's head)
+once alone and once under each prefix, and the rest of each prompt twice. Gate A's checks and repetitions run tokens again on
+purpose, so neither side has them here; what they add is a row of its own. Chance beginnings that rows have in common are not
+counted as shared.
 
 The limit has no mask, no cache, no padding (rows of a call have their mean length) and nothing after the logits. It runs on
 the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/models/cpu.py``), another
@@ -56,7 +57,7 @@ def needed(samples: Samples, records: Sequence[Record]) -> list[int]:
     for sample in samples.on:
         query, record = len(sample.query_token_ids), chosen[sample.sample_id]
         lengths += [len(sample.base_ids), len(sample.teacher_ids)]
-        lengths += [len(state["kept_tokens"]) + query for state in (record, *record["random"])]
+        lengths += [len(kept) + query for kept in {tuple(state["kept_tokens"]) for state in (record, *record["random"])}]
     for rows_, times in (([u.token_ids for u in samples.off], 1), ([u.student_ids for u in samples.off], len(samples.on))):
         head = _common(rows_)
         lengths += [head] * min(times, len(rows_)) + [len(ids) - head for ids in rows_]

@@ -3,7 +3,8 @@
 A run is planned as independent units of work (``cedkv.units``). Executing a unit has no side effect but its records, so units
 can be repeated, resumed or distributed without changing a result. Within a unit the arms run one after the
 other, each as full batches; peak memory is that of one batch, whatever the number of samples. A run may have several
-conditions: what they share (base, teacher, the OFF prompts alone, random arms under the same settings) is computed once.
+conditions: what they share (base, teacher, the OFF prompts alone, and every prefix that several of them arrive at, with the
+answers under it) is computed once.
 """
 
 from __future__ import annotations
@@ -19,16 +20,26 @@ from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
-from cedkv.core.values import Evidence, OffSample, OnSample, Record
+from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
-from cedkv.units import Unit, batch_groups, join_groups, partner_rows, uses_partners
+from cedkv.units import (
+    READ_WITH_TEACHER,
+    Unit,
+    batch_groups,
+    evidence_evaluations,
+    join_groups,
+    partner_rows,
+    uses_partners,
+    with_own_trials,
+)
 
 OFF_ALONE = 4
 """OFF prompts of a unit that Gate A runs again alone; few, because each is a forward pass of one row."""
@@ -69,13 +80,20 @@ def _execute(
     if off.prompts:
         step("OFF base", len(off.prompts))
         off_base = next_token_logprobs(lm, [u.token_ids for u in off.prompts], off.names)
-    records: dict[str, list[Record]] = {}
-    step("select", len(on))
-    for condition, (evidence, selected) in zip(conditions, student.students(batch, configs), strict=True):
-        if condition is not conditions[0]:
-            step("select", len(on))
-        arms = ConditionArms(condition.config, evidence, selected, _snapshots(batch, selected, gate_a_rows), alone)
-        records[condition.key] = _run_condition(batch, arms, base, off, off_base, gate_a_rows, phase, step)
+    for name, rows in evidence_evaluations(configs, on).items():
+        if name not in READ_WITH_TEACHER:
+            step(name, rows)
+    students = Students(batch, configs, sizes.n_random_trials if phase == "2" else 0, off.owners)
+    records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
+    counted = with_own_trials(conditions)
+    for index in students.order:
+        condition, chosen = conditions[index], students.chosen[index]
+        step("select", len(on))
+        selected = students.select(chosen.select)
+        untouched = _snapshots(batch, selected, gate_a_rows)
+        counted_as = len(on) if condition in counted else 0
+        arms = ConditionArms(condition.config, chosen, selected, untouched, alone, counted_as)
+        records[condition.key] = _run_condition(students, arms, base, off, off_base, gate_a_rows, step)
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
@@ -107,27 +125,27 @@ class OffPrompts:
 class ConditionArms:
     """One condition on a batch before its answers are computed.
 
-    evidence: the teacher's evidence per sample.
     selected: the select arm's choice and prefixes.
     untouched: copies of the caches that later passes read from, for the check that no pass changes them.
     alone: runs the teacher on one sample in a batch of its own, reading what all conditions need.
+    trial_evaluations: what a random trial counts as; 0 where a condition before has the same trials.
     """
 
     config: Phase2Config
-    evidence: list[Evidence]
+    chosen: student.Chosen
     selected: student.Student
     untouched: list[KVPrefix]
     alone: Callable[[OnSample], Batch]
+    trial_evaluations: int
 
 
 def _run_condition(
-    batch: Batch,
+    students: Students,
     arms: ConditionArms,
     base: torch.Tensor,
     off: OffPrompts,
     off_base: torch.Tensor | None,
     gate_a_rows: list[int],
-    phase: Phase,
     step: Announce,
 ) -> list[Record]:
     """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample.
@@ -136,27 +154,28 @@ def _run_condition(
         base, off_base: log-probabilities without a prefix, (B, vocabulary) and (OFF prompts, vocabulary).
         gate_a_rows: rows on which Gate A is measured.
     """
-    config, selected = arms.config, arms.selected
-    select = student.answer(batch, config, selected.prefix)
+    batch, config, selected, chosen = students.batch, arms.config, arms.selected, arms.chosen
+    select = students.answer(selected)
     records: list[Record] = []
     off_select = None
     if off_base is not None:
         step("OFF select", len(off.prompts))
-        off_select = _off_select(batch, config, off, selected)
+        off_select = _off_select(students, off, selected)
         records += _off_records(batch, off, off_base, off_select)
-    trials = range(config.eval.n_random_trials if phase == "2" else 0)
-    randoms = [student.random_answer(batch, config, arms.evidence, trial, step) for trial in trials]
+    randoms = []
+    for trial, choice in enumerate(chosen.randoms, 1):
+        step(f"random {trial}/{len(chosen.randoms)}", arms.trial_evaluations)
+        randoms.append(students.answer_random(choice))
     if gate_a_rows:
         step("gate A", len(gate_a_rows))
         inputs = _check_inputs(batch, arms, base, select, off, off_select, gate_a_rows)
         records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
     by_arm = {"base": base, "teacher": batch.teacher.logprobs, "select": select}
-    random_logprobs = [logprobs for _, logprobs in randoms]
-    answers_of = answers(by_arm, random_logprobs, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)
+    answers_of = answers(by_arm, randoms, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)
     for row, sample in enumerate(batch.samples):
         selection, placement = selected.choice.selections[row], selected.choice.placements[row]
-        random_picks = [(choice.selections[row], choice.placements[row]) for choice, _ in randoms]
-        owner, evidence = batch.samples[selected.owners[row]], arms.evidence[row]
+        random_picks = [(choice.selections[row], choice.placements[row]) for choice in chosen.randoms]
+        owner, evidence = batch.samples[selected.choice.owners[row]], chosen.evidence[row]
         on = on_record(sample, answers_of[row], evidence, selection, [s for s, _ in random_picks], config.select.span_len)
         records += [dict(on), dict(selection_record(sample, owner, evidence, selection, placement, random_picks))]
     return records
@@ -183,17 +202,16 @@ def _repeat(
         partners = partner_rows(conditions, [unit.on[row] for row in rows], n_on)
         reshuffled = read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
         announce("select", len(samples) * len(conditions))
-        for condition, (_, selected) in zip(conditions, student.students(reshuffled, configs), strict=True):
-            select = student.answer(reshuffled, condition.config, selected.prefix)
-            records[condition.key] += [dict(repro_record(repeat, s, select[row])) for row, s in enumerate(samples)]
+        students = Students(reshuffled, configs)
+        for index in students.order:
+            select = students.answer(students.select(students.chosen[index].select))
+            records[conditions[index].key] += [dict(repro_record(repeat, s, select[row])) for row, s in enumerate(samples)]
     return records
 
 
-def _off_select(batch: Batch, config: Phase2Config, off: OffPrompts, selected: student.Student) -> torch.Tensor:
+def _off_select(students: Students, off: OffPrompts, selected: student.Student) -> torch.Tensor:
     """Return (OFF prompts, vocabulary) log-probabilities under the select arm's prefixes."""
-    injection = batch.lm.injection_layers(config.layer_scope.injection)
-    ids = [prompt.student_ids for prompt in off.prompts]
-    return next_token_logprobs(batch.lm, ids, off.names, selected.prefix, injection, off.owners)
+    return students.answer_off(selected, [prompt.student_ids for prompt in off.prompts], off.names, off.owners)
 
 
 def _off_records(batch: Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
@@ -224,7 +242,7 @@ def _check_inputs(
 ) -> CheckInputs:
     """Return the inputs of the measured checks for some rows of the batch."""
     selected, teacher = arms.selected, batch.teacher
-    owners = [selected.owners[row] for row in rows]
+    owners = [selected.choice.owners[row] for row in rows]
     off_alone = [] if off_select is None else [(k, off.prompts[i], off_select[i]) for k, i in off.first_of(rows[:OFF_ALONE])]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],
@@ -234,7 +252,7 @@ def _check_inputs(
         select=select[rows],
         demo=teacher.demo_prefixes(rows),
         selections=[selected.choice.selections[row] for row in rows],
-        evidence=[arms.evidence[owner] for owner in owners],
+        evidence=[arms.chosen.evidence[owner] for owner in owners],
         placements=[selected.choice.placements[row] for row in rows],
         prefix=selected.prefix.rows(rows),
         off=off_alone,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
+from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
-from cedkv.inference.passes import plan_passes
-from cedkv.inference.student import random_key
-from cedkv.selectors.base import selector_class
+from cedkv.core.values import OnSample
+from cedkv.inference.passes import needed_evidence, plan_passes
+from cedkv.selectors.base import candidates, create, selector_class
 from cedkv.tasks.load import Samples
 
 UNIT, UNIT_OFF, UNIT_TOKENS = 32, 128, 32_768
 """Largest unit where the batch size is ``auto``: ON samples, OFF prompts, and tokens of demo + query."""
+READ_WITH_TEACHER = frozenset({"other query", "null query", "replay"})
+"""Evidence that is read together with the teacher, in repetitions too; repetitions take the rest from the run itself."""
+NOT_DRAWN_BY = {
+    "mode", "params", "query_window", "row_pooling", "head_pooling", "layer_pooling", "pooling_kernel", "value_weighting",
+    "null_query", "causal_drop_advisory",
+}  # fmt: skip
+"""Keys of ``select`` that random trials do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +68,71 @@ def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase
     return plan(conditions, len(samples.on), len(samples.off), phase, max(len(s.teacher_ids) for s in samples.on))
 
 
-def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase) -> int:
-    """Return how many (sample, arm) evaluations a unit reports to its step function."""
+def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: Sequence[OnSample]) -> int:
+    """Return how many (sample, arm) evaluations a unit reports to its step function, which are all that it computes at most.
+
+    Selections that conditions turn out to have in common are reported for each of them, and computed once.
+
+    Args:
+        on: all ON samples of the run.
+    """
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
-    teacher = n * (1 + plan_passes([c.config for c in conditions]).extra)
-    shared = teacher + n + n_off
+    evidence = evidence_evaluations([c.config for c in conditions], [on[i] for i in unit.on])
+    teacher = n + sum(rows for name, rows in evidence.items() if name in READ_WITH_TEACHER)
+    shared = n + sum(evidence.values()) + n + n_off  # teacher, evidence, base, OFF prompts alone
     if phase == "2":
-        keys = {random_key(c.config, t) for c in conditions for t in range(c.config.eval.n_random_trials)}
-        shared += n * len(keys)
+        shared += n * sizes.n_random_trials * len(with_own_trials(conditions))
     gate_a = sum(i < sizes.gate_a_samples for i in unit.on)
     repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
     return shared + len(conditions) * (n + n_off + gate_a) + repeated
+
+
+def evidence_rows(needed: frozenset[str], config: Phase2Config, sample: OnSample) -> dict[tuple[Any, ...], int]:
+    """Return how many rows go through the model for evidence about one sample, beyond the teacher's own.
+
+    Args:
+        needed: of ``needed_evidence``.
+
+    Returns:
+        Name of the evidence, then all settings that it depends on -> rows. Conditions that agree in this key share them.
+    """
+    rows: dict[tuple[Any, ...], int] = {}
+    passes, select = plan_passes([config]), config.select
+    for name, read in (("other query", passes.other), ("null query", passes.null), ("replay", passes.replay)):
+        if read:
+            rows[name,] = 1
+    if "causal_drop" in needed:
+        rows["causal drop", select.span_len, select.center_policy] = len(candidates(sample.token_kinds, select))
+    if "answer_odds" in needed:
+        rows["masked answers", select.mode, repr(select.params), select.span_len] = create(select).rows_at_most(0, select)
+    if "divergence" in needed:
+        spans = len(candidates(sample.token_kinds, select))
+        blocks = (select.model_dump_json(), *map(repr, (config.prefix, config.injection, config.layer_scope)))
+        rows["tried selections", *blocks] = create(select).rows_at_most(spans, select)
+    return rows
+
+
+def evidence_evaluations(configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> Counter[str]:
+    """Return the rows of ``evidence_rows`` by name, over all samples; those that configurations share count once."""
+    needs = [(needed_evidence([config]), config) for config in configs]
+    total: Counter[str] = Counter()
+    for sample in samples:
+        distinct: dict[tuple[Any, ...], int] = {}
+        for needed, config in needs:
+            distinct |= evidence_rows(needed, config, sample)
+        for (name, *_), rows in distinct.items():
+            total[name] += rows
+    return total
+
+
+def with_own_trials(conditions: Sequence[Condition]) -> list[Condition]:
+    """Return the first of all conditions that draw and run the same random trials; the others find them done."""
+    first: dict[tuple[Any, ...], Condition] = {}
+    for condition in conditions:
+        config = condition.config
+        blocks = (config.select.model_dump_json(exclude=NOT_DRAWN_BY), *map(repr, (config.prefix, config.injection)))
+        first.setdefault((config.seed, config.prefix_len, str(config.layer_scope.injection), *blocks), condition)
+    return list(first.values())
 
 
 def uses_partners(conditions: Sequence[Condition]) -> bool:

@@ -37,6 +37,8 @@ class KVSource(ABC):
     ) -> tuple[Layers, Layers]:
         """Return the K/V of B samples' kept tokens, before padding.
 
+        They depend on the sample, its kept tokens and their positions alone: conditions that agree in these share them.
+
         Args:
             demo, rows: demos' caches and the row of each sample in them; given to sources that read them.
 

@@ -1,14 +1,15 @@
 """Students: from the teacher's evidence to prefixes and answers, for a batch of samples and any number of conditions.
 
-What does not depend on the condition is in the ``Batch``, each value computed once.
+A ``Batch`` holds what does not depend on the condition, each value computed once. ``Students`` holds what depends on it: what
+is kept under each condition, and the answers. Kept tokens that conditions have in common, of the select arm or of a random
+trial, are encoded and answered once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -17,10 +18,11 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, Placement, Selection
-from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.batch import Batch
 from cedkv.inference.evidence import read_evidence
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode_kept, kv_source
+from cedkv.inference.sharing import Rows, SharedRows, neighbours_first
 from cedkv.kv.cache import KVPrefix, Layers, assemble
 from cedkv.kv.positioning import place
 from cedkv.selectors.base import SelectionTask, create, select_tokens, selector_class
@@ -28,55 +30,178 @@ from cedkv.selectors.base import SelectionTask, create, select_tokens, selector_
 
 @dataclass(frozen=True)
 class Choice:
-    """What is kept of B samples' demos, and where it goes."""
+    """What is kept for B samples, and where it goes.
+
+    owners: for each row the row of the sample whose demo the kept tokens are of; another one where the selector uses a partner.
+    boundary_replay: first tokens of each run of kept tokens that are run again.
+    injection: layers that see the prefix; None for all.
+    """
 
     selections: list[Selection]
     placements: list[Placement]
+    owners: list[int]
     kv_source: str
     boundary_replay: int
+    injection: frozenset[int] | None
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What the kept tokens' K/V depend on."""
-        return (self.kv_source, self.boundary_replay, *((p.kept_tokens, p.key_positions) for p in self.placements))
+    @cached_property
+    def encoding_keys(self) -> list[Hashable]:
+        """For each row, what the K/V of its kept tokens depend on: padding is no part of it."""
+        rows = zip(self.owners, self.placements, strict=True)
+        source = (self.kv_source, self.boundary_replay)
+        return [(source, owner, placed.kept_tokens, placed.key_positions) for owner, placed in rows]
+
+    @cached_property
+    def prefix_keys(self) -> list[Hashable]:
+        """For each row, what an answer under its prefix depends on.
+
+        Null slots change nothing mathematically; they are a part of it so that conditions with different padding are measured
+        each by itself.
+        """
+        rows = zip(self.encoding_keys, self.placements, strict=True)
+        return [(key, placed.query_start, placed.slots, self.injection) for key, placed in rows]
+
+    @cached_property
+    def answer_keys(self) -> list[Hashable]:
+        """For each row, what the answer to its own query depends on."""
+        return self.query_keys(range(len(self.owners)))
+
+    def query_keys(self, rows: Sequence[int]) -> list[Hashable]:
+        """Return for each query what its answer depends on; query i runs under the prefix of row ``rows[i]``."""
+        return [(query, self.prefix_keys[row]) for query, row in enumerate(rows)]
+
+    def of_partners(self, partners: list[int] | None) -> Choice:
+        """Return the choice that gives each row what was chosen for its partner. Raises ValueError without partners."""
+        if partners is None:
+            raise ValueError("a selector that uses partners needs a batch with partners")
+        selections, placements = [self.selections[i] for i in partners], [self.placements[i] for i in partners]
+        return replace(self, selections=selections, placements=placements, owners=[self.owners[i] for i in partners])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """All that is chosen under one condition, before any of it is run.
+
+    evidence: the teacher's evidence per sample.
+    select: the select arm.
+    randoms: the random trials.
+    """
+
+    evidence: list[Evidence]
+    select: Choice
+    randoms: list[Choice]
 
 
 @dataclass(frozen=True)
 class Student:
-    """The prefixes of B samples under one condition.
-
-    owners: for each row the row of the sample whose demo the prefix is of; another one where the selector uses a partner.
-    """
+    """The select arm's prefixes of B samples under one condition."""
 
     choice: Choice
     prefix: KVPrefix
-    owners: list[int]
 
 
-def students(batch: Batch, configs: Sequence[Phase2Config]) -> Iterator[tuple[list[Evidence], Student]]:
-    """Yield the select arm's evidence and prefixes under each configuration in turn.
+class Students:
+    """The students of a batch under all conditions.
 
-    Spans are chosen for all configurations first: kept tokens that several have in common (another padding, a partner's
-    prefix) are then encoded once.
+    Everything is chosen first: it is then known which rows conditions have in common, and until when each must be kept.
 
-    Raises:
-        DataError: a sample without any span to choose.
+    Attributes:
+        batch: the samples.
+        chosen: by condition.
+        order: the conditions, in the order in which their arms must be asked for: of each the select arm's prefixes, its
+            answers, its OFF prompts, then the random trials.
     """
-    evidences = [read_evidence(batch, config) for config in configs]
-    choices = [
-        choose(batch, config, evidence, config.select.mode, "select", 0)
-        for config, evidence in zip(configs, evidences, strict=True)
-    ]
-    uses_left = Counter(choice.key for choice in choices)
-    encoded: dict[Any, tuple[Layers, Layers]] = {}
-    for config, evidence, choice in zip(configs, evidences, choices, strict=True):
-        if choice.key not in encoded:
-            encoded[choice.key] = _encode(batch, choice)
-        uses_left[choice.key] -= 1
-        keys, values = encoded[choice.key] if uses_left[choice.key] else encoded.pop(choice.key)
-        student = Student(choice, assemble(keys, values, choice.placements), list(range(len(batch.samples))))
-        swap = selector_class(config.select.mode).uses_partner
-        yield evidence, _give_to_partners(student, batch.partners) if swap else student
+
+    def __init__(
+        self, batch: Batch, configs: Sequence[Phase2Config], n_random_trials: int = 0, off_owners: Sequence[int] = ()
+    ) -> None:
+        """Choose the spans of every arm.
+
+        Args:
+            off_owners: for each OFF prompt, the row of the sample whose prefix it runs under.
+
+        Raises:
+            DataError: a sample without any span to choose.
+        """
+        self.batch = batch
+        self._encoded, self._answered, self._off_answered = SharedRows(), SharedRows(), SharedRows()
+        evidences = [read_evidence(batch, config) for config in configs]
+        self.chosen = [
+            _choose_arms(batch, config, evidence, n_random_trials) for config, evidence in zip(configs, evidences, strict=True)
+        ]
+        self.order = neighbours_first(
+            [[key for choice in (own.select, *own.randoms) for key in choice.encoding_keys] for own in self.chosen]
+        )
+        for own in (self.chosen[index] for index in self.order):
+            self._encoded.expect(own.select.encoding_keys)
+            self._answered.expect(own.select.answer_keys)
+            self._off_answered.expect(own.select.query_keys(off_owners))
+            for choice in own.randoms:
+                unanswered = self._answered.expect(choice.answer_keys)
+                self._encoded.expect(choice.encoding_keys[row] for row in unanswered)
+
+    def select(self, choice: Choice) -> Student:
+        """Return the prefixes of a select arm."""
+        return Student(choice, self._prefix(choice, range(len(self.batch.samples))))
+
+    def answer(self, student: Student) -> torch.Tensor:
+        """Return the log-probabilities (B, vocabulary) after each sample's query, under its prefix."""
+
+        def compute(rows: list[int]) -> Rows:
+            return (answer(self.batch, student.choice, rows, student.prefix.rows(rows)),)
+
+        return self._answered.take(student.choice.answer_keys, compute)[0]
+
+    def answer_off(
+        self, student: Student, prompts: Sequence[Sequence[int]], names: Sequence[str], owners: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the log-probabilities (OFF prompts, vocabulary) after each prompt, under the prefix of its owner.
+
+        Args:
+            prompts: token ids of each OFF prompt.
+            names: ids of the prompts, for errors.
+            owners: for each prompt, the row of the sample whose prefix it runs under.
+        """
+
+        def compute(indices: list[int]) -> Rows:
+            rows, row_names, row_owners = (
+                [prompts[i] for i in indices],
+                [names[i] for i in indices],
+                [owners[i] for i in indices],
+            )
+            injection = student.choice.injection
+            return (next_token_logprobs(self.batch.lm, rows, row_names, student.prefix, injection, row_owners),)
+
+        return self._off_answered.take(student.choice.query_keys(owners), compute)[0]
+
+    def answer_random(self, choice: Choice) -> torch.Tensor:
+        """Return the log-probabilities (B, vocabulary) of a random trial, whose prefixes nothing else needs."""
+
+        def compute(rows: list[int]) -> Rows:
+            return (answer(self.batch, choice, rows, self._prefix(choice, rows)),)
+
+        return self._answered.take(choice.answer_keys, compute)[0]
+
+    def _prefix(self, choice: Choice, rows: Sequence[int]) -> KVPrefix:
+        """Return the prefixes of some rows of a choice."""
+        placements = [choice.placements[row] for row in rows]
+
+        def compute(indices: list[int]) -> Rows:
+            keys, values = _encode(self.batch, choice, [rows[i] for i in indices])
+            return *keys, *values
+
+        encoded = self._encoded.take([choice.encoding_keys[row] for row in rows], compute)
+        longest = max(len(placement.kept_tokens) for placement in placements)
+        layers = [tensor[:, :, :longest] for tensor in encoded]
+        return assemble(tuple(layers[: len(layers) // 2]), tuple(layers[len(layers) // 2 :]), placements)
+
+
+def _choose_arms(batch: Batch, config: Phase2Config, evidence: list[Evidence], n_random_trials: int) -> Chosen:
+    select = choose(batch, config, evidence, config.select.mode, "select", 0)
+    if selector_class(config.select.mode).uses_partner:
+        select = select.of_partners(batch.partners)
+    randoms = [choose(batch, config, evidence, "random_span", "random", trial) for trial in range(n_random_trials)]
+    return Chosen(evidence, select, randoms)
 
 
 def choose(batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], mode: str, purpose: str, trial: int) -> Choice:
@@ -104,51 +229,20 @@ def choose(batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], mo
         modes = config.injection.positioning_mode, config.prefix.padding_mode
         selections.append(selection)
         placements.append(place(selection.kept_tokens, len(sample.demo_token_ids), *modes, room))
-    return Choice(selections, placements, config.prefix.kv_source, config.prefix.boundary_replay)
+    owners, injection = list(range(len(batch.samples))), batch.lm.injection_layers(config.layer_scope.injection)
+    return Choice(selections, placements, owners, config.prefix.kv_source, config.prefix.boundary_replay, injection)
 
 
-def _encode(batch: Batch, choice: Choice) -> tuple[Layers, Layers]:
-    source = kv_source(choice.kv_source)
-    rows = [batch.teacher.demo_row[row] for row in range(len(batch.samples))] if source.reads_demo_cache else []
-    return encode_kept(
-        batch.lm, choice.kv_source, batch.samples, choice.placements, batch.teacher.demo, rows, choice.boundary_replay
-    )
+def _encode(batch: Batch, choice: Choice, rows: Sequence[int]) -> tuple[Layers, Layers]:
+    """Return the K/V of the kept tokens of some rows, as ``KVSource.encode``."""
+    source, owners = kv_source(choice.kv_source), [choice.owners[row] for row in rows]
+    samples, placements = [batch.samples[owner] for owner in owners], [choice.placements[row] for row in rows]
+    demo_rows = [batch.teacher.demo_row[owner] for owner in owners] if source.reads_demo_cache else []
+    replay = choice.boundary_replay
+    return encode_kept(batch.lm, choice.kv_source, samples, placements, batch.teacher.demo, demo_rows, replay)
 
 
-def answer(batch: Batch, config: Phase2Config, prefix: KVPrefix) -> torch.Tensor:
-    """Return the log-probabilities (B, vocabulary) after each sample's query, under its prefix."""
-    rows = [sample.query_token_ids for sample in batch.samples]
-    return next_token_logprobs(batch.lm, rows, batch.names, prefix, batch.lm.injection_layers(config.layer_scope.injection))
-
-
-def random_key(config: Phase2Config, trial: int) -> tuple[Any, ...]:
-    """Return what a random trial depends on: conditions that agree in it share the trial."""
-    select = config.select.model_copy(update={"mode": "random_span", "params": {}, "causal_drop_advisory": False})
-    blocks = (select, config.layer_scope, config.prefix, config.injection)
-    return ("random", trial, config.seed, config.prefix_len, *(block.model_dump_json() for block in blocks))
-
-
-def random_answer(
-    batch: Batch, config: Phase2Config, evidences: Sequence[Evidence], trial: int, announce: Announce
-) -> tuple[Choice, torch.Tensor]:
-    """Return one random trial: what was kept (its K/V is needed no more), and the log-probabilities (B, vocabulary)."""
-
-    def compute() -> tuple[Choice, torch.Tensor]:
-        announce(f"random {trial + 1}/{config.eval.n_random_trials}", len(batch.samples))
-        choice = choose(batch, config, evidences, "random_span", "random", trial)
-        return choice, answer(batch, config, assemble(*_encode(batch, choice), choice.placements))
-
-    return batch.cached(random_key(config, trial), compute)
-
-
-def _give_to_partners(student: Student, partners: list[int] | None) -> Student:
-    if partners is None:
-        raise ValueError("a selector that uses partners needs a batch with partners")
-    choice = student.choice
-    swapped = Choice(
-        [choice.selections[i] for i in partners],
-        [choice.placements[i] for i in partners],
-        choice.kv_source,
-        choice.boundary_replay,
-    )
-    return Student(swapped, student.prefix.rows(partners), partners)
+def answer(batch: Batch, choice: Choice, rows: Sequence[int], prefix: KVPrefix) -> torch.Tensor:
+    """Return the log-probabilities (rows, vocabulary) after the queries of some rows; row i of ``prefix`` is of rows[i]."""
+    queries, names = [batch.samples[row].query_token_ids for row in rows], [batch.names[row] for row in rows]
+    return next_token_logprobs(batch.lm, queries, names, prefix, choice.injection)

@@ -171,11 +171,11 @@ def evaluate(
         write_lines(folders[condition.key] / "metrics.jsonl", _samples_of(journal.records(condition.key)))
     if done:
         click.echo(f"resumed: {done} of {len(units)} units are done already", err=True)
-    sizes = [evaluations(conditions, unit, phase) for unit in units]
+    sizes = [evaluations(conditions, unit, phase, samples.on) for unit in units]
     if len(conditions) > 1 and done < len(units):
         click.echo(
             f"{len(conditions)} conditions on {len(samples.on)} ON samples and {len(samples.off)} OFF prompts: "
-            f"{sum(sizes[done:]):,} evaluations (sample x arm)",
+            f"{sum(sizes[done:]):,} evaluations (sample x arm) at most",
             err=True,
         )
     with closing(Progress(sizes, done)) as progress:

@@ -86,6 +86,10 @@ class Selector(ABC):
     def choose(self, task: SelectionTask) -> tuple[Span, ...]:
         """Return the chosen spans, at least one, in any order, each ``[start, end)`` inside the demo and after BOS."""
 
+    def rows_at_most(self, n_candidates: int, select: SelectBlock) -> int:
+        """Return how many masks or selections the choice asks ``answer_odds`` or ``divergence`` for at most, per sample."""
+        return 0
+
     def worth(self, task: SelectionTask) -> NDArray[np.float64] | None:
         """Return what the selector holds each demo token to be worth, (L,): the score that is judged (coverage, LDS).
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cedkv.config.schema import SelectBlock
 from cedkv.core.values import Span
 from cedkv.selectors.base import SelectionTask, Selector, candidates, mean_score, pick_top
 
@@ -37,6 +38,9 @@ class ContextCite(Selector):
         """Return the picked spans. Raises ValueError: the evidence holds no answers under masks."""
         scores = self.worth(task)
         return pick_top(((span, mean_score(span, scores)) for span in candidates(task.token_kinds, task.select)), task.select)
+
+    def rows_at_most(self, n_candidates: int, select: SelectBlock) -> int:
+        return self.masks
 
     def worth(self, task: SelectionTask) -> NDArray[np.float64]:
         if task.evidence.answer_odds is None:

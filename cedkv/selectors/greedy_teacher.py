@@ -8,6 +8,7 @@ student per candidate and step. Own.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cedkv.config.schema import SelectBlock
 from cedkv.core.values import Candidate, Selection, Span
 from cedkv.selectors.base import Role, SelectionTask, Selector, candidates, kept_tokens
 
@@ -18,6 +19,9 @@ class GreedyTeacher(Selector):
 
     needs: ClassVar[frozenset[str]] = frozenset({"divergence"})
     role: ClassVar[Role] = "reference"
+
+    def rows_at_most(self, n_candidates: int, select: SelectBlock) -> int:
+        return n_candidates * select.span_budget
 
     def choose(self, task: SelectionTask) -> tuple[Span, ...]:
         """Return the picked spans. Raises ValueError: the evidence cannot try selections."""

@@ -99,7 +99,9 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
             "phase2_on_samples.json", "phase2_off_samples.json", "report_phase2.json", "metrics.jsonl", "config.yaml",
             "report.html", "artifacts",
         }  # fmt: skip
-    size = re.search(r"5 conditions on 6 ON samples and 8 OFF prompts: [1-9]\d* evaluations", said.err)
+    size = re.search(
+        r"5 conditions on 6 ON samples and 8 OFF prompts: [1-9][\d,]* evaluations \(sample x arm\) at most", said.err
+    )
     assert size is not None
     assert size.start() < said.err.index("unit/00000 done (1 of 2 units, about ")
     assert all(result.label in said.out for result in results)

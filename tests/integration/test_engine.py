@@ -12,6 +12,7 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnSample, Record
 from cedkv.selectors.base import selector_class
+from cedkv.tasks.load import load_samples
 from cedkv.units import evaluations, plan
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -27,10 +28,10 @@ def records_of(folder: Path, *overrides: str, phase: str = "2") -> tuple[list[Re
         phase=phase,
         steps=lambda arm, n: steps.append((arm, n)),  # type: ignore[arg-type]
     )
-    grid = [Condition("run", tiny.config(folder, *overrides))]
-    sizes = grid[0].config.eval
-    units = plan(grid, sizes.on_samples, sizes.off_samples, phase)  # type: ignore[arg-type]
-    return found["run"], steps, sum(evaluations(grid, unit, phase) for unit in units)  # type: ignore[arg-type]
+    config, lm = tiny.load(folder, *overrides)
+    samples, grid = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary), [Condition("run", config)]
+    units = plan(grid, len(samples.on), len(samples.off), phase)  # type: ignore[arg-type]
+    return found["run"], steps, sum(evaluations(grid, unit, phase, samples.on) for unit in units)  # type: ignore[arg-type]
 
 
 def by_id(records: list[Record], kind: str) -> dict[str, Record]:
@@ -160,6 +161,10 @@ GRID = {
     "plain": (),
     "gather": ("prefix.kv_source=gather", "select.keep_sink=2"),
     "layers": ("layer_scope.selection=all", "layer_scope.injection=[1,2]", "select.query_window=3"),
+    "window": ("select.query_window=2",),
+    "shrink": ("prefix.padding_mode=shrink_to_selected",),
+    "one span": ("select.span_budget=1",),
+    "one span, window": ("select.span_budget=1", "select.query_window=3"),
     "drop": ("select.mode=causal_drop_span", "injection.positioning_mode=absolute"),
     "received": ("select.mode=accumulated_attention",),
     "transfer": ("select.mode=transfer_span",),
@@ -169,15 +174,29 @@ GRID = {
 
 
 def test_a_condition_is_the_same_alone_and_in_a_grid(usual_folder: Path) -> None:
-    """What conditions share must not leak from one into another: scopes, windows, caches, random trials."""
+    """What conditions share must not leak from one into another: scopes, windows, caches, selections, random trials' scores."""
     together = tiny.grid_records(usual_folder, GRID, *FIGURES_ONLY)
     for key, overrides in GRID.items():
-        alone = by_id(tiny.records(usual_folder, *FIGURES_ONLY, *overrides), "on")
-        for sample_id, record in by_id(together[key], "on").items():
-            for name, value in record.items():
-                if isinstance(value, float):
-                    assert value == pytest.approx(alone[sample_id][name], rel=1e-3, abs=1e-4), (key, sample_id, name)
-            assert record["token_random"] == alone[sample_id]["token_random"]
+        alone = tiny.records(usual_folder, *FIGURES_ONLY, *overrides)
+        assert len(together[key]) == len(alone)
+        for kind in ("sample", "selection", "repro"):
+            in_grid, by_itself = (
+                sorted((flat(r) for r in found if r["type"] == kind), key=lambda record: record["sample_id"])
+                for found in (together[key], alone)
+            )
+            for left, right in zip(in_grid, by_itself, strict=True):
+                assert left.keys() == right.keys()
+                for name, value in left.items():
+                    expected = pytest.approx(right[name], rel=1e-3, abs=1e-4) if isinstance(value, float) else right[name]
+                    assert value == expected, (key, kind, left["sample_id"], name)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Every number and text of a record by its path: ``spans/0/score``."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {path: leaf for at, inner in items for path, leaf in flat(inner, f"{name}/{at}" if name else str(at)).items()}
 
 
 def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

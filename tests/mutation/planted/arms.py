@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,11 @@ Logprobs = torch.Tensor
 
 def random_answers_are_select_s(patch: Patch) -> None:
     first: dict[int, Any] = {}
-    points.ANSWER.wrap(patch, lambda real, batch, *rest: first.setdefault(id(batch), real(batch, *rest)))
+
+    def remembered(real: Any, batch: Any, choice: Any, rows: Any, prefix: Any) -> Logprobs:
+        return first.setdefault(id(batch), real(batch, choice, rows, prefix))[list(rows)]
+
+    points.ANSWER.wrap(patch, remembered)
 
 
 def random_spans_are_select_s(patch: Patch) -> None:
@@ -91,8 +94,8 @@ def off_prompts_compared_with_the_next_one_alone(patch: Patch) -> None:
 
 
 def off_prompts_under_another_state(patch: Patch) -> None:
-    def rotated(real: Any, batch: Any, config: Any, off: Any, state: Any) -> Any:
-        return real(batch, config, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
+    def rotated(real: Any, students: Any, off: Any, state: Any) -> Any:
+        return real(students, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
 
     points.OFF_PROMPTS.wrap(patch, rotated)
 
@@ -101,8 +104,7 @@ def state_of_an_earlier_batch(patch: Patch) -> None:
     """The prefixes of the first batch with as many rows: answers depend on which samples were together before."""
     first: dict[int, Any] = {}
 
-    def stale(real: Any, batch: Any, configs: Any) -> Iterator[Any]:
-        for evidence, state in real(batch, configs):
-            yield evidence, first.setdefault(len(batch.samples), state)
+    def stale(real: Any, students: Any, choice: Any) -> Any:
+        return first.setdefault(len(students.batch.samples), real(students, choice))
 
-    points.STUDENTS.wrap(patch, stale)
+    points.SELECTED.wrap(patch, stale)

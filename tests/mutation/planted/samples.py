@@ -25,9 +25,9 @@ def swapped_samples(patch: Patch) -> None:
 def states_swapped_for_the_whole_unit(patch: Patch) -> None:
     """Every query runs under the next sample's state, in whatever passes."""
 
-    def swapped(real: Any, batch: Any, config: Any, prefix: KVPrefix) -> Any:
-        n = len(batch.samples)
-        return real(batch, config, prefix.rows([(i + 1) % n for i in range(n)]))
+    def swapped(real: Any, batch: Any, choice: Any, rows: Any, prefix: KVPrefix) -> Any:
+        n = len(rows)
+        return real(batch, choice, rows, prefix.rows([(i + 1) % n for i in range(n)]))
 
     points.ANSWER.wrap(patch, swapped)
 
