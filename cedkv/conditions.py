@@ -25,6 +25,8 @@ POSITIONING_DEFAULTS = {
     "select.keep_sink": ["0", "4"],
 }
 """Values that ``compare_positioning`` takes for the lists that are not given."""
+LEFT_OUT = ("greedy_teacher",)
+"""Selectors that ``ablate_selector`` takes by name or by ``all`` alone: they cost more than all others together."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
     """
     values = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
     if name == "compare_positioning":
-        grid = _product({**POSITIONING_DEFAULTS, **values})
+        # tokens run again in a gathered prefix alone
+        sources = {KV_SOURCE: ["gather"]} if "prefix.boundary_replay" in values else {}
+        grid = _product({**POSITIONING_DEFAULTS, **sources, **values})
     elif values:
         grid = _product(values)
     else:
@@ -138,12 +142,12 @@ def _product(lists: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
 def _standard_set(config: Phase2Config) -> list[dict[str, str]]:
     """Return the settings of ``ablate_selector`` without lists.
 
-    Every built-in selector; for the configured one also other budgets, span lengths, sinks and K/V sources, which the standard
-    questions of the report compare; and the whole demo at its own positions, which is the teacher.
+    Every built-in selector but ``LEFT_OUT``; for the configured one also other budgets, span lengths, sinks and K/V sources,
+    which the standard questions of the report compare; and the whole demo at its own positions, which is the teacher.
     """
     mode, select = config.select.mode, config.select
     grid: list[dict[str, str]] = [{MODE: mode}]
-    grid += [{MODE: other} for other in SELECTORS.builtin if other != mode]
+    grid += [{MODE: other} for other in SELECTORS.builtin if other not in (mode, *LEFT_OUT)]
     budgets = sorted({1, max(1, select.span_budget // 2), select.span_budget * 2} - {select.span_budget})
     grid += [{"select.span_budget": str(n)} for n in budgets if n * select.span_len + select.keep_sink <= config.prefix_len]
     if select.span_len % 2 == 0:

@@ -51,7 +51,7 @@ KVSourceName = Annotated[str, AfterValidator(_name_in(KV_SOURCES))]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Limit = Annotated[float, Field(ge=0)]
 LayerScope = (
-    Annotated[str, Field(pattern=r"^(all|top([1-9]\d?|100))$")]
+    Annotated[str, Field(pattern=r"^(all|(top|mid)([1-9]\d?|100))$")]
     | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 )
 Dtype = Literal["float32", "bfloat16", "float16"]

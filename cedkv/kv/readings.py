@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 Pooling = Literal["mean", "max"]
 Scope = str | tuple[int, ...]
-"""``all``, ``topNN``, or layers."""
+"""``all``, ``topNN``, ``midNN``, or layers."""
 
 
 @dataclass(frozen=True)

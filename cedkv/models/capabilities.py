@@ -262,7 +262,8 @@ def _status(capabilities: Capabilities, kv_source: str, positioning: str) -> str
 
 
 def scope_layers(scope: str | Sequence[int], n_layers: int, key: str) -> frozenset[int]:
-    """Return the layers of a scope: ``all``, ``topNN`` (the last ceil(NN % of n_layers)), or a list.
+    """Return the layers of a scope: ``all``, ``topNN`` (the last ceil(NN % of n_layers)), ``midNN`` (as many in the middle, the
+    earlier ones where that is uneven), or a list.
 
     Raises:
         ConfigError: the scope names a layer beyond the model's last.
@@ -272,5 +273,7 @@ def scope_layers(scope: str | Sequence[int], n_layers: int, key: str) -> frozens
         if beyond:
             raise ConfigError(f"{key} names layer {beyond[0]}, the model's last is {n_layers - 1}; remove it")
         return frozenset(scope)
-    share = 100 if scope == "all" else int(scope.removeprefix("top"))
-    return frozenset(range(n_layers - math.ceil(share * n_layers / 100), n_layers))
+    share = 100 if scope == "all" else int(scope[len("top") :])
+    size = math.ceil(share * n_layers / 100)
+    start = (n_layers - size) // 2 if scope.startswith("mid") else n_layers - size
+    return frozenset(range(start, start + size))

@@ -115,8 +115,9 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     """Return the manifest of every condition's nested run."""
     names, pending = labels(resolved.conditions), dict.fromkeys(PENDING["2"], "pending")
     for condition in resolved.conditions:
-        role = selector_class(condition.config.select.mode).role
-        tags = {"comparison": str(resolved.comparison), "condition": condition.key, "kind": role}
+        selector = selector_class(condition.config.select.mode)
+        query = "query-aware" if selector.query_aware else "query-agnostic"
+        tags = {"comparison": str(resolved.comparison), "condition": condition.key, "kind": selector.role, "query": query}
         tags |= pending | _provenance(condition.config)
         active.child(condition.key, names[condition.key], condition.config, tags)
     return active.children

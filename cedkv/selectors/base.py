@@ -222,6 +222,27 @@ def pick_spaced(ordered: Iterable[Candidate], select: SelectBlock) -> list[Candi
     return picked
 
 
+def check_lead(min_lead: float) -> None:
+    """Raise ValueError for a ``min_lead`` that is no share."""
+    if not 0 <= min_lead <= 1:
+        raise ValueError(f"min_lead = {min_lead} is no share of the best span's lead: from 0 (keep all) to 1 (the best alone)")
+
+
+def keep_leading(spans: tuple[Span, ...], scores: Iterable[float], min_lead: float) -> tuple[Span, ...]:
+    """Return the spans that lead: a budget is what may be kept at most, and spans that say nothing distract the student.
+
+    A span's lead is (s - m) / (s_best - m), with m the mean score of all candidates: 1 for the best span, 0 for a mean one.
+
+    Args:
+        scores: of all candidates.
+        min_lead: the smallest lead that is kept; 0 keeps all spans.
+    """
+    if not spans or min_lead <= 0:
+        return spans
+    mean, best = float(np.mean(list(scores))), max(span.score for span in spans)
+    return tuple(span for span in spans if span.score - mean >= min_lead * (best - mean))
+
+
 def pick_top(scored: Iterable[tuple[Candidate, float]], select: SelectBlock) -> tuple[Span, ...]:
     """Pick greedily by score under the distance; of two equal scores the earlier span goes first."""
     scores = dict(scored)

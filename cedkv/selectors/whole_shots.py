@@ -12,14 +12,22 @@ from numpy.typing import NDArray
 
 from cedkv.core.errors import DataError
 from cedkv.core.values import Candidate, Span
-from cedkv.selectors.base import SelectionTask, Selector, mean_score
+from cedkv.selectors.base import SelectionTask, Selector, check_lead, keep_leading, mean_score
 
 
 @dataclass(frozen=True)
 class WholeShots(Selector):
-    """Shots by score as long as they fit ``span_budget x span_len`` tokens; one that does not fit is passed over."""
+    """Shots by score as long as they fit ``span_budget x span_len`` tokens; one that does not fit is passed over.
+
+    Shots whose lead over the mean shot is below ``min_lead`` times the best one's are left out (``keep_leading``).
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"shots"})
+
+    min_lead: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_lead(self.min_lead)
 
     def choose(self, task: SelectionTask) -> tuple[Span, ...]:
         """Return the chosen shots. Raises DataError: the sample does not say where its shots are, or none fits the budget."""
@@ -38,7 +46,7 @@ class WholeShots(Selector):
                 f"whole_shots: the shortest shot has {shortest} tokens, the budget is span_budget x span_len = {room}; raise "
                 "select.span_budget, or use a selector of spans"
             )
-        return tuple(chosen)
+        return keep_leading(tuple(chosen), (shot.score for shot in scored), self.min_lead)
 
     def worth(self, task: SelectionTask) -> NDArray[np.float64]:
         return task.evidence.scores

@@ -7,12 +7,13 @@ OFF: {"prompt_text": ..., "id": optional}
 ``demo_kinds`` is a list of ``[start, end, kind]`` over the characters of ``demo_text``, where kind is input, delimiter or
 answer. Without ``demo_kinds``, occurrences of any ``answer_text`` of the file are answers, whitespace and punctuation are
 delimiters, and the rest is input. ``gold``, the characters of ``demo_text`` that hold the answer, is needed by
-``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span`` only; ``shots``, the
-characters of each solved example, by ``whole_shots`` only.
+``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span`` only. ``shots`` are the
+characters of each solved example; without them, a shot ends with an answer and the whitespace after it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_on(path: str, n: int) -> list[OnEpisode]:
                 char_kinds=kinds,
                 gold=line.gold,
                 other_query_text=line.other_query_text,
-                shots=None if line.shots is None else tuple(line.shots),
+                shots=tuple(line.shots) if line.shots is not None else _guess_shots(line.demo_text, kinds),
             )
         )
     return episodes
@@ -182,3 +183,10 @@ def _guess_kinds(demo: str, answers: re.Pattern[str]) -> tuple[tuple[int, int, T
             kinds.append((match.start(), match.end(), "answer"))
             position = match.end()
     return tuple(kinds)
+
+
+def _guess_shots(demo: str, kinds: tuple[tuple[int, int, TokenKind], ...]) -> tuple[tuple[int, int], ...] | None:
+    """Return the shots of a demo: each ends with an answer and the whitespace after it. None without answers."""
+    ends = [end + len(demo[end:]) - len(demo[end:].lstrip()) for _, end, kind in kinds if kind == "answer"]
+    edges = sorted({0, *ends})
+    return tuple(itertools.pairwise(edges)) or None
