@@ -27,6 +27,8 @@ POSITIONING_DEFAULTS = {
 """Values that ``compare_positioning`` takes for the lists that are not given."""
 LEFT_OUT = ("greedy_teacher",)
 """Selectors that ``ablate_selector`` takes by name or by ``all`` alone: they cost more than all others together."""
+LDS_MASKS = 32
+"""Value that ``ablate_selector`` takes for ``eval.lds_masks`` where it is null."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
         config: settings that are not in a list.
         lists: option name (of ``COMPARISONS``) -> comma-separated values, or None for a list that is not given
             (``select_modes`` may also be ``all``). The conditions are the product of the lists; where none is given,
-            ``ablate_selector`` takes its standard set and ``compare_positioning`` its full grid.
+            ``ablate_selector`` takes its standard set and ``compare_positioning`` its full grid. ``ablate_selector`` judges
+            scores too: with ``LDS_MASKS`` masks where ``eval.lds_masks`` is null.
 
     Raises:
         ConfigError: a list with an empty or a repeated value, a value that its key rejects, a condition with contradicting
             settings (the message has its key), or fewer than two different conditions.
     """
+    if name == "ablate_selector" and config.eval.lds_masks is None:
+        config = resolve_over(config, {"eval.lds_masks": str(LDS_MASKS)})
     values = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
     if name == "compare_positioning":
         # tokens run again in a gathered prefix alone

@@ -25,10 +25,11 @@ from cedkv.inference import student
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.quality import gold_masses, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
-from cedkv.records import answers, off_record, on_record, plumbing_records, repro_record, selection_record
+from cedkv.records import answers, heads_record, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
 from cedkv.units import (
     READ_WITH_TEACHER,
@@ -83,6 +84,7 @@ def _execute(
     for name, rows in evidence_evaluations(configs, on).items():
         if name not in READ_WITH_TEACHER:
             step(name, rows)
+    masses = gold_masses(batch, configs)
     students = Students(batch, configs, sizes.n_random_trials if phase == "2" else 0, off.owners)
     records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
     counted = with_own_trials(conditions)
@@ -94,6 +96,7 @@ def _execute(
         counted_as = len(on) if condition in counted else 0
         arms = ConditionArms(condition.config, chosen, selected, untouched, alone, counted_as)
         records[condition.key] = _run_condition(students, arms, base, off, off_base, gate_a_rows, step)
+        records[condition.key] += [dict(heads_record(mass))] if (mass := masses[index]) is not None else []
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
@@ -156,6 +159,7 @@ def _run_condition(
     """
     batch, config, selected, chosen = students.batch, arms.config, arms.selected, arms.chosen
     select = students.answer(selected)
+    quality = judge(batch, config, chosen.evidence, selected.choice.selections, step)
     records: list[Record] = []
     off_select = None
     if off_base is not None:
@@ -175,9 +179,11 @@ def _run_condition(
     for row, sample in enumerate(batch.samples):
         selection, placement = selected.choice.selections[row], selected.choice.placements[row]
         random_picks = [(choice.selections[row], choice.placements[row]) for choice in chosen.randoms]
-        owner, evidence = batch.samples[selected.choice.owners[row]], chosen.evidence[row]
-        on = on_record(sample, answers_of[row], evidence, selection, [s for s, _ in random_picks], config.select.span_len)
-        records += [dict(on), dict(selection_record(sample, owner, evidence, selection, placement, random_picks))]
+        owner, evidence, judged = batch.samples[selected.choice.owners[row]], chosen.evidence[row], quality[row]
+        drawn = [random_selection for random_selection, _ in random_picks]
+        on = on_record(sample, answers_of[row], evidence, selection, drawn, config.select.span_len, judged)
+        kept = selection_record(sample, owner, evidence, selection, placement, random_picks, judged)
+        records += [dict(on), dict(kept)]
     return records
 
 

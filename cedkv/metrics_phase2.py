@@ -91,19 +91,24 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
         "phase2_off_delta_p99_select": p99(deltas_off),
         "phase2_off_same_token_share": mean(record["same_token"] for record in off),
         "phase2_attention_causal_drop_spearman": _rank_agreement(on),
+        "phase2_gold_coverage_mean": mean(record["gold_coverage"] for record in on if "gold_coverage" in record),
+        "phase2_gold_coverage_random_mean": mean(value for record in on for value in record.get("gold_coverage_random", ())),
+        "phase2_lds_mean": mean(record["lds"] for record in on if "lds" in record),
+        "phase2_comprehensiveness_mean": mean(r["comprehensiveness"] for r in on if "comprehensiveness" in r),
     }
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation (1904); None where a side is constant: its values have no ranks."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(left, right).statistic) if len(set(left)) > 1 and len(set(right)) > 1 else None
 
 
 def _rank_agreement(on: Sequence[Record]) -> float | None:
     """Return the mean over samples of Spearman's rank correlation between attention and causal drop of the candidates."""
-    from scipy.stats import spearmanr
-
-    correlations: list[float] = []
-    for record in on:
-        attention, drops = record.get("candidate_attention", []), record.get("candidate_causal_drop", [])
-        if len(set(attention)) > 1 and len(set(drops)) > 1:  # the correlation with a constant is not defined
-            correlations.append(float(spearmanr(attention, drops).statistic))
-    return mean(correlations)
+    pairs = ((record.get("candidate_attention", []), record.get("candidate_causal_drop", [])) for record in on)
+    return mean(correlation for pair in pairs if (correlation := spearman(*pair)) is not None)
 
 
 def repro_accuracies(on: Sequence[Record], repeats: Sequence[Record]) -> list[float]:

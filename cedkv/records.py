@@ -14,6 +14,7 @@ import torch
 
 from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
 from cedkv.inference.forward import among_labels, kl
+from cedkv.inference.quality import GoldMass, Quality, gold_coverage
 from cedkv.models.tokenizer import token_text
 from cedkv.selectors.base import attention_score
 
@@ -91,6 +92,14 @@ class OnRecord(TypedDict):
     """Of every candidate, by start."""
     candidate_attention: NotRequired[list[float]]
     """Of every candidate, by start."""
+    gold_coverage: NotRequired[float]
+    """Share of the gold tokens that are kept; where the sample says which they are, and the prefix is of its own demo."""
+    gold_coverage_random: NotRequired[list[float]]
+    """Per trial; where the sample says which its gold tokens are."""
+    lds: NotRequired[float]
+    """Rank correlation of scores with the teacher's answers under span masks (``quality.lds``); with ``eval.lds_masks``."""
+    comprehensiveness: NotRequired[float]
+    """log p_teacher(answer) - log p_teacher without the selected spans(answer), in nats; with ``eval.lds_masks``."""
 
 
 class OffRecord(TypedDict):
@@ -159,7 +168,14 @@ class SelectionRecord(PrefixRecord):
     gold_tokens: NotRequired[list[int]]
     """The demo tokens ``[start, end)`` that hold the answer; where the sample says which."""
     scores: list[float]
-    """Attention score of each demo token."""
+    """What the selector holds each demo token to be worth; the configured attention where it ranks no tokens."""
+    scores_of: Literal["selector", "attention"]
+    lds_visible: NotRequired[list[list[int]]]
+    """The visible pieces under each mask, by number: the demo after BOS in pieces of ``select.span_len``."""
+    lds_log_odds: NotRequired[list[float]]
+    """log p / (1 - p) of ``lds_token_id`` under each mask, with the query over the demo's cache."""
+    lds_token_id: NotRequired[int]
+    """The teacher's greedy token."""
     prefix_of: str
     """The sample whose demo the kept tokens are of: this one, but for a selector that uses partners."""
     random: list[RandomPrefixRecord]
@@ -174,6 +190,19 @@ class ReproRecord(TypedDict):
     token_select: int
     correct_select: bool
     answer_logprob_select: float
+
+
+class HeadsRecord(TypedDict):
+    """The attention of a unit's queries to gold tokens, by layer and head; of the first condition that reads these rows."""
+
+    type: Literal["heads"]
+    window: int | None
+    """Last rows of a query over which the mean is taken; None for all."""
+    layers: list[int]
+    """The layers that were read, by their number in the model."""
+    total: list[list[float]]
+    """(layers, H): the sum over the unit's ``n`` samples of the attention to all gold tokens of a sample."""
+    n: int
 
 
 PlumbingRecord = Record
@@ -255,6 +284,7 @@ def on_record(
     selection: Selection,
     randoms: Sequence[Selection],
     span_len: int,
+    quality: Quality,
 ) -> OnRecord:
     """Return the record of one ON sample; ``answered`` is its part of ``answers``, ``randoms`` one selection per trial."""
     attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
@@ -278,6 +308,10 @@ def on_record(
     if sample.gold_depth is not None:
         record["gold_depth"] = sample.gold_depth
     record["random_same"] = [random.kept_tokens == selection.kept_tokens for random in randoms]
+    judged = {"gold_coverage": quality.gold_coverage, "lds": quality.lds, "comprehensiveness": quality.comprehensiveness}
+    record |= {name: value for name, value in judged.items() if value is not None}
+    if sample.gold_tokens is not None and randoms:
+        record["gold_coverage_random"] = [gold_coverage(sample, random) for random in randoms]
     return record  # type: ignore[return-value]  # put together from columns
 
 
@@ -304,6 +338,7 @@ def selection_record(
     selection: Selection,
     placement: Placement,
     randoms: Sequence[tuple[Selection, Placement]],
+    quality: Quality,
 ) -> SelectionRecord:
     """Return what was selected for one ON sample; ``owner`` is the sample whose demo the prefix is of."""
     record: Record = {
@@ -317,14 +352,30 @@ def selection_record(
         "answer_token_id": sample.answer_token_id,
         "token_kinds": list(sample.token_kinds),
         "label_token_ids": list(sample.label_token_ids),
-        "scores": evidence.attention.tolist(),
+        "scores": (evidence.attention if quality.worth is None else quality.worth).tolist(),
+        "scores_of": "attention" if quality.worth is None else "selector",
         "prefix_of": owner.sample_id,
         **_prefix(selection, placement),
         "random": [{"trial": trial, **_prefix(*prefix)} for trial, prefix in enumerate(randoms)],
     }
     if sample.gold_tokens is not None:
         record["gold_tokens"] = list(sample.gold_tokens)
+    if quality.masked is not None:
+        record["lds_visible"] = [np.flatnonzero(mask).tolist() for mask in quality.masked.visible]
+        record["lds_log_odds"] = quality.masked.log_odds.tolist()
+        record["lds_token_id"] = quality.masked.token_id
     return record  # type: ignore[return-value]  # put together from parts
+
+
+def heads_record(mass: GoldMass) -> HeadsRecord:
+    """Return a unit's attention to gold tokens."""
+    return {
+        "type": "heads",
+        "window": mass.rows.window,
+        "layers": list(mass.layers),
+        "total": mass.total.tolist(),
+        "n": mass.n,
+    }
 
 
 def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[PlumbingRecord]:

@@ -12,7 +12,7 @@ from cedkv.core.errors import CedkvError
 from cedkv.core.registry import build
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, TokenKind
-from cedkv.selectors.base import ALWAYS, SelectionTask, candidates, select_tokens, selector_class
+from cedkv.selectors.base import ALWAYS, SelectionTask, candidates, select_tokens, selector_class, token_worth
 
 _EVIDENCE = frozenset(field.name for field in fields(Evidence)) - ALWAYS
 _KINDS: tuple[TokenKind, ...] = ("input", "delimiter", "answer", "input", "delimiter")
@@ -22,7 +22,8 @@ def check_selector(name: str, **params: Any) -> None:
     """Check a registered selector on demos of many lengths, with BOS and without.
 
     It must choose the same for the same task, whatever was chosen before; choose at least one span, inside the demo and after
-    BOS; keep no more than its budget where it is bounded; and read no evidence that it does not declare.
+    BOS; keep no more than its budget where it is bounded; read no evidence that it does not declare; and hold each demo
+    token to be worth one finite number, where it ranks tokens.
 
     Args:
         name: registered name, or ``package.module:Class``.
@@ -30,7 +31,7 @@ def check_selector(name: str, **params: Any) -> None:
 
     Raises:
         AssertionError: one of these does not hold; says which.
-        ConfigError: no such selector, or it does not take these parameters.
+        ConfigError: no such selector, it does not take these parameters, or its ``worth`` is not a finite number per token.
     """
     cls = selector_class(name)
     selector = build(cls, params, "select.params")
@@ -51,6 +52,7 @@ def check_selector(name: str, **params: Any) -> None:
             assert inside, f"{case}: a span outside the demo, or over BOS: {first.spans}"
             most = select.span_budget * select.span_len + bos
             assert not cls.bounded or len(first.kept_tokens) <= most, f"{case}: more than {most} tokens kept"
+            token_worth(selector, _task(cls.needs, select, length, bos))
 
 
 def _task(needs: frozenset[str], select: SelectBlock, length: int, bos: bool) -> SelectionTask:

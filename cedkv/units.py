@@ -13,6 +13,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.values import OnSample
 from cedkv.inference.passes import needed_evidence, plan_passes
+from cedkv.inference.quality import judging_evaluations
 from cedkv.selectors.base import candidates, create, selector_class
 from cedkv.tasks.load import Samples
 
@@ -84,6 +85,7 @@ def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: S
         shared += n * sizes.n_random_trials * len(with_own_trials(conditions))
     gate_a = sum(i < sizes.gate_a_samples for i in unit.on)
     repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
+    shared += judging_evaluations([c.config for c in conditions], n)
     return shared + len(conditions) * (n + n_off + gate_a) + repeated
 
 

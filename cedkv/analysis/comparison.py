@@ -31,6 +31,24 @@ def series(condition: ConditionResult, quantity: Quantity, arm: str = "select") 
     return column_values(quantity.having(records), quantity.column(arm))
 
 
+def paired_series(
+    left: ConditionResult, right: ConditionResult, quantity: Quantity, right_arm: str = "select"
+) -> tuple[list[float], list[float]]:
+    """Return the values of two sides, one per sample; of a ``partial`` quantity, of the samples in which both sides have it.
+
+    Args:
+        right_arm: the arm of the right condition; the left one is always ``select``.
+    """
+    left_records, right_records = ((c.records.on if quantity.samples == "on" else c.records.off) for c in (left, right))
+    left_column, right_column = quantity.column("select"), quantity.column(right_arm)
+    pairs = [
+        (left_record, right_record)
+        for left_record, right_record in zip(left_records, right_records, strict=True)
+        if not quantity.partial or (left_column in left_record and right_column in right_record)
+    ]
+    return column_values([pair[0] for pair in pairs], left_column), column_values([pair[1] for pair in pairs], right_column)
+
+
 def column_values(records: Sequence[Record], column: str) -> list[float]:
     """Return one value per record, the mean where the record holds a list; NaN for a missing value."""
     cells = (record.get(column) for record in records)
@@ -94,29 +112,27 @@ def comparison_row(
 def grid_comparisons(results: Sequence[ConditionResult], seed: int) -> list[dict[str, Any]]:
     """Return the table of paired comparisons.
 
-    Each condition is compared with the grid's first one (accuracy, KL to teacher, KL among labels, OFF delta), and the
-    selected spans of each candidate with base and with the condition's own random spans (all but the OFF delta); reference
-    points are compared with the first condition only. ``p`` is McNemar's exact test where outcomes are right or wrong, the
-    sign-flip test elsewhere, and ``p_holm`` is Holm's correction over all rows. A row is resolved, ``left higher`` or
-    ``right higher``, when p_holm < 0.05 and the 95 % interval excludes 0 (for KLs, when the difference also exceeds the
-    numerical floor); otherwise it is ``not resolved``. ``n_needed`` is the number of samples that a single test needs for
-    this difference at 80 % power. Samples without labels are left out of KL among labels.
+    Each condition is compared with the grid's first one (by every quantity), and the selected spans of each candidate with
+    base and with the condition's own random spans (by those that these arms have); reference points are compared with the
+    first condition only. Samples without a value of a ``partial`` quantity on either side are left out. ``p`` is McNemar's
+    exact test where outcomes are right or wrong, the sign-flip test elsewhere, and ``p_holm`` is Holm's correction over all
+    rows. A row is resolved, ``left higher`` or ``right higher``, when p_holm < 0.05 and the 95 % interval excludes 0 (in
+    nats, when the difference also exceeds the numerical floor); otherwise it is ``not resolved``. ``n_needed`` is the number
+    of samples that a single test needs for this difference at 80 % power.
     """
     conditions = unique_up_to_padding(results)
-    rows = []
+    first, rows = conditions[0], []
     for i, condition in enumerate(conditions):
         arms = _compared_arms(condition)
         for quantity in QUANTITIES.values():
-            select = series(condition, quantity)
-            if not select:
-                continue
-            if i > 0:
-                first = conditions[0]
-                rows.append(comparison_row(select, series(first, quantity), condition.label, first.label, quantity, seed))
-            for arm, arm_name in arms.items() if quantity is not OFF_DELTA else ():
-                # named as in the condition's own report, so that both show the same interval
-                row = comparison_row(select, series(condition, quantity, arm), "select", arm, quantity, seed)
-                rows.append(row | {"left": condition.label, "right": arm_name})
+            values, of_first = paired_series(condition, first, quantity)
+            if i > 0 and values:
+                rows.append(comparison_row(values, of_first, condition.label, first.label, quantity, seed))
+            for arm, arm_name in arms.items():
+                select, of_arm = paired_series(condition, condition, quantity, arm) if arm in quantity.arms else ([], [])
+                if select:  # named as in the condition's own report, so that both show the same interval
+                    row = comparison_row(select, of_arm, "select", arm, quantity, seed)
+                    rows.append(row | {"left": condition.label, "right": arm_name})
     return with_verdicts(rows, largest_floor(results), seed)
 
 

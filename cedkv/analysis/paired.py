@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, norm, spearmanr
+from scipy.stats import binomtest, bootstrap, norm
 
-from cedkv.analysis.quantities import ACCURACY, KL_AMONG_LABELS, KL_TO_TEACHER
+from cedkv.analysis.quantities import ACCURACY, GOLD_COVERAGE, KL_AMONG_LABELS, KL_TO_TEACHER
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Record
+from cedkv.metrics_phase2 import spearman
 
 RESAMPLES = 9999
 MAX_NUMBERS_IN_MEMORY = 100_000
@@ -135,14 +136,14 @@ def paired_difference(
 
 
 def arm_comparisons(on: Sequence[Record], seed: int) -> list[dict[str, Any]]:
-    """Return the select arm compared with base, random (mean over trials) and teacher: accuracy, KL to the teacher, and KL
-    among labels where there are labels.
+    """Return the select arm compared with base, random (mean over trials) and teacher: accuracy, KL to the teacher, KL among
+    labels where there are labels, and with random also gold coverage where there is one.
     """
     if not on:
         return []
     compared = [(ACCURACY, "base"), (ACCURACY, "teacher"), (KL_TO_TEACHER, "base"), (KL_AMONG_LABELS, "base")]
     if on[0]["correct_random"]:
-        compared += [(quantity, "random") for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS)]
+        compared += [(quantity, "random") for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, GOLD_COVERAGE)]
     rows = []
     for quantity, arm in compared:
         records = quantity.having(on)
@@ -265,10 +266,6 @@ def rank_agreement(on: Sequence[Record], seed: int = 0) -> dict[str, Any]:
         n: samples with a correlation.
         candidates: candidate spans of all samples.
     """
-
-    def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-        return float(spearmanr(left, right).statistic) if len(set(left)) > 1 and len(set(right)) > 1 else None
-
     pairs = [(record.get("candidate_attention", []), record.get("candidate_causal_drop", [])) for record in on]
     per_sample = [spearman(attention, drop) for attention, drop in pairs]
     defined = [correlation for correlation in per_sample if correlation is not None]

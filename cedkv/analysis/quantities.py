@@ -11,6 +11,8 @@ from typing import Literal
 
 from cedkv.core.values import Record
 
+Arm = Literal["base", "teacher", "select", "random"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
@@ -21,7 +23,7 @@ class Quantity:
     samples: Literal["on", "off"]
     """The records that hold it."""
     record_column: str
-    """Its key in a record, with ``{arm}`` for the arm."""
+    """Its key in a record, with ``{arm}`` for the arm, or ``{of_arm}`` for ``_arm``, empty where the arm is select."""
     unit: Literal["", "nats"]
     """Empty for a share. The numerical floor is in nats, so that it applies to quantities in nats only."""
     higher_is_better: bool
@@ -36,6 +38,8 @@ class Quantity:
     when_higher: str
     """What a higher value on the left of a comparison means, and below a lower one."""
     when_lower: str
+    arms: tuple[Arm, ...] = ("base", "teacher", "select", "random")
+    """The arms that have it."""
     partial: bool = False
     """Whether some samples do not have it; these are left out, under every arm and condition alike."""
 
@@ -45,7 +49,7 @@ class Quantity:
 
     def column(self, arm: str) -> str:
         """Return the record key of this quantity for an arm: ``correct_select``."""
-        return self.record_column.format(arm=arm)
+        return self.record_column.format(arm=arm, of_arm="" if arm == "select" else f"_{arm}")
 
     @property
     def label_with_unit(self) -> str:
@@ -110,5 +114,53 @@ OFF_DELTA = Quantity(
     caption="KL(select || base) over OFF prompts",
     when_higher="OFF prompts move more",
     when_lower="OFF prompts move less",
+    arms=("select",),
 )
-QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, OFF_DELTA)}
+GOLD_COVERAGE = Quantity(
+    name="gold_coverage",
+    samples="on",
+    record_column="gold_coverage{of_arm}",
+    unit="",
+    higher_is_better=True,
+    label="gold coverage",
+    short_label="gold coverage",
+    axis_title="gold coverage",
+    caption="Gold coverage (share of the gold tokens, which hold the answer, that are kept)",
+    when_higher="more of the gold tokens kept",
+    when_lower="fewer of the gold tokens kept",
+    arms=("select", "random"),
+    partial=True,
+)
+LDS = Quantity(
+    name="lds",
+    samples="on",
+    record_column="lds",
+    unit="",
+    higher_is_better=True,
+    label="LDS",
+    short_label="LDS",
+    axis_title="LDS",
+    caption="LDS (rank correlation of the scores of visible tokens with the teacher's answer, over random span masks)",
+    when_higher="scores that rank what the teacher's answer rests on better",
+    when_lower="scores that rank what the teacher's answer rests on worse",
+    arms=("select",),
+    partial=True,
+)
+COMPREHENSIVENESS = Quantity(
+    name="comprehensiveness",
+    samples="on",
+    record_column="comprehensiveness",
+    unit="nats",
+    higher_is_better=True,
+    label="comprehensiveness",
+    short_label="comprehensiveness",
+    axis_title="comprehensiveness, nats",
+    caption="Comprehensiveness (fall of the answer's log-probability when the selected spans are hidden from the teacher)",
+    when_higher="the teacher loses more without the spans",
+    when_lower="the teacher loses less without the spans",
+    arms=("select",),
+    partial=True,
+)
+JUDGED = (GOLD_COVERAGE, LDS, COMPREHENSIVENESS)
+"""How good a selection and its scores are, beside what the student answers."""
+QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, OFF_DELTA, *JUDGED)}

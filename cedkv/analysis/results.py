@@ -32,7 +32,8 @@ class RecordSink(Protocol):
 class Records:
     """The records of a condition that figures are computed from, by type, in their order (``cedkv.records``).
 
-    on: without ``topk``, which only the page's samples need. kept_tokens: how many each ON sample's prefix holds.
+    on: without ``topk``, which only the page's samples need. kept_tokens: how many each ON sample's prefix holds. heads: of
+    every unit the attention to gold tokens; of the first condition alone that reads these query rows.
     """
 
     on: Sequence[Record] = ()
@@ -40,6 +41,7 @@ class Records:
     plumbing: Sequence[Record] = ()
     repro: Sequence[Record] = ()
     kept_tokens: Sequence[int] = ()
+    heads: Sequence[Record] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Reco
     """
     on: list[Record] = []
     kept: list[int] = []
-    others: dict[str, list[Record]] = {"off": [], "plumbing": [], "repro": []}
+    others: dict[str, list[Record]] = {"off": [], "plumbing": [], "repro": [], "heads": []}
     for record in records:
         kind = record["kind"] if record["type"] == "sample" else record["type"]
         if kind == "on":
@@ -124,7 +126,7 @@ def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Reco
             if kind == "off":
                 for sink in sinks:
                     sink.add_off(record)
-    return Records(on, others["off"], others["plumbing"], others["repro"], kept)
+    return Records(on, others["off"], others["plumbing"], others["repro"], kept, others["heads"])
 
 
 def decide(config: Phase2Config, records: Records, phase: str) -> Results:

@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "max_off": ("eval.off_samples", "OFF prompts"),
     "repro_runs": ("eval.repro_runs", "how often the select arm runs, for repro_tolerance"),
     "n_random_trials": ("eval.n_random_trials", "trials of the random arm"),
+    "lds_masks": ("eval.lds_masks", "span masks a sample for LDS, and comprehensiveness with it; 0: neither"),
     "prefix_len": ("prefix_len", "slots of the injected prefix"),
     "padding_mode": ("prefix.padding_mode", "null_pad or shrink_to_selected"),
     "kv_source": ("prefix.kv_source", "prefill or gather"),

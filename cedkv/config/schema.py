@@ -120,6 +120,12 @@ class EvalBlock(Block):
     n_random_trials: Annotated[int, Field(ge=1, le=1000)] = 5
     decoding: Literal["greedy"] = "greedy"
     gate_a_samples: Count = 16
+    lds_masks: Annotated[int, Field(ge=0, le=4096)] | None = None
+
+    @property
+    def n_lds_masks(self) -> int:
+        """How many span masks LDS is measured under: none where ``lds_masks`` is null."""
+        return self.lds_masks or 0
 
 
 class PrefixBlock(Block):

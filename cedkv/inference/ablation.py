@@ -31,7 +31,7 @@ def causal_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, floa
     key = ("causal drop", sample.sample_id, config.select.span_len, config.select.center_policy)
     if key not in batch.drops:
         spans = candidates(sample.token_kinds, config.select)
-        hidden = teacher.demo_prefixes([row] * len(spans)).hide([(span.start, span.end) for span in spans])
+        hidden = teacher.demo_prefixes([row] * len(spans)).hide([[(span.start, span.end)] for span in spans])
         queries, names = [sample.query_token_ids] * len(spans), [sample.sample_id] * len(spans)
         without = next_token_logprobs(lm, queries, names, hidden)
         drops = kl(teacher.logprobs[row].expand_as(without), without).tolist()

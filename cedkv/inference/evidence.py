@@ -59,7 +59,7 @@ def read_batch(
     if (
         passes.over_cache
         or needed & {"causal_drop", "answer_odds", "divergence"}
-        or any(kv_source(c.prefix.kv_source).reads_demo_cache for c in configs)
+        or any(kv_source(c.prefix.kv_source).reads_demo_cache or c.eval.n_lds_masks for c in configs)
     ):
         keep = range(len(samples))
     names = [sample.sample_id for sample in samples]

@@ -57,11 +57,12 @@ class KVPrefix:
         keys, values = tuple(map(pick, self.keys)), tuple(map(pick, self.values))
         return KVPrefix(keys, values, pick(self.visible), pick(self.query_start), self.head_slots)
 
-    def hide(self, spans: Sequence[tuple[int, int]]) -> KVPrefix:
-        """Return this prefix with slots ``[start, end)`` of each row masked out; ``spans`` has one span per row."""
+    def hide(self, spans: Sequence[Sequence[tuple[int, int]]]) -> KVPrefix:
+        """Return this prefix with slots masked out: those of each row's spans ``[start, end)``."""
         visible = self.visible.clone()
-        for row, (start, end) in enumerate(spans):
-            visible[row, start:end] = False
+        for row, of_row in enumerate(spans):
+            for start, end in of_row:
+                visible[row, start:end] = False
         return replace(self, visible=visible)
 
     def to_devices_of(self, other: KVPrefix) -> KVPrefix:

@@ -45,7 +45,18 @@ _ON = (
     "gold_depth",
     "phase2_selection_score_attention",
     "phase2_selection_score_causal_drop",
+    "gold_coverage",
+    "gold_coverage_random_mean",
+    "lds",
+    "comprehensiveness",
     "spans",
+)
+_PER_TRIAL = (
+    "correct_random",
+    "kl_random_teacher",
+    "correct_random_labels",
+    "kl_random_teacher_labels",
+    "gold_coverage_random",
 )
 _OFF = ("sample_id", "phase2_delta_off_select", "prompt_text", "state_of", "same_token", "token_base", "token_select")
 
@@ -61,7 +72,7 @@ class OnTable:
         row = dict(on)
         row["query_text"], row["answer_text"] = selection["query_text"], selection["answer_text"]
         row["spans"] = " ".join(f"{span['start']}:{span['end']}" for span in selection["spans"])
-        for column in ("correct_random", "kl_random_teacher", "correct_random_labels", "kl_random_teacher_labels"):
+        for column in _PER_TRIAL:
             row[f"{column}_mean"] = float(np.mean(trials)) if (trials := on.get(column)) else None
         for arm, top in on["topk"].items():
             row[f"token_{arm}"] = top[0]["text"]
@@ -92,6 +103,10 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
         "rel_kl_labels": "phase2_rel_kl_labels_select",
         "off_delta_p99": "phase2_off_delta_p99_select",
         "delta_on": "phase2_delta_on_mean_select",
+        "gold_coverage": "phase2_gold_coverage_mean",
+        "gold_coverage_random": "phase2_gold_coverage_random_mean",
+        "lds": "phase2_lds_mean",
+        "comprehensiveness": "phase2_comprehensiveness_mean",
     }
     if all(result.results.metrics[columns["rel_kl_labels"]] is None for result in results):
         columns = {column: metric for column, metric in columns.items() if not column.endswith("_labels")}

@@ -14,7 +14,7 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config, SelectBlock
 from cedkv.core.errors import ConfigError
 from cedkv.core.registry import build
-from cedkv.core.text import near_match
+from cedkv.core.text import near_match, preview
 from cedkv.core.values import Candidate, Evidence, Selection, Span, TokenKind
 from cedkv.kv.readings import QueryAttention, RowAttention, TokenScore
 
@@ -141,6 +141,21 @@ def select_tokens(selector: Selector, task: SelectionTask) -> Selection:
     return Selection(spans, kept_tokens(spans, task.token_kinds, task.select))
 
 
+def token_worth(selector: Selector, task: SelectionTask) -> NDArray[np.float64] | None:
+    """Return what a selector holds each demo token to be worth (``Selector.worth``), (L,), from the evidence that it declares.
+
+    Raises:
+        ConfigError: it is not one finite score per demo token.
+    """
+    worth = selector.worth(only_needed(selector, task))
+    if worth is not None and (worth.shape != (len(task.token_kinds),) or not np.isfinite(worth).all()):
+        raise ConfigError(
+            f"{type(selector).__name__}.worth returned {preview(worth)} of shape {list(worth.shape)} for a demo of "
+            f"{len(task.token_kinds)} tokens: scores are judged by token; return one finite number for each"
+        )
+    return worth
+
+
 def kept_tokens(spans: Iterable[Span], token_kinds: tuple[TokenKind, ...], select: SelectBlock) -> tuple[int, ...]:
     """Return the tokens of spans with what every selector keeps: BOS and the first ``keep_sink`` tokens after it."""
     kept = set(range(min(int(token_kinds[0] == "bos") + select.keep_sink, len(token_kinds))))
@@ -191,6 +206,19 @@ def mean_score(candidate: Candidate, scores: NDArray[np.float64]) -> float:
 def attention_score(candidate: Candidate, evidence: Evidence) -> float:
     """Return the mean attention of the span's tokens."""
     return mean_score(candidate, evidence.attention)
+
+
+def cut_into_pieces(token_kinds: tuple[TokenKind, ...], piece_len: int) -> NDArray[np.int64]:
+    """Return the piece that each demo token after BOS is in, (L - BOS,): ``piece_len`` tokens each, counted from 0."""
+    first = int(token_kinds[0] == "bos")
+    return np.arange(len(token_kinds) - first) // piece_len
+
+
+def visible_tokens(visible: NDArray[np.bool_], token_kinds: tuple[TokenKind, ...], piece_len: int) -> NDArray[np.bool_]:
+    """Return masks of demo tokens, (M, L) bool, of masks of pieces, (M, pieces); BOS is always visible."""
+    by_token = np.ones((len(visible), len(token_kinds)), dtype=bool)
+    by_token[:, int(token_kinds[0] == "bos") :] = visible[:, cut_into_pieces(token_kinds, piece_len)]
+    return by_token
 
 
 def spread_over_tokens(scores: Mapping[int, float], span_len: int, length: int) -> NDArray[np.float64]:

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from cedkv.config.schema import SelectBlock
 from cedkv.core.values import Span
-from cedkv.selectors.base import SelectionTask, Selector, candidates, mean_score, pick_top
+from cedkv.selectors.base import (
+    SelectionTask,
+    Selector,
+    candidates,
+    cut_into_pieces,
+    mean_score,
+    pick_top,
+    visible_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,11 @@ class ContextCite(Selector):
     def worth(self, task: SelectionTask) -> NDArray[np.float64]:
         if task.evidence.answer_odds is None:
             raise ValueError("context_cite needs evidence with answers under masks")
-        first, length = int(task.token_kinds[0] == "bos"), len(task.token_kinds)
-        piece = (np.arange(first, length) - first) // (self.piece_len or task.select.span_len)
+        kinds, piece_len = task.token_kinds, self.piece_len or task.select.span_len
+        piece = cut_into_pieces(kinds, piece_len)
         visible = task.rng.random((self.masks, int(piece.max()) + 1)) < 0.5
-        by_token = np.ones((self.masks, length), dtype=bool)
-        by_token[:, first:] = visible[:, piece]
-        scores = np.zeros(length)
-        scores[first:] = _lasso(visible, task.evidence.answer_odds(by_token), self.alpha)[piece]
-        return scores
+        weights = _lasso(visible, task.evidence.answer_odds(visible_tokens(visible, kinds, piece_len)), self.alpha)
+        return np.concatenate([np.zeros(len(kinds) - len(piece)), weights[piece]])
 
 
 def _lasso(visible: NDArray[np.bool_], odds: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:

@@ -63,7 +63,7 @@ def test_rows_repeat_and_hide_is_per_row(model_folder: Path) -> None:
     prefix = assemble(keys, values, [place(range(len(d)), len(d), "compact", "null_pad", 10) for d in DEMOS])
     three = prefix.rows([1, 0, 1])
     assert three.query_start.tolist() == [5, 8, 5]
-    hidden = three.hide([(0, 2), (0, 0), (3, 5)])
+    hidden = three.hide([[(0, 2)], [], [(3, 4), (4, 5)]])
     assert hidden.visible.sum(dim=1).tolist() == [3, 8, 3]
     assert three.visible.sum(dim=1).tolist() == [5, 8, 5]
 

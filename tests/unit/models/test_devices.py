@@ -78,7 +78,7 @@ def test_every_layer_of_a_prefix_stays_on_its_device() -> None:
     demo = KVPrefix(layers, layers, visible, torch.full((2,), 6))
     placements = [Placement((0, 3, 4), (0, 1, 2), 3, 5), Placement((2,), (0,), 1, 5)]
     keys, values = gather(demo, [0, 1], placements, (RopeLayout(torch.ones(2)),) * 2)
-    made = assemble(keys, values, placements).rows([1, 0]).hide([(0, 1), (0, 1)])
+    made = assemble(keys, values, placements).rows([1, 0]).hide([[(0, 1)], [(0, 1)]])
     for layer, device in enumerate(devices):
         cached = made.fresh_cache().layers[layer]
         for tensor in (keys[layer], values[layer], made.keys[layer], made.values[layer], cached.keys, cached.values):
