@@ -208,11 +208,16 @@ def questions(results: Sequence[ConditionResult], best: Best) -> list[dict[str, 
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
 
-def mean_with_interval(condition: ConditionResult, quantity: Quantity) -> str:
-    """Return a condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
+def mean_and_interval(condition: ConditionResult, quantity: Quantity) -> tuple[float, float | None, float | None]:
+    """Return a condition's mean and the ends of its interval; NaN without values, None where there are too few."""
     select = series(condition, quantity)
     low, high = interval(select, condition.config.seed, f"{condition.label}-{quantity.name}")
-    mean = float(np.mean(select)) if select else math.nan
+    return (float(np.mean(select)) if select else math.nan), low, high
+
+
+def mean_with_interval(condition: ConditionResult, quantity: Quantity) -> str:
+    """Return a condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
+    mean, low, high = mean_and_interval(condition, quantity)
     return short(mean) + ("" if low is None or high is None else f" [{short(low)}, {short(high)}]")
 
 

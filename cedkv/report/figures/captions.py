@@ -33,7 +33,7 @@ from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA
 from cedkv.analysis.results import ConditionResult, Records, Results
 from cedkv.core.text import number, plural
 from cedkv.core.values import Record
-from cedkv.report.figures import charts, off_charts, selector_charts
+from cedkv.report.figures import charts, off_charts, quality_charts, selector_charts
 from cedkv.report.figures.plotting import (
     BLUE,
     GREEN,
@@ -105,6 +105,7 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
         select = depth_line("select", records.on, "select", selector_charts.Style(BLUE, "o"))
         random_spans = depth_line("random spans", records.on, "random", selector_charts.RANDOM)
         figures |= _depth_figure(records.on, [select, random_spans])
+        figures |= _gold_attention_figure(records)
     return figures
 
 
@@ -119,6 +120,20 @@ def _depth_figure(on: Sequence[Record], lines: Sequence[DepthLine]) -> dict[str,
         f"n = {sum(counts)} ON samples; 95 % intervals by Wilson, of random spans (mean over trials) by bootstrap."
     )
     return {caption: selector_charts.by_depth(drawn, counts)}
+
+
+def _gold_attention_figure(records: Records) -> dict[str, Figure]:
+    """Return the figure of attention to gold tokens by head, where the condition's records have it."""
+    attention = quality_charts.gold_attention(records.heads)
+    if attention is None:
+        return {}
+    largest = ", ".join(f"layer {layer} head {head} ({number(mass, 2)})" for layer, head, mass in attention.largest(3))
+    caption = (
+        "Attention to the gold tokens, which hold the answer, by layer and head: the share of the attention of "
+        f"{attention.rows} on all of them, mean over samples. Layers that were read; the largest: {largest}. n = {attention.n} "
+        "ON samples."
+    )
+    return {caption: quality_charts.attention_by_head(attention)}
 
 
 def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
@@ -137,6 +152,14 @@ def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
             )
             figures[caption] = charts.by_condition(conditions, quantity)
         figures |= _selector_figures(conditions)
+        points = quality_charts.coverage_points(conditions)
+        if len(points) > 1:
+            caption = (
+                "Gold coverage (share of the gold tokens, which hold the answer, that are kept) against accuracy, a point per "
+                f"condition, numbered in the key. n = {points[0].n} ON samples that say where their answer is; {INTERVAL} both "
+                "ways."
+            )
+            figures[caption] = quality_charts.coverage_against_accuracy(points)
         for varied in _varied_settings(conditions):
             if varied.groups:
                 caption = f"{varied.caption}: accuracy and mean KL to the teacher. {n}."
@@ -151,6 +174,8 @@ def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
                 f"{plural(agreement['n'], 'sample')}, their mean and its 95 % bootstrap interval."
             )
             figures[caption] = charts.ranks(source, agreement)
+        for condition in conditions:
+            figures |= _gold_attention_figure(condition.records)
     return figures
 
 

@@ -18,8 +18,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cedkv.analysis.best import by_group
-from cedkv.analysis.findings import ComparisonResult
-from cedkv.analysis.quantities import QUANTITIES
+from cedkv.analysis.comparison import series
+from cedkv.analysis.findings import ComparisonResult, mean_and_interval
+from cedkv.analysis.quantities import JUDGED, QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.resolve import to_yaml
@@ -93,6 +94,7 @@ def comparison_page(
         figures,
         first=first,
         conditions=by_group(conditions),
+        judged=[quantity for quantity in JUDGED if any(series(c, quantity) for c in conditions)],
         comparisons=_paired_table(comparison.comparisons),
         questions=comparison.questions,
         relations=comparison.relations,
@@ -116,6 +118,7 @@ def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures:
         "word": verdict_word,
         "explain": explain,
         "bar_position": _bar_position,
+        "mean_and_interval": mean_and_interval,
         "places": _places,
     }
     return environment.get_template("page.html.j2").render(
@@ -193,9 +196,9 @@ def _paired_table(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _number(value: float | None) -> str:
-    """Return four significant digits with a real minus sign; an exponent keeps its hyphen, so that the number can be copied."""
-    text = number(value)
+def _number(value: float | None, digits: int = 4) -> str:
+    """Return significant digits with a real minus sign; an exponent keeps its hyphen, so that the number can be copied."""
+    text = number(value, digits)
     return "−" + text[1:] if text.startswith("-") else text
 
 

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from cedkv.analysis.best import by_group
+from cedkv.analysis.quantities import JUDGED
 from cedkv.analysis.results import ConditionResult
 from cedkv.core.values import Record
 
@@ -112,6 +113,7 @@ class SampleIndex:
         groups = groupby(by_group(self._results), key=lambda result: result.group)
         return {
             "tokens": self._tokens,
+            "judged": [[quantity.label, quantity.unit] for quantity in JUDGED],
             "sources": self._sources.values,
             "scores": self._scores.values,
             "conditions": self.conditions,
@@ -140,6 +142,7 @@ def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
             "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
         },
         "scores": [_short(score) for score in selection["scores"]],
+        "scores_of": selection.get("scores_of", "attention"),
         "prefix_of": selection.get("prefix_of", record["sample_id"]),
         "arms": {arm: _arm(record, arm) for arm in _ARMS},
         "random": [
@@ -153,6 +156,7 @@ def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
         "delta": _short(record["phase2_delta_on_select"]),
         "gain": _short(record["phase2_answer_logprob_gain"]),
         "drop": _short(record.get("phase2_selection_score_causal_drop")),
+        "judged": [_short(record.get(quantity.column("select"))) for quantity in JUDGED],
     }
 
 

@@ -35,7 +35,7 @@ function prefixOf(index, id, place) {
   const gold = source.gold && !foreign ? between(...source.gold) : [];
   const [slots, size] = sample.slots[state];
   return { place, label: data.conditions[index].label, sample, state, foreign, owner, source, spans, kept, gold, slots, size,
-    scores: data.scores[(owner || sample).scores] };
+    scores: data.scores[(owner || sample).scores], scoresOf: (owner || sample).scores_of };
 }
 
 /** Return the least and the largest score that the colours run between; the first token does not count. */
@@ -81,7 +81,7 @@ const sign = (names, text, meaning) => [el("span", { class: "t " + names, "aria-
 function legend(prefix, other) {
   const range = scoreRange(prefix.scores);
   return el("p", { class: "legend" },
-    range ? [el("span", { class: "ramp", "aria-hidden": "true" }), "token score, " + number(range[0]) + " to " + number(range[1]) + " (square root) "] : "no token scores ",
+    range ? [el("span", { class: "ramp", "aria-hidden": "true" }), (prefix.scoresOf === "selector" ? "token score, " : "token score (attention: the selector ranks no tokens), ") + number(range[0]) + " to " + number(range[1]) + " (square root) "] : "no token scores ",
     other ? [sign("kept both", "span", "kept by both"), sign("kept", "span", "only " + prefix.place), sign("there", "span", "only " + other.place)].flat()
       : sign("kept first", "span", "kept"),
     sign("sink", "first", "not counted"), prefix.gold.length ? sign("gold", "gold", "holds the answer") : null);
@@ -136,7 +136,7 @@ function side(prefix, other) {
     el("h5", { id: name }, el("span", { class: "label" }, place + " "), plain(prefix.label)),
     el("p", { class: "greedy" }, verdict(arm.right), piece(arm.token, answer), el("span", { class: "label" }, state ? "  random trial " + state : "",
       sample.random.length ? "  random spans: " + sample.random.filter((trial) => trial.right).length + " of " + sample.random.length + " right" : "")),
-    el("dl", { class: "facts" }, fact("KL to teacher", arm.kl), state ? null : fact("KL ratio", sample.ratio), fact("log p(answer)", arm.logprob)),
+    el("dl", { class: "facts" }, fact("KL to teacher", arm.kl), state ? null : fact("KL ratio", sample.ratio), fact("log p(answer)", arm.logprob), state ? null : judged(sample)),
     arm.top ? topTokens(arm, answer) : el("p", { class: "note" }, "The most probable tokens of a random trial are not recorded."),
     el("div", {}, el("p", { class: "label" }, keptOf(prefix)), foreignNote(prefix)),
     demoTokens(prefix, other),

@@ -22,12 +22,16 @@ function drawSample(box, sample) {
       fact("KL ratio to teacher", sample.ratio, "select / base"),
       fact("effect of the prefix", sample.delta, "KL(select ‖ base)"),
       fact("answer, select over base", sample.gain, "log p"),
-      sample.drop === null ? null : fact("causal drop", sample.drop, "nats, mean of the spans")),
+      sample.drop === null ? null : fact("causal drop", sample.drop, "nats, mean of the spans"),
+      judged(sample)),
     ...(choice.other ? demoOfTwo(prefix, prefixOf(Number(choice.other), sample.id, "right")) : demoOfOne(prefix)),
     several ? el("h4", {}, "Under every condition") : null,
     several ? scroll("Under every condition", conditions(sample.id, source.answer)) : null,
   ].filter(Boolean));
 }
+
+/** Return how good the selection and its scores are, where that is known. */
+const judged = (sample) => data.judged.map(([name, unit], i) => (sample.judged[i] === null ? null : fact(name, sample.judged[i], unit)));
 
 /** Return the most probable next tokens of an arm. */
 function topTokens(arm, answer) {
