@@ -8,7 +8,7 @@ spans by exhaustive search. ``outside_run.py`` holds a finished run against it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Rules:
     keep_sink: int = 0
     query_window: int = 1
     selection_layers: str = "top25"
+    lds_masks: int = 0
     free: bool = False
     """The select arm's spans may be anywhere and of any length; those of the random arm may not."""
 
@@ -67,6 +68,21 @@ class Plain:
     def logprobs(self, tokens: Sequence[int], start: int = 0, state: State | None = None) -> np.ndarray:
         """Log-probabilities after the last token, in float64."""
         logits = self.run(tokens, start, state).logits[0, -1].numpy().astype(np.float64)
+        return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+    @torch.inference_mode()
+    def logprobs_without(self, demo: Sequence[int], query: Sequence[int], hidden: Collection[int]) -> np.ndarray:
+        """Log-probabilities after the query, whose rows do not see the hidden demo tokens; the demo's own rows do."""
+        n = len(demo) + len(query)
+        mask = torch.full((n, n), HIDDEN).triu(diagonal=1)
+        mask[len(demo) :, sorted(hidden)] = HIDDEN
+        output = self.model(
+            input_ids=torch.tensor([[*demo, *query]]),
+            attention_mask=mask[None, None],
+            position_ids=torch.arange(n)[None],
+            use_cache=False,
+        )
+        logits = output.logits[0, -1].numpy().astype(np.float64)
         return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
 
     def state(self, demo: Sequence[int], kept: Sequence[int], positions: Sequence[int], kv_source: str) -> State:

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from tests.oracle.outside import Plain, Rules, among, best_starts, divergence, labels, starts
+from tests.oracle.outside_quality import check_means, check_quality
 
 NEAR_TIE = 1e-4
+SCORED_BY_ATTENTION = ("attention_diversity_span", "entropy_gated_chunks", "whole_shots", "wrong_demo")
+"""Selectors that rank tokens by the configured attention."""
 
 
 @dataclass
@@ -94,7 +97,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     samples = {line["sample_id"]: line for line in lines if line["type"] == "sample"}
     states = {chosen["sample_id"]: chosen for chosen in run["on"]}
-    found, mine, moved = Comparison(), [], []
+    found, mine, judged, moved = Comparison(), [], [], []
 
     def student(tokens: list[int], demo: list[int], placed: dict[str, Any]) -> np.ndarray:
         state = plain.state(demo, placed["kept_tokens"], placed["key_positions"], run["kv_source"])
@@ -105,8 +108,9 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
         name, demo, query, kinds = (chosen[k] for k in ("sample_id", "demo_token_ids", "query_token_ids", "token_kinds"))
         record, answer = samples[name], chosen["answer_token_id"]
         owner = states[chosen.get("prefix_of", name)]  # whose demo the prefix is of
-        for recorded, computed in zip(chosen["scores"], plain.attention(demo, query, rules), strict=True):
-            found.number("score", recorded, computed)
+        if chosen["scores_of"] == "attention" or run["select_mode"] in SCORED_BY_ATTENTION:
+            for recorded, computed in zip(chosen["scores"], plain.attention(demo, query, rules), strict=True):
+                found.number("score", recorded, computed)
         if run["select_mode"] == "attention_diversity_span":
             recorded = [span["start"] for span in chosen["spans"]]
             found.same(f"{name} spans", recorded, best_starts(kinds, chosen["scores"], rules))
@@ -139,6 +143,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
             found.number("kl", record[key], value)
         found.number("logprob", record["phase2_answer_logprob_gain"], select[answer] - base[answer])
         mine.append(kls | of_labels)
+        judged.append(check_quality(found, plain, record, chosen, teacher, rules))
 
     for prompt in run["off"]:
         name, tokens, placed = prompt["sample_id"], prompt["token_ids"], states[prompt["state_of"]]
@@ -152,6 +157,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
     found.same("samples", set(samples), {entry["sample_id"] for entry in run["on"] + run["off"]})
 
     metrics = lines[-1]["metrics"]
+    check_means(found, metrics, judged)
     means = {key: float(np.mean([kls[key] for kls in mine])) for key in mine[0]}
     found.number("metric", metrics["phase2_delta_on_mean_select"], means["phase2_delta_on_select"])
     relative = means["kl_select_teacher"] / (means["kl_base_teacher"] + 1e-6)

@@ -44,9 +44,9 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 def agrees(found: Comparison) -> bool:
     assert found.problems == []
-    assert found.compared > 250
-    assert found.worst.keys() == {"score", "logprob", "kl", "metric"}
-    assert found.worst.pop("score") < 1e-5
+    assert found.compared > 200
+    assert found.worst.keys() - {"score", "gold_coverage"} == {"logprob", "kl", "metric"}
+    assert found.worst.pop("score", 0.0) < 1e-5
     assert max(found.worst.values()) < 1e-4, found.worst
     return True
 

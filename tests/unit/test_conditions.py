@@ -6,7 +6,7 @@ import pytest
 
 from cedkv.conditions import build_conditions, factors, labels
 from cedkv.config.extensions import SELECTORS
-from cedkv.config.schema import Phase2Config
+from cedkv.config.schema import EvalBlock, Phase2Config
 from cedkv.core.errors import ConfigError
 from tests.support import tiny
 
@@ -20,9 +20,11 @@ def names(comparison: str, *overrides: str, **lists: str) -> list[str]:
 
 
 def test_without_lists_every_selector_and_the_standard_questions() -> None:
-    """The first condition is the configuration itself; budget, sinks by source, span length and positioning vary around it."""
+    """The first condition is the configuration itself, and its scores are judged; budget, sinks by source, span length and
+    positioning vary around it.
+    """
     found = build_conditions("ablate_selector", Phase2Config(), {})
-    assert found[0].config == Phase2Config()
+    assert found[0].config == Phase2Config(eval=EvalBlock(lds_masks=32))
     assert {c.config.select.mode for c in found} == set(SELECTORS.builtin)
     plain = [c.config for c in found if c.config.select.mode == "attention_diversity_span"]
     eight = [c for c in plain if c.select.span_len == 8]
@@ -100,3 +102,13 @@ def test_a_default_list_that_does_not_fit_names_its_condition() -> None:
     """Four sinks are in compare_positioning's own lists; the user has not asked for them by name."""
     with pytest.raises(ConfigError, match=r"condition .*select\.keep_sink=4: .* = 16 tokens cannot fit prefix_len = 12"):
         build_conditions("compare_positioning", config("prefix_len=12"), {})
+
+
+def test_scores_are_judged_by_masks_in_ablate_selector_alone() -> None:
+    """32 masks unless a number is given, 0 included; the conditions' configurations have the number."""
+    for given, masks in (((), 32), (("eval.lds_masks=0",), 0), (("eval.lds_masks=7",), 7)):
+        for condition in build_conditions("ablate_selector", config(*given), {}):
+            assert condition.config.eval.n_lds_masks == condition.config.eval.lds_masks == masks
+    for condition in build_conditions("compare_positioning", config(), {}):
+        assert (condition.config.eval.lds_masks, condition.config.eval.n_lds_masks) == (None, 0)
+    assert not [name for name in names("ablate_selector") if "masks" in name]

@@ -97,11 +97,35 @@ def test_gold_tokens_are_there_where_the_selection_says_them(dealt: Run) -> None
     assert gold == [[3, 5]] + [None] * (len(known) - 1)
 
 
+def test_how_good_scores_are_is_shown_by_sample_and_by_condition(dealt: Run) -> None:
+    """Columns and facts of what was measured alone: coverage, but neither LDS nor comprehensiveness."""
+    config, records, results = dealt
+    data = data_of(page_of(dealt))
+    assert data["judged"] == [["gold coverage", ""], ["LDS", ""], ["comprehensiveness", "nats"]]
+    shown = [sample["judged"] for sample in data["conditions"][0]["on"]]
+    assert shown == [[pytest.approx(record["gold_coverage"], rel=1e-3), None, None] for record in records.on]
+    text = compared(dealt)
+    head = text[text.index('<table class="conditions">') : text.index("</thead>")]
+    assert "gold coverage" in head
+    assert "LDS" not in head
+    judged = [{**record, "lds": 0.5, "comprehensiveness": -0.25} for record in records.on]
+    text = compared((config, replace(records, on=judged), results))
+    head = text[text.index('<table class="conditions">') : text.index("</thead>")]
+    names = ["gold coverage", "LDS", "comprehensiveness"]
+    assert re.findall(rf">({'|'.join(names)})<", head) == names
+    assert '<td class="num">−0.25<span class="note">−0.25 … −0.25</span></td>' in text
+
+
+def test_token_scores_say_whose_they_are(dealt: Run) -> None:
+    (condition,) = data_of(page_of(dealt))["conditions"]
+    assert {sample["scores_of"] for sample in condition["on"]} == {"selector"}
+
+
 def test_conditions_are_shown_by_group(dealt: Run) -> None:
     text = compared(dealt)
     assert data_of(text)["groups"] == [["query-aware candidates", [0, 1]], ["reference points", [2]]]
     table = text[text.index('class="conditions"') : text.index("Every check of every condition")]
-    rows = re.findall(r'<th scope="row(?:group" colspan="9)?">([^<]*?)\s*(?:<span class="mark">(\w+)</span>|<)', table)
+    rows = re.findall(r'<th scope="row(?:group" colspan="\d+)?">([^<]*?)\s*(?:<span class="mark">(\w+)</span>|<)', table)
     assert rows == [
         ("query-aware candidates", ""), ("first", "first"), ("other &lt;way&gt;", ""), ("reference points", ""),
         ("right", "oracle"),
