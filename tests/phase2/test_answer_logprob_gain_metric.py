@@ -179,12 +179,12 @@ def test_scores_leave_out_the_sink(record: Record) -> None:
 def test_advisory_causal_drop() -> None:
     """Candidates stand in the order of their starts, in both lists; a candidate that is only the sink scores 0, not NaN."""
     drops = {3: 0.3, 0: 0.1, 4: 0.2}
-    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, drops))
+    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, causal_drop=drops))
     assert found["candidate_causal_drop"] == [0.1, 0.3, 0.2]
     assert found["candidate_attention"] == pytest.approx([0.4, 0.2, 0.25])
     assert found["phase2_selection_score_causal_drop"] == pytest.approx((0.1 + 0.3) / 2)
     single = replace(SELECTION, spans=(Span(0, 1, 0.0), Span(3, 4, 0.1)))
-    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, drops), single, 1)
+    found = recorded(BASE, SELECT, [], Evidence(ATTENTION, causal_drop=drops), single, 1)
     assert found["candidate_attention"] == pytest.approx([0.0, 0.1, 0.3])
 
 

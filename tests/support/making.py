@@ -34,13 +34,25 @@ def task(
     drops: dict[int, float] | None = None,
     **evidence: Any,
 ) -> SelectionTask:
-    """A selector's task with every kind of evidence; all scores are zero (a tie everywhere) unless given."""
+    """A selector's task with every kind of evidence; all scores are zero (a tie everywhere) unless given.
+
+    Args:
+        drops: causal drops and closed-form drops.
+        evidence: other fields of ``Evidence``; by default every token after BOS is a shot, and the odds and divergences are 0.
+    """
     known = kinds(letters)
-    zeros = np.zeros(len(known))
-    read = np.array(attention, dtype=float) if len(attention) else zeros
+    read = np.array(attention, dtype=float) if len(attention) else np.zeros(len(known))
     dropped = dict.fromkeys((c.start for c in candidates(known, select)), 0.0) | (drops or {})
-    others: dict[str, Any] = {"accumulated": zeros, "other_attention": zeros, "gold": (len(known) - 1, len(known)), **evidence}
-    return SelectionTask(select, known, Evidence(read, dropped, **others), rng_for(0, "test", trial, "sample"))
+    others: dict[str, Any] = {
+        "causal_drop": dropped,
+        "span_drop": dropped,
+        "gold": (len(known) - 1, len(known)),
+        "shots": tuple((token, token + 1) for token in range(known[0] == "bos", len(known))),
+        "answer_odds": lambda masks: np.zeros(len(masks)),
+        "divergence": lambda selections: [0.0] * len(selections),
+        **evidence,
+    }
+    return SelectionTask(select, known, Evidence(read, **others), rng_for(0, "test", trial, "sample"))
 
 
 def select(name: str, selection_task: SelectionTask) -> Selection:

@@ -17,9 +17,9 @@ from cedkv import eval_phase2, records
 from cedkv.checks import consistency, probe
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
-from cedkv.inference import forward, student, teacher
+from cedkv.inference import evidence, forward, student, teacher
 from cedkv.inference import prefix as prefix_module
-from cedkv.kv import attention, cache
+from cedkv.kv import attention, cache, readers
 from cedkv.models import loading
 from cedkv.runs import lifecycle, pipeline, publish, timeouts, tracking
 from cedkv.runs.journal import Journal
@@ -75,10 +75,11 @@ PROBE_LOGPROBS = point("next_token_logprobs", probe)
 BASE_LOGPROBS = point("next_token_logprobs", eval_phase2)
 
 # the teacher and its attention
-READ_TEACHER = point("read_teacher", student)
-ADD_ATTENTION = point("add", teacher._AttentionCollector)
-READ_ATTENTION = point("read", attention.AttentionReader)
+READ_TEACHER = point("read_teacher", evidence)
+COLLECT_READINGS = point("reading", teacher._Collector)
+READ_ATTENTION = point("observe", readers.AttentionReader)
 ATTENTION_ROWS = point("attention_rows", attention)
+ROW_CHUNK = point("ROW_CHUNK", attention, readers)
 SDPA_FORWARD = point("sdpa_attention_forward", attention)
 SCALED_DOT_PRODUCT = point("scaled_dot_product_attention", attention)
 
@@ -97,7 +98,7 @@ POSITIONING = POSITIONING_MODES._loaded
 """Positioning mode -> the function that places by it; ``monkeypatch.setitem`` replaces one."""
 
 # the arms
-READ_SAMPLES = point("read_batch", student)
+READ_SAMPLES = point("read_batch", eval_phase2)
 EVIDENCE = point("read_evidence", student)
 CHOOSE = point("choose", student)
 SELECTED = point("select", student.Students)

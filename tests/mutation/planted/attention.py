@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def read_one_key_late(patch: Patch) -> None:
 
 
 def read_in_another_layer(patch: Patch) -> None:
-    points.READ_ATTENTION.wrap(patch, lambda real, self, layer, *rest: real(self, (layer + 1) % 4, *rest))
+    points.READ_ATTENTION.wrap(patch, lambda real, self, call: real(self, replace(call, layer=(call.layer + 1) % 4)))
 
 
 def read_of_one_head(patch: Patch) -> None:

@@ -50,8 +50,8 @@ def row_0_s_selection_for_all(patch: Patch) -> None:
 def row_0_s_attention_for_all(patch: Patch) -> None:
     def first(real: Any, batch: Any, config: Any) -> Any:
         evidences = real(batch, config)
-        attention = [np.resize(evidences[0].attention, len(evidence.attention)) for evidence in evidences]
-        return [replace(evidence, attention=row) for evidence, row in zip(evidences, attention, strict=True)]
+        rows = [np.resize(evidences[0].attention, len(evidence.attention)) for evidence in evidences]
+        return [replace(evidence, attention=row, scores=row) for evidence, row in zip(evidences, rows, strict=True)]
 
     points.EVIDENCE.wrap(patch, first)
 
@@ -59,10 +59,10 @@ def row_0_s_attention_for_all(patch: Patch) -> None:
 def attention_off_by_one(patch: Patch) -> None:
     """In padded rows the demo is looked for one slot too early."""
 
-    def early(real: Any, self: Any, part: Any, seen: Any, demos: Any, queries: Any) -> None:
-        real(self, part, seen, [(max(0, start - 1), end - (start > 0)) for start, end in demos], queries)
+    def early(real: Any, self: Any, lm: Any, indices: Any, query_rows: Any, demos: Any) -> Any:
+        return real(self, lm, indices, query_rows, [(max(0, start - 1), end - (start > 0)) for start, end in demos])
 
-    points.ADD_ATTENTION.wrap(patch, early)
+    points.COLLECT_READINGS.wrap(patch, early)
 
 
 def keep_sink_ignored(patch: Patch) -> None:

@@ -13,13 +13,15 @@ from transformers import AutoModelForCausalLM
 from cedkv.core.errors import NumericsError
 from cedkv.inference.forward import kl, next_token_logprobs, prefill
 from cedkv.inference.teacher import read_teacher
-from cedkv.kv.attention import AttentionReader
 from cedkv.kv.cache import assemble
 from cedkv.kv.positioning import place
+from cedkv.kv.readers import AttentionReader, layer_readers
+from cedkv.kv.readings import RowAttention
 from tests.support import tiny
 
 ROWS = [[5], [7, 8, 9], [10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33], [40, 41]]
 NAMES = [f"s{i}" for i in range(len(ROWS))]
+NOTHING = AttentionReader(frozenset(), ())
 
 
 def plain(folder: Path, rows: list[list[int]]) -> torch.Tensor:
@@ -41,7 +43,7 @@ def test_student_with_everything_kept_is_the_teacher(model_folder: Path) -> None
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
     names = NAMES[:3]
-    teacher = read_teacher(lm, demos, queries, names, AttentionReader(frozenset({3}), 1))
+    teacher = read_teacher(lm, demos, queries, names, NOTHING)
     assert teacher.demo is None
     assert (teacher.logprobs - plain(model_folder, [d + q for d, q in zip(demos, queries, strict=True)])).abs().max() < 1e-4
     keys, values = prefill(lm, demos, [range(len(d)) for d in demos], names)
@@ -55,7 +57,7 @@ def test_demo_cache_of_the_teacher_serves_as_a_prefix(model_folder: Path) -> Non
     """The demo cache, its mask and its query start belong together."""
     _, lm = tiny.load(model_folder)
     demos, queries = ROWS[1:4], [[50, 51], [60], [70, 71, 72]]
-    teacher = read_teacher(lm, demos, queries, NAMES[:3], AttentionReader(frozenset({3}), 1), keep=range(3))
+    teacher = read_teacher(lm, demos, queries, NAMES[:3], NOTHING, keep=range(3))
     assert teacher.demo is not None
     assert kl(next_token_logprobs(lm, queries, NAMES[:3], teacher.demo), teacher.logprobs).max() < 1e-6
 
@@ -112,14 +114,15 @@ def test_a_demo_that_queries_share_is_run_once(model_folder: Path, monkeypatch: 
     _, lm = tiny.load(model_folder)
     long = list(range(200, 220))
     demos, queries = [long, ROWS[2], long, long], [[50, 51], [60], [70, 71, 72], [80]]
-    reader = AttentionReader(frozenset({1, 3}), 2)
+    rows = RowAttention(2, "mean")
+    reader = AttentionReader(frozenset({1, 3}), layer_readers([rows], {}, None))
     apart = [read_teacher(lm, [d], [q], ["x"], reader, keep=[0]) for d, q in zip(demos, queries, strict=True)]
     through = count_tokens(lm, monkeypatch)
     found = read_teacher(lm, demos, queries, NAMES[:4], reader, keep=range(4))
     assert through() <= 2 * len(long) + 4 * 3
     assert kl(found.logprobs, torch.cat([one.logprobs for one in apart])).max() < 1e-6
     for row, one in enumerate(apart):
-        assert abs(found.attention(row, frozenset({3}), 2) - one.attention(0, frozenset({3}), 2)).max() < 1e-5
+        assert (found.map(rows, row, frozenset({3})) - one.map(rows, 0, frozenset({3}))).abs().max() < 1e-5
         mine, its, length = found.demo_prefixes([row]).keys[2], one.demo_prefixes([0]).keys[2], len(demos[row])
         assert torch.allclose(mine[:, :, :length], its[:, :, :length], atol=1e-4)
     assert read_teacher(lm, demos, queries, NAMES[:4], reader).demo is None

@@ -9,9 +9,9 @@ import torch
 from cedkv.core.values import Placement
 from cedkv.inference.forward import next_token_logprobs, prefill
 from cedkv.inference.teacher import read_teacher
-from cedkv.kv.attention import AttentionReader
 from cedkv.kv.cache import assemble, gather
 from cedkv.kv.positioning import place
+from cedkv.kv.readers import AttentionReader
 from cedkv.kv.rope import rerotate_keys
 from tests.support import tiny
 
@@ -44,7 +44,7 @@ def test_null_slots_are_zero_and_hidden() -> None:
 def test_gather_takes_each_row_its_own_tokens(model_folder: Path) -> None:
     """Guards against row 0's choice for the whole batch, and against the left padding of the pass left in the cache."""
     _, lm = tiny.load(model_folder)
-    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), AttentionReader(frozenset({3}), 1), keep=[0, 1])
+    reading = read_teacher(lm, DEMOS, QUERIES, list("ab"), AttentionReader(frozenset(), ()), keep=[0, 1])
     assert reading.demo is not None
     assert reading.demo.visible.sum(dim=1).tolist() == [8, 5]
     kept = [(0, 3, 4), (1, 2, 4)]

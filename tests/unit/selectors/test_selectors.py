@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -16,6 +16,7 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import SelectBlock
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.values import Evidence, Span
+from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
 from cedkv.selectors.base import SelectionTask, Selector, selector_class
 from cedkv.testing import check_selector
 from tests.support.making import select, task
@@ -23,6 +24,8 @@ from tests.support.making import select, task
 _COUNT = itertools.count()
 NAMES = list(SELECTORS.builtin)
 ALL = pytest.mark.parametrize("name", NAMES)
+SCORED = [name for name in NAMES if issubclass(selector_class(name), AttentionDiversitySpan)]
+"""Greedy by a score that they ask for."""
 
 
 def starts(name: str, given_: SelectionTask) -> list[int]:
@@ -175,11 +178,14 @@ def test_oracle_keeps_the_gold_tokens_up_to_the_budget() -> None:
     assert select("oracle_span", task("i" * 20, block, gold=(7, 15))).kept_tokens == (7, 8, 9, 10)
 
 
-def test_accumulated_and_transfer_follow_their_own_scores() -> None:
+@pytest.mark.parametrize("name", SCORED)
+def test_the_score_that_was_asked_for_decides(name: str) -> None:
+    """And not the configured attention, which every selector is given too."""
     block = SelectBlock(span_len=1, span_budget=1)
-    own, other = [0.0, 9.0, 0.0, 0.0], np.array([9.0, 0.0, 0.5, 0.0])
-    assert select("accumulated_attention", task("iiii", block, own, accumulated=other)).spans == (Span(2, 3, 0.5),)
-    assert select("transfer_span", task("iiii", block, own, other_attention=other)).spans == (Span(2, 3, 0.5),)
+    own, asked = [0.0, 9.0, 0.0, 0.0], np.array([9.0, 0.0, 0.5, 0.0])
+    given_ = task("iiii", block, own, scores=asked)
+    assert select(name, given_).spans == (Span(2, 3, 0.5),)
+    assert selector_class(name)().worth(given_) is asked
 
 
 def test_stratified_random_draws_one_span_a_stretch() -> None:
@@ -251,14 +257,14 @@ def test_a_selector_sees_the_evidence_that_it_declares_and_no_other() -> None:
 
     @dataclass(frozen=True)
     class Broken(Selector):
-        needs = frozenset({"accumulated"})
+        needs = frozenset({"span_drop"})
 
         def choose(self, task: SelectionTask) -> tuple[Span, ...]:
-            assert task.evidence.accumulated is not None
-            assert task.evidence.gold is task.evidence.causal_drop is task.evidence.other_attention is None
+            given_fields = {field.name for field in fields(Evidence) if getattr(task.evidence, field.name) is not None}
+            assert given_fields == {"attention", "scores", "span_drop"}
             return (Span(1, 3, 0.0),)
 
-    everything = Evidence(np.zeros(9), {1: 0.5}, np.zeros(9), np.zeros(9), (3, 6))
-    given_task = replace(task("biiiiiiii", SelectBlock(span_len=2, span_budget=2)), evidence=everything)
+    everything = task("biiiiiiii", SelectBlock(span_len=2, span_budget=2))
+    assert all(getattr(everything.evidence, field.name) is not None for field in fields(Evidence))
     with registered(Broken):
-        assert starts("broken", given_task) == [1]
+        assert starts("broken", everything) == [1]

@@ -41,7 +41,7 @@ def test_generated_samples_written_and_read_are_the_same(tmp_path: Path) -> None
     on = [
         {"id": s.sample_id, "demo_text": s.episode.demo_text, "query_text": s.episode.query_text,
          "answer_text": s.episode.answer_text, "demo_kinds": s.episode.char_kinds,
-         "gold": s.episode.gold, "other_query_text": s.episode.other_query_text}
+         "gold": s.episode.gold, "other_query_text": s.episode.other_query_text, "shots": s.episode.shots}
         for s in made.on
     ]  # fmt: skip
     off = [{"id": sample_id, "prompt_text": prompt} for sample_id, prompt in _texts(made)]
