@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import avg_pool1d
+from torch.nn.functional import avg_pool1d, pad
 
+from cedkv.core.errors import ModelError
 from cedkv.kv.attention import ROW_CHUNK, AttentionCall
 from cedkv.kv.readings import ExpectedAttention, Reading, ReceivedAttention, RowAttention, SpanDrop, ValueNorm
 from cedkv.kv.rope import RopeLayout, mean_rotation, rerotate_keys
@@ -109,7 +110,11 @@ def value_norms(value: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SpanDrops(LayerReader):
-    """The closed form of ``SpanDrop``; one head in the result, because heads are summed."""
+    """The closed form of ``SpanDrop``; one head in the result, because heads are summed.
+
+    With r = sum over j outside S of A_ij v_j, o_i - v_S = r - (1 - p_S) v_S. Where nearly all attention is on the span this
+    and 1 - p_S are taken from the tokens outside it: a difference of two numbers near 1 would be rounding.
+    """
 
     reading: SpanDrop
     grams: Grams
@@ -118,24 +123,28 @@ class SpanDrops(LayerReader):
         length = self.reading.span_len
         heads, slots = call.query.shape[1], call.key.shape[2]
         value = call.value.float().repeat_interleave(heads // call.value.shape[1], dim=1)
+        value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)  # the last column sums the weights themselves
         gram = self.grams[call.layer].to(value.device)
         moved = value.new_zeros(value.shape[0], 1, slots)
         if slots < length:
             return {self.reading: moved}
         counts = _counts(self.reading.window, rows, call)
         for start, attention in _query_attention(call, int(counts.max())):
-            outputs = attention @ value  # (B, H, w, D)
             for i in range(attention.shape[2]):
-                inside = (call.query.shape[2] - (start + i) <= counts).float()
+                counted = (call.query.shape[2] - (start + i) <= counts).float()
                 weights = attention[:, :, i]  # (B, H, T)
-                share = avg_pool1d(weights, length, 1) * length  # p_S by start
-                weighted = (weights[..., None] * value).transpose(2, 3).flatten(1, 2)  # (B, H x D, T)
-                sums = avg_pool1d(weighted, length, 1) * length
-                sums = sums.reshape(len(sums), heads, -1, sums.shape[-1]).transpose(2, 3)  # (B, H, starts, D)
-                difference = share[..., None] * outputs[:, :, i, None] - sums  # p_S (o_i - v_S)
-                squares = torch.einsum("bhsd,hde,bhse->bhs", difference, gram, difference)
-                distance = squares.clamp_min(0).sqrt() / (1 - share).clamp_min(1e-6)
-                moved[:, 0, : distance.shape[2]] += distance.sum(dim=1) * inside[:, None]
+                weighted = (weights[..., None] * value).transpose(2, 3)  # (B, H, D + 1, T)
+                inside = avg_pool1d(weighted.flatten(1, 2), length, 1) * length
+                inside = inside.reshape(len(inside), heads, -1, inside.shape[-1]).transpose(2, 3)  # (B, H, starts, D + 1)
+                before = pad(weighted.cumsum(dim=-1), (1, 0))[..., : slots - length + 1]
+                after = pad(weighted.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))[..., length:]
+                outside = (before + after).transpose(2, 3)
+                share, left = inside[..., -1:], outside[..., -1:]  # p_S, 1 - p_S
+                if call.form.sinks is not None:
+                    left = left + (1 - weights.sum(dim=-1)).clamp_min(0)[..., None, None]
+                change = outside[..., :-1] * share / left.clamp_min(torch.finfo(left.dtype).tiny) - inside[..., :-1]
+                squares = torch.einsum("bhsd,hde,bhse->bhs", change, gram, change)
+                moved[:, 0, : squares.shape[2]] += squares.clamp_min(0).sqrt().sum(dim=1) * counted[:, None]
         return {self.reading: moved}
 
 
@@ -144,6 +153,9 @@ class ExpectedAttentions(LayerReader):
     """The expected attention of ``ExpectedAttention``, from the queries and keys of a pass that holds the demo.
 
     rope: each layer's rotation; None where positions are not rotary.
+
+    Raises:
+        ModelError: attention scores are soft-capped.
     """
 
     reading: ExpectedAttention
@@ -151,6 +163,12 @@ class ExpectedAttentions(LayerReader):
     rope: Sequence[RopeLayout] | None
 
     def read(self, call: AttentionCall, rows: PassRows) -> dict[Reading, torch.Tensor]:
+        if call.form.softcap is not None:
+            raise ModelError(
+                f"expected_attention: {type(call.module).__name__} has a soft cap on attention scores; the expectation over a "
+                "normal distribution of queries needs scores that are linear in the query. Use another selector, or a model "
+                "without a soft cap"
+            )
         norms = value_norms(call.value, self.grams[call.layer])
         scores = torch.zeros_like(norms)
         for row, (start, end) in enumerate(rows.demo):
