@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from cedkv.config.options import COMPARISONS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import NumericsError
 from cedkv.report.text import aligned, console_note
@@ -210,9 +211,7 @@ def test_lists_and_options_reach_the_comparison(runs: SimpleNamespace) -> None:
     assert found.exit_code == 0
     ((name, made, lists),) = runs.calls
     assert (name, made.seed) == ("ablate_selector", 7)
-    assert lists == {
-        "select_modes": "all", "span_budgets": "1,2", "span_lens": None, "keep_sinks": None, "selection_scopes": None
-    }  # fmt: skip
+    assert lists == dict.fromkeys(COMPARISONS["ablate_selector"]) | {"select_modes": "all", "span_budgets": "1,2"}
     assert invoke(compare_positioning.main, "--kv_sources", "gather").exit_code == 0
     assert runs.calls[1][2]["kv_sources"] == "gather"
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from cedkv.conditions import Condition
-from cedkv.config.extensions import SELECTORS
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnSample, Record
 from cedkv.selectors.base import selector_class
@@ -86,10 +85,10 @@ FIGURES_ONLY = ("eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=
 """A run as small as its samples can still be batched, without what Gate A measures besides."""
 
 
-@pytest.mark.parametrize("mode", SELECTORS.builtin)
+@pytest.mark.parametrize("mode", tiny.MODES)
 def test_batches_of_one_give_the_same_figures(usual_folder: Path, mode: str) -> None:
     """Guards against one row's choice, mask or position used for a whole batch."""
-    settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather", *FIGURES_ONLY)
+    settings = (f"select.mode={mode}", "select.keep_sink=2", "prefix.kv_source=gather", "select.span_budget=5", *FIGURES_ONLY)
     together, _, _ = records_of(usual_folder, *settings)
     smallest = 2 if selector_class(mode).uses_partner else 1
     alone, _, _ = records_of(usual_folder, f"runtime.batch_size={smallest}", *settings)
@@ -205,7 +204,7 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
     counted = {"teacher": 0, "base": 0}
 
     def teacher(real: Any, lm: object, demos: list[object], *rest: object, **named: object) -> object:
-        counted["teacher"] += len(demos) * (len(demos) > 1)  # Gate A reads samples alone
+        counted["teacher"] += len(demos)
         return real(lm, demos, *rest, **named)
 
     def base(real: Any, lm: object, rows: list[object], names: object, prefix: object = None, *rest: object) -> object:
@@ -217,7 +216,7 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
     steps: list[tuple[str, int]] = []
     modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))
-    assert counted == {"teacher": 6 + 6, "base": 6 + 8}  # once in the run, once in its repetition; ON and OFF
+    assert counted == {"teacher": 6 + 6 + 4, "base": 6 + 8}  # in the run, its repetition, alone for Gate A; ON and OFF
     assert sum(n for arm, n in steps if arm.startswith("random")) == 6 * 2
 
 

@@ -25,16 +25,25 @@ HIDDEN = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True)
 class Rules:
-    """How spans were to be chosen: the settings of the run, given by the test that made it."""
+    """How spans were to be chosen: the settings of the run, given by the test that made it.
+
+    query_window: None for all of the query. null_query: tokens of a query whose attention is subtracted.
+    """
 
     span_len: int
     span_budget: int
     min_span_distance: int
     center: bool = False
     keep_sink: int = 0
-    query_window: int = 1
+    query_window: int | None = None
     selection_layers: str = "top25"
     lds_masks: int = 0
+    row_pooling: str = "mean"
+    head_pooling: str = "mean"
+    layer_pooling: str = "mean"
+    pooling_kernel: int = 1
+    value_weighted: bool = False
+    null_query: Sequence[int] | None = None
     free: bool = False
     """The select arm's spans may be anywhere and of any length; those of the random arm may not."""
 
@@ -103,10 +112,32 @@ class Plain:
         return list(range(n))[-math.ceil(int(layers[3:]) * n / 100) :] if layers != "all" else list(range(n))
 
     def attention(self, demo: list[int], query: list[int], rules: Rules) -> list[float]:
-        """The query's attention to each demo token, mean over its last tokens, heads and the layers in scope."""
-        maps = self.run(demo + query, attentions=True).attentions
-        rows = torch.cat([maps[layer] for layer in self.scope(rules.selection_layers)])[:, :, len(demo) :, : len(demo)]
-        return rows[:, :, -rules.query_window :].mean(dim=(0, 1, 2)).tolist()
+        """A query's attention to each demo token, pooled over its last tokens, heads, layers in scope and neighbours."""
+        found = self.run(demo + query, attentions=True)
+        nothing = self.run(demo + list(rules.null_query), attentions=True) if rules.null_query else None
+        by_layer = []
+        for layer in self.scope(rules.selection_layers):
+            by_head = pooled_rows(found.attentions[layer][0], len(demo), rules)
+            if nothing is not None:
+                by_head = by_head - pooled_rows(nothing.attentions[layer][0], len(demo), rules)
+            if rules.value_weighted:
+                by_head = by_head * self.written(layer, found.past_key_values.layers[layer].values[0, :, : len(demo)])
+            by_layer.append(pooled(by_head, 0, rules.head_pooling))
+        scores = pooled(np.stack(by_layer), 0, rules.layer_pooling)
+        half = rules.pooling_kernel // 2
+        padded = np.concatenate([np.zeros(half), scores, np.zeros(half)])
+        return [float(padded[token : token + rules.pooling_kernel].mean()) for token in range(len(demo))]
+
+    def written(self, layer: int, values: torch.Tensor) -> np.ndarray:
+        """||W_o v|| of every query head and token, (H_q, L): a head's columns of the output projection's weight times v."""
+        weight = self.model.model.layers[layer].self_attn.o_proj.weight.detach().double().numpy()
+        dim = values.shape[-1]
+        heads = weight.shape[1] // dim
+        norms = [
+            [np.linalg.norm(weight[:, head * dim : (head + 1) * dim] @ value) for value in values[head * len(values) // heads]]
+            for head, values in ((head, values.double().numpy()) for head in range(heads))
+        ]
+        return np.array(norms)
 
     @contextmanager
     def prefix_seen_by(self, layers: list[int], slots: int) -> Iterator[None]:
@@ -124,6 +155,17 @@ class Plain:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def pooled(values: np.ndarray, axis: int, pooling: str) -> np.ndarray:
+    """The mean or the largest along an axis."""
+    return values.max(axis=axis) if pooling == "max" else values.mean(axis=axis)
+
+
+def pooled_rows(attention: torch.Tensor, demo_length: int, rules: Rules) -> np.ndarray:
+    """Attention of a query's last rows to the demo, (H_q, L), from all of it, (H_q, T, T)."""
+    rows = attention[:, demo_length:, :demo_length].double().numpy()
+    return pooled(rows if rules.query_window is None else rows[:, -rules.query_window :], 1, rules.row_pooling)
 
 
 def turned(keys: torch.Tensor, shift: np.ndarray, theta: float) -> torch.Tensor:

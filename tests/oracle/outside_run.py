@@ -109,8 +109,9 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
         record, answer = samples[name], chosen["answer_token_id"]
         owner = states[chosen.get("prefix_of", name)]  # whose demo the prefix is of
         if chosen["scores_of"] == "attention" or run["select_mode"] in SCORED_BY_ATTENTION:
+            largest = max(1.0, *map(abs, chosen["scores"]))  # attention is below 1; times ||W_o v|| it need not be
             for recorded, computed in zip(chosen["scores"], plain.attention(demo, query, rules), strict=True):
-                found.number("score", recorded, computed)
+                found.number("score", recorded / largest, computed / largest)
         if run["select_mode"] == "attention_diversity_span":
             recorded = [span["start"] for span in chosen["spans"]]
             found.same(f"{name} spans", recorded, best_starts(kinds, chosen["scores"], rules))

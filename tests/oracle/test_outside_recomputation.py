@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cedkv.config.extensions import SELECTORS
 from cedkv.runs import pipeline
 from cedkv.runs.resolved import resolve_run
 from tests.oracle.outside import Plain, Rules
@@ -83,6 +82,7 @@ def test_prefix_in_some_layers_only(usual_folder: Path, evaluate: Callable[..., 
     [
         (("select.center_policy=center", "select.keep_sink=2"), Rules(4, 3, 4, center=True, keep_sink=2)),
         (("select.query_window=3", "layer_scope.selection=all"), Rules(4, 3, 4, query_window=3, selection_layers="all")),
+        (("select.query_window=1", "select.row_pooling=max"), Rules(4, 3, 4, query_window=1, row_pooling="max")),
         (
             ("select.query_window=500", "layer_scope.selection=top60"),
             Rules(4, 3, 4, query_window=500, selection_layers="top60"),
@@ -101,12 +101,35 @@ def test_every_way_to_choose_spans(
     assert agrees(compare(RUN, plain(usual_folder), rules))
 
 
-@pytest.mark.parametrize("mode", SELECTORS.builtin)
+POOLINGS = {
+    "row_pooling": ("max", "max"),
+    "head_pooling": ("max", "max"),
+    "layer_pooling": ("max", "max"),
+    "pooling_kernel": ("5", 5),
+    "value_weighting": ("output_norm", True),
+    "null_query": ("true", ()),
+}
+"""Key of ``select`` -> its value as an override, and as a rule."""
+
+
+@pytest.mark.parametrize("keys", [*((key,) for key in POOLINGS), tuple(POOLINGS), ("head_pooling", "layer_pooling")])
+def test_every_aggregation(usual_folder: Path, evaluate: Callable[..., None], keys: tuple[str, ...]) -> None:
+    """Each by itself, all together, and the largest over all heads."""
+    rules: dict[str, Any] = {key: POOLINGS[key][1] for key in keys}
+    if "value_weighting" in rules:
+        rules["value_weighted"] = rules.pop("value_weighting")
+    if "null_query" in rules:
+        rules["null_query"] = tiny.tokenizer()("N/A").input_ids
+    evaluate(usual_folder, "layer_scope.selection=top60", *(f"select.{key}={POOLINGS[key][0]}" for key in keys))
+    assert agrees(compare(RUN, plain(usual_folder), replace(RULES, selection_layers="top60", **rules)))
+
+
+@pytest.mark.parametrize("mode", tiny.MODES)
 @pytest.mark.parametrize("kv_source", ["prefill", "gather"])
 def test_every_selector(bos_folder: Path, evaluate: Callable[..., None], mode: str, kv_source: str) -> None:
     """Whatever was chosen, and of whose demo: the prefix is what the files say."""
-    evaluate(bos_folder, f"select.mode={mode}", f"prefix.kv_source={kv_source}", "prefix_len=100")
-    assert agrees(compare(RUN, plain(bos_folder), replace(RULES, free=True)))
+    evaluate(bos_folder, f"select.mode={mode}", f"prefix.kv_source={kv_source}", "prefix_len=100", "select.span_budget=5")
+    assert agrees(compare(RUN, plain(bos_folder), replace(RULES, free=True, span_budget=5)))
 
 
 def _shift_queries(run: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cedkv.conditions import Condition
+from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
@@ -30,6 +31,8 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<user>\n{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>\n{% endif %}"
 )
 ARCHITECTURES = ("llama", "qwen2")
+MODES = tuple(mode for mode in SELECTORS.builtin if mode != "fitted_heads")
+"""Selectors that a run can use as it is; the heads' weights of ``fitted_heads`` are fitted beforehand."""
 SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 128}  # fmt: skip
 """Sizes for the configuration class of a model that runs no text."""
