@@ -60,7 +60,8 @@ class AttentionRows(LayerReader):
             for reading, count in counts.items():
                 weight = (from_end[None] <= count[:, None]).float()
                 if reading.over_input:
-                    weight = weight / rows.input_norms[call.module][:, start:stop].to(weight.device)
+                    norms = rows.input_norms[call.module][:, start:stop].to(weight.device)
+                    weight = torch.where(weight > 0, weight / norms, 0)  # a padding token's norm may be 0
                 if reading.pooling == "mean":
                     part = torch.einsum("bhwt,bw->bht", attention, weight / count[:, None])
                     pooled[reading] = pooled[reading] + part if reading in pooled else part

@@ -85,12 +85,14 @@ class Eager:
         ]
 
     @torch.inference_mode()
-    def logprobs(self, tokens: Sequence[int], hidden: Sequence[int] = (), from_row: int = 0) -> np.ndarray:
+    def logprobs(
+        self, tokens: Sequence[int], hidden: Sequence[int] = (), from_row: int = 0, positions: Sequence[int] | None = None
+    ) -> np.ndarray:
         """Log-probabilities after the last token, in float64; rows from ``from_row`` on do not see ``hidden`` tokens."""
         mask = torch.full((len(tokens), len(tokens)), HIDDEN).triu(diagonal=1)
         mask[from_row:, list(hidden)] = HIDDEN
-        positions = torch.arange(len(tokens))[None]
-        logits = self.model(torch.tensor([list(tokens)]), attention_mask=mask[None, None], position_ids=positions).logits
+        places = torch.tensor([list(range(len(tokens)) if positions is None else positions)])
+        logits = self.model(torch.tensor([list(tokens)]), attention_mask=mask[None, None], position_ids=places).logits
         return logits[0, -1].double().log_softmax(dim=-1).numpy()
 
     @contextmanager
@@ -216,7 +218,7 @@ def key_differences(layer: Layer, demo: range) -> torch.Tensor:
     for head, keys in enumerate(layer.keys):
         mean = sum(keys[j] for j in demo) / len(demo)
         for j in demo:
-            found[head, j] = -float(keys[j] @ mean / (keys[j].norm() * mean.norm()))
+            found[head, j] = -float(keys[j] @ mean) / max(float(keys[j].norm() * mean.norm()), 1e-8)
     return found
 
 

@@ -1,0 +1,374 @@
+"""Evidence of a batch, aggregated, against loops over plain transformers (``tests.support.eager``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Lasso
+
+from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import DataError
+from cedkv.core.seeding import rng_for
+from cedkv.core.values import Candidate, OnSample, Selection, Span
+from cedkv.inference.batch import Batch
+from cedkv.inference.evidence import REPEAT, plan_passes, pool, read_batch, read_evidence, token_score, token_scores
+from cedkv.kv.readings import KeyNorm, LagRelative, TokenScore
+from cedkv.models.loading import LanguageModel
+from cedkv.selectors.base import SelectionTask, candidates, create, kept_tokens
+from cedkv.tasks.load import load_samples
+from tests.support import eager, tiny
+from tests.support.eager import Eager, Layer
+
+SMALL = ("data.pairs=3", "select.span_len=4", "select.span_budget=4", "select.min_span_distance=3", "prefix_len=100")
+PLUS = "select.params={plus: true}"
+FUTURE = "select.params={future: 9}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, here and as transformers has it, and samples of different lengths."""
+
+    folder: Path
+    lm: LanguageModel
+    plain: Eager
+    samples: list[OnSample]
+
+    def config(self, *overrides: str) -> Phase2Config:
+        return tiny.config(self.folder, *SMALL, *overrides)
+
+    def batch(self, config: Phase2Config, samples: Sequence[OnSample] | None = None) -> Batch:
+        return read_batch(self.lm, [config], list(samples or self.samples), None, lambda *_: None)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.lm.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "BOS"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The embedding of token 0, with which rows are padded, is zero."""
+    folder = tiny.save(tmp_path_factory.mktemp("model"), bos=request.param, pad_token_id=0, bos_token_id=2)
+    config, lm = tiny.load(folder, *SMALL)
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary).on[:3]
+    assert len({len(sample.demo_token_ids) for sample in samples}) > 1
+    assert (lm.model.get_input_embeddings().weight[0] == 0).all()
+    return Case(folder, lm, Eager(folder), samples)
+
+
+# aggregation
+
+
+def loop_pool(per_head: torch.Tensor, score: TokenScore, weights: torch.Tensor | None = None) -> np.ndarray:
+    """Heads, then layers, then neighbours, number by number."""
+    layers, heads, length = per_head.shape
+    scores = np.zeros(length)
+    for j in range(length):
+        values = [[float(per_head[n, h, j]) for h in range(heads)] for n in range(layers)]
+        if score.heads == "fitted":
+            assert weights is not None
+            scores[j] = sum(float(weights[n, h]) * values[n][h] for n in range(layers) for h in range(heads))
+            continue
+        by_layer = [max(row) if score.heads == "max" else sum(row) / heads for row in values]
+        scores[j] = max(by_layer) if score.layers == "max" else sum(by_layer) / layers
+    half = score.kernel // 2
+    near = [[scores[k] for k in range(j - half, j + half + 1) if 0 <= k < length] for j in range(length)]
+    return np.array([sum(values) / score.kernel for values in near])
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", "fitted"])
+@pytest.mark.parametrize("layers", ["mean", "max"])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_heads_then_layers_then_neighbours(heads: Any, layers: Any, kernel: int) -> None:
+    """Outside the demo is 0, also where the kernel is wider than the demo."""
+    torch.manual_seed(0)
+    per_head, weights = torch.randn(3, 4, 5), torch.randn(3, 4)
+    score = TokenScore(KeyNorm(), heads, layers, kernel)
+    assert pool(per_head, score, weights).numpy() == pytest.approx(loop_pool(per_head, score, weights), rel=1e-5, abs=1e-6)
+
+
+def test_fitted_heads_without_weights_are_an_error() -> None:
+    with pytest.raises(ValueError, match="need weights"):
+        pool(torch.zeros(1, 1, 3), TokenScore(KeyNorm(), "fitted"))
+
+
+# scores of every reading
+
+Loop = Callable[[Case, OnSample], torch.Tensor]
+
+
+def over_query(
+    query: Callable[[Case, OnSample], tuple[int, ...]],
+    window: int | None = None,
+    pooling: str = "mean",
+    over_input: bool = False,
+) -> Loop:
+    """Attention of a query to the demo, (layers, H, L)."""
+
+    def loop(case: Case, sample: OnSample) -> torch.Tensor:
+        demo = range(len(sample.demo_token_ids))
+        asked = query(case, sample)
+        rows = range(len(demo), len(demo) + len(asked))
+        layers = case.plain.read(sample.demo_token_ids + asked)
+        return torch.stack([eager.rows(layer, demo, rows, window, pooling, over_input) for layer in layers])
+
+    return loop
+
+
+def of_demo(reading: Callable[[Layer, range], torch.Tensor], with_query: bool = False) -> Loop:
+    """A reading of the demo's own tokens, (layers, H, L)."""
+
+    def loop(case: Case, sample: OnSample) -> torch.Tensor:
+        layers = case.plain.read(sample.teacher_ids if with_query else sample.demo_token_ids)
+        return torch.stack([reading(layer, range(len(sample.demo_token_ids))) for layer in layers])
+
+    return loop
+
+
+def replayed(plus: bool) -> Loop:
+    """The demo, the instruction, and the demo again without BOS; only the repetition's rows count."""
+
+    def loop(case: Case, sample: OnSample) -> torch.Tensor:
+        demo, again = sample.demo_token_ids, sample.demo_token_ids[int(sample.has_bos) :]
+        tokens = demo + case.ids(REPEAT) + again
+        rows = range(len(tokens) - len(again), len(tokens))
+        layers = case.plain.read(tokens)
+        return torch.stack([eager.rows(layer, range(len(demo)), rows, None, "max", plus) for layer in layers])
+
+    return loop
+
+
+def expected(case: Case, sample: OnSample) -> torch.Tensor:
+    layers, rope = case.plain.read(sample.teacher_ids), case.plain.model.model.rotary_emb
+    return torch.stack([eager.expected_attention(layer, rope, len(sample.demo_token_ids), 9, 0.01, 4) for layer in layers])
+
+
+def minus(one: Loop, other: Loop) -> Loop:
+    return lambda case, sample: one(case, sample) - other(case, sample)
+
+
+def times(one: Loop, other: Loop) -> Loop:
+    return lambda case, sample: one(case, sample) * other(case, sample)
+
+
+def own(case: Case, sample: OnSample) -> tuple[int, ...]:
+    return sample.query_token_ids
+
+
+def other(case: Case, sample: OnSample) -> tuple[int, ...]:
+    return sample.other_query_ids or ()
+
+
+def null(case: Case, sample: OnSample) -> tuple[int, ...]:
+    return case.ids("N/A")
+
+
+NORMS = of_demo(eager.value_norms)
+ATTENTION = over_query(own)
+SCORES: dict[tuple[str, ...], tuple[Loop, TokenScore]] = {
+    ("attention_diversity_span",): (ATTENTION, TokenScore(KeyNorm())),
+    ("attention_diversity_span", "select.query_window=2", "select.row_pooling=max", "select.head_pooling=max"): (
+        over_query(own, 2, "max"),
+        TokenScore(KeyNorm(), "max"),
+    ),
+    ("attention_diversity_span", "select.layer_pooling=max", "select.pooling_kernel=5"): (
+        ATTENTION,
+        TokenScore(KeyNorm(), layers="max", kernel=5),
+    ),
+    ("attention_diversity_span", "select.value_weighting=output_norm", "select.null_query=true"): (
+        times(minus(ATTENTION, over_query(null)), NORMS),
+        TokenScore(KeyNorm()),
+    ),
+    ("value_weighted_attention", "select.row_pooling=max"): (
+        times(over_query(own, None, "max"), NORMS),
+        TokenScore(KeyNorm()),
+    ),
+    ("calibrated_attention",): (minus(ATTENTION, over_query(null)), TokenScore(KeyNorm())),
+    ("snapkv", "select.head_pooling=max", "select.params={window: 3, kernel: 3}"): (
+        over_query(own, 3),
+        TokenScore(KeyNorm(), kernel=3),
+    ),
+    ("tova", "select.head_pooling=max"): (over_query(own, 1), TokenScore(KeyNorm())),
+    ("transfer_span",): (over_query(other), TokenScore(KeyNorm())),
+    ("accumulated_attention", "select.head_pooling=max"): (of_demo(eager.received, True), TokenScore(KeyNorm(), "max")),
+    ("replay",): (replayed(False), TokenScore(KeyNorm(), "max")),
+    ("replay", PLUS): (times(replayed(True), NORMS), TokenScore(KeyNorm(), "max")),
+    ("expected_attention", FUTURE): (expected, TokenScore(KeyNorm())),
+    ("key_norm",): (of_demo(eager.key_norms), TokenScore(KeyNorm())),
+    ("key_difference",): (of_demo(eager.key_differences), TokenScore(KeyNorm())),
+    ("lagkv", "select.params={lag: 6, sinks: 3}"): (
+        of_demo(lambda layer, demo: eager.lag_relative(layer, demo, 6, 3)),
+        TokenScore(KeyNorm()),
+    ),
+}
+"""Selector and settings -> how the score is computed by loops, and its aggregation (its reading is not looked at)."""
+
+
+@pytest.mark.parametrize("settings", SCORES, ids=" ".join)
+def test_the_score_of_every_selector(case: Case, settings: tuple[str, ...]) -> None:
+    """Over all layers, and over two of them where the aggregation is the configured one."""
+    mode, *overrides = settings
+    loop, aggregation = SCORES[settings]
+    with torch.inference_mode():
+        per_head = [loop(case, sample) for sample in case.samples]
+    for scope in ("all", [0, 2]):
+        config = case.config(f"select.mode={mode}", f"layer_scope.selection={scope}", *overrides)
+        for found, layers in zip(read_evidence(case.batch(config), config), per_head, strict=True):
+            of_scope = layers if scope == "all" or mode in ("snapkv", "tova") else layers[[0, 2]]
+            by_loop = loop_pool(of_scope, aggregation)
+            assert abs(found.scores - by_loop).max() < 2e-5 * max(1.0, abs(by_loop).max())
+
+
+EVERY = [*((mode,) for mode in tiny.MODES), ("replay", PLUS), *SCORES]
+
+
+@pytest.mark.parametrize("settings", dict.fromkeys(EVERY), ids=" ".join)
+def test_a_batch_of_n_is_n_batches_of_one(case: Case, settings: tuple[str, ...]) -> None:
+    """Scores and ablations of each sample, whatever the others' lengths: padding, windows and rows are each row's own."""
+    mode, *overrides = settings
+    config = case.config(f"select.mode={mode}", *overrides)
+    for found, sample in zip(read_evidence(case.batch(config), config), case.samples, strict=True):
+        (alone,) = read_evidence(case.batch(config, [sample]), config)
+        for name in ("attention", "scores"):
+            one, by_itself = getattr(found, name), getattr(alone, name)
+            assert one == pytest.approx(by_itself, rel=1e-4, abs=1e-4 * max(1.0, abs(by_itself).max())), name
+        for name in ("causal_drop", "span_drop"):
+            if getattr(alone, name) is not None:
+                assert getattr(found, name) == pytest.approx(getattr(alone, name), rel=1e-3, abs=1e-4), name
+        if found.answer_odds is not None and alone.answer_odds is not None:
+            masks = np.random.default_rng(0).random((5, len(sample.demo_token_ids))) < 0.5
+            assert found.answer_odds(masks) == pytest.approx(alone.answer_odds(masks), abs=1e-3)
+        if found.divergence is not None and alone.divergence is not None:
+            selections = [Selection((), (0, 1, 2, 5)), Selection((), (0, 3, 4))]
+            assert found.divergence(selections) == pytest.approx(alone.divergence(selections), rel=1e-3, abs=1e-5)
+
+
+def test_lag_relative_of_a_demo_without_two_partitions_is_1(case: Case) -> None:
+    config = case.config("select.mode=lagkv", "select.params={lag: 40}")
+    batch = case.batch(config)
+    assert all((token_score(batch, TokenScore(LagRelative(40, 4)), row) == 1).all() for row in range(3))
+
+
+# passes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "extra", "kept"),
+    [
+        ((), 0, False),
+        (("select.mode=value_weighted_attention",), 0, False),
+        (("select.mode=calibrated_attention",), 1, True),
+        (("select.mode=transfer_span", "select.null_query=true"), 2, True),
+        (("select.mode=replay",), 1, True),
+        (("select.mode=key_norm",), 0, True),
+        (("select.mode=expected_attention",), 0, False),
+    ],
+)
+def test_passes_are_those_that_are_needed(overrides: tuple[str, ...], extra: int, kept: bool) -> None:
+    passes = plan_passes([tiny.config("x", *overrides)])
+    assert (passes.extra, passes.over_cache) == (extra, kept)
+
+
+def test_a_score_is_computed_once(case: Case) -> None:
+    config = case.config()
+    batch, (configured, _) = case.batch(config), token_scores(config)
+    assert token_score(batch, configured, 1) is token_score(batch, configured, 1)
+
+
+def test_a_sample_without_another_query_is_named(case: Case) -> None:
+    bare = [case.samples[0], replace(case.samples[1], other_query_ids=None)]
+    with pytest.raises(DataError, match=rf"{bare[1].sample_id}.*transfer_span needs"):
+        case.batch(case.config("select.mode=transfer_span"), bare)
+
+
+# ablations
+
+
+def divergence_of(one: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sum(np.exp(one) * (one - reference)))
+
+
+def test_causal_drops_are_full_passes_under_a_mask(case: Case) -> None:
+    """The query's rows alone do not see the span; the demo's own rows had seen it."""
+    config = case.config("select.mode=causal_drop_span")
+    for sample, found in zip(case.samples, read_evidence(case.batch(config), config), strict=True):
+        demo, whole = len(sample.demo_token_ids), case.plain.logprobs(sample.teacher_ids)
+        spans = candidates(sample.token_kinds, config.select)
+        by_mask = {
+            span.start: divergence_of(whole, case.plain.logprobs(sample.teacher_ids, range(span.start, span.end), demo))
+            for span in spans
+        }
+        assert found.causal_drop == pytest.approx(by_mask, rel=1e-3, abs=1e-5)
+
+
+def test_span_drops_are_summed_over_the_layers_in_scope(case: Case) -> None:
+    config = case.config("select.mode=span_drop", "layer_scope.selection=[1,3]", "select.query_window=2")
+    sample, found = case.samples[1], read_evidence(case.batch(config), config)[1].span_drop
+    assert found is not None
+    layers, demo = case.plain.read(sample.teacher_ids), range(len(sample.demo_token_ids))
+    query = range(len(demo), len(sample.teacher_ids))
+    with torch.inference_mode():
+        by_start = np.sum([eager.span_drops(layers[n], demo, query, 4, 2) for n in (1, 3)], axis=0)
+    assert set(found) == {span.start for span in candidates(sample.token_kinds, config.select)}
+    assert [found[start] for start in found] == pytest.approx([by_start[start] for start in found], rel=1e-3)
+
+
+def test_context_cite_is_a_lasso_over_full_passes_under_masks(case: Case) -> None:
+    """Pieces of 5 tokens, drawn anew; the log-odds of the teacher's own answer; columns standardised by hand."""
+    config = case.config("select.mode=context_cite", "select.params={masks: 24, alpha: 0.05, piece_len: 5}")
+    evidences = read_evidence(case.batch(config), config)
+    for sample, evidence in zip(case.samples, evidences, strict=True):
+        first, demo = int(sample.has_bos), len(sample.demo_token_ids)
+        answer = int(case.plain.logprobs(sample.teacher_ids).argmax())
+        pieces = [range(start, min(start + 5, demo)) for start in range(first, demo, 5)]
+        shown = rng_for(7, "cite", 0, sample.sample_id).random((24, len(pieces))) < 0.5
+        odds = []
+        for mask in shown:
+            hidden = [token for piece, visible in zip(pieces, mask, strict=True) if not visible for token in piece]
+            p = np.exp(case.plain.logprobs(sample.teacher_ids, hidden, demo))
+            odds.append(np.log(p[answer] / np.delete(p, answer).sum()))
+        columns = shown.astype(float)
+        spread = columns.std(axis=0)
+        weights = Lasso(alpha=0.05).fit((columns - columns.mean(axis=0)) / spread, np.array(odds)).coef_ / spread
+        by_token = np.zeros(demo)
+        for piece, weight in zip(pieces, weights, strict=True):
+            by_token[list(piece)] = weight
+        task = SelectionTask(config.select, sample.token_kinds, evidence, rng_for(7, "cite", 0, sample.sample_id))
+        assert create(config.select).worth(task) == pytest.approx(by_token, abs=1e-3)
+        assert np.count_nonzero(by_token) > 4
+
+
+@pytest.mark.parametrize("positioning", ["compact", "absolute"])
+def test_greedy_teacher_tries_every_span_at_every_step(case: Case, positioning: str) -> None:
+    """Prefill: kept tokens and query are one pass of them alone, at their positions."""
+    config = case.config("select.mode=greedy_teacher", f"injection.positioning_mode={positioning}", "select.span_budget=2")
+    sample, evidence = case.samples[0], read_evidence(case.batch(config), config)[0]
+    teacher = case.plain.logprobs(sample.teacher_ids)
+    demo = len(sample.demo_token_ids)
+
+    def student(kept: Sequence[int]) -> float:
+        tokens = [sample.demo_token_ids[token] for token in kept] + list(sample.query_token_ids)
+        compact = positioning == "compact"
+        start = len(kept) if compact else demo
+        places = [*(range(len(kept)) if compact else kept), *range(start, start + len(sample.query_token_ids))]
+        return divergence_of(case.plain.logprobs(tokens, positions=places), teacher)
+
+    chosen: list[Candidate] = []
+    reached = []
+    for _ in range(2):
+        tried = {}
+        for span in candidates(sample.token_kinds, config.select):
+            if all(abs(span.start - other.start) >= config.select.min_span_distance for other in chosen):
+                spans = [Span(one.start, one.end, 0.0) for one in (*chosen, span)]
+                tried[span.start] = student(kept_tokens(spans, sample.token_kinds, config.select))
+        best = min(tried, key=lambda start: (tried[start], start))
+        chosen.append(Candidate(best, best + 4))
+        reached.append(-tried[best])
+    task = SelectionTask(config.select, sample.token_kinds, evidence, rng_for(0, "x", 0, "y"))
+    found = create(config.select).choose(task)
+    assert [span.start for span in found] == [span.start for span in chosen]
+    assert [span.score for span in found] == pytest.approx(reached, rel=1e-3, abs=1e-5)
