@@ -94,6 +94,13 @@ def test_cached_keys_are_rotated_to_the_new_positions(installed: Path, llama_fol
     assert manifest["tags"]["gateA.first_layer"] == "pass"
 
 
+def test_a_selector_that_asks_for_another_score(installed: Path, llama_folder: Path, tmp_path: Path) -> None:
+    """Gate A computes the score again on each sample alone."""
+    _, manifest = evaluated(installed, llama_folder, tmp_path, "--select_mode", "small_keys")
+    assert manifest["params"]["phase2.select.mode"] == "small_keys"
+    assert manifest["tags"]["gateA"] == manifest["tags"]["gateA.attention_alone"] == "pass"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -120,6 +127,7 @@ def test_the_contract_tests_are_usable_by_the_package(installed: Path, tmp_path:
         "from cedkv.testing import check_selector\n"
         "check_selector('fading_attention', decay=0.9)\n"
         "check_selector('cedkv_example:FadingAttention')\n"
+        "check_selector('small_keys')\n"
     )
     done = run(installed, tmp_path, "contract")
     assert done.returncode == 0, done.stderr
