@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import avg_pool1d
 
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import DataError
+from cedkv.core.errors import DataError, ModelError
 from cedkv.core.values import Evidence, OnSample
 from cedkv.inference.ablation import answer_odds, causal_drops, divergence
 from cedkv.inference.batch import Announce, Batch
@@ -27,6 +27,7 @@ from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
 from cedkv.kv.key_scores import key_scores
 from cedkv.kv.readers import AttentionReader, layer_readers
 from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, TokenScore, ValueNorm
+from cedkv.models.capabilities import ContextLimit
 from cedkv.models.loading import LanguageModel
 from cedkv.models.output_projection import grams
 from cedkv.selectors.base import candidates
@@ -52,7 +53,7 @@ def read_batch(
 
     Raises:
         DataError: another query is needed and a sample has none.
-        ModelError: values are weighed, and the model's output projection is not known.
+        ModelError: values are weighed, and the model's output projection is not known; a pass over a demo's cache is too long.
         NumericsError: a logit, key or value is not finite.
     """
     passes, needed = plan_passes(configs), needed_evidence(configs)
@@ -79,6 +80,7 @@ def read_batch(
     ) -> TeacherOutput | None:
         if not readings:
             return None
+        _require_room(lm, name, demos, rows)
         announce(name, len(samples))
         owners = [teacher.demo_row[row] for row in range(len(samples))]
         return read_queries(lm, teacher.demo_kv(), owners, rows, names, reader(readings), counts)
@@ -89,6 +91,18 @@ def read_batch(
     repeat = [_ids(lm, REPEAT) + demo for demo in replayed] if passes.replay else []
     replay = over_demos("replay", passes.replay, repeat, [len(demo) for demo in replayed])
     return Batch(lm, samples, teacher, other, null, replay, partners, {} if drops is None else drops)
+
+
+def _require_room(lm: LanguageModel, name: str, demos: Sequence[tuple[int, ...]], rows: Sequence[tuple[int, ...]]) -> None:
+    """Raise ModelError if a pass over the demos' caches is longer than the model, or one of its layers, can attend to."""
+    longest = max(map(len, demos)) + max(map(len, rows))
+    capabilities = lm.capabilities
+    for limit in (ContextLimit(capabilities.max_positions, "the length of its context"), *capabilities.context_limits):
+        if longest > limit.tokens:
+            raise ModelError(
+                f"the {name} over a demo has up to {longest} tokens, {limit.tokens} can be used by model type "
+                f"{capabilities.model_type!r} ({limit.reason}); shorten the demo (data.pairs), or use a selector without it"
+            )
 
 
 def _ids(lm: LanguageModel, text: str) -> tuple[int, ...]:

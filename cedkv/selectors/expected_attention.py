@@ -23,5 +23,12 @@ class ExpectedAttentionSpan(AttentionDiversitySpan):
     epsilon: float = 1e-2
     sinks: int = 4
 
+    def __post_init__(self) -> None:
+        if self.future < 1 or self.epsilon < 0 or self.sinks < 0:
+            raise ValueError(
+                f"future = {self.future}, epsilon = {self.epsilon}, sinks = {self.sinks}: future at least 1, epsilon and "
+                "sinks 0 or more"
+            )
+
     def token_score(self, configured: TokenScore) -> TokenScore:
         return configured.of(ExpectedAttention(self.future, self.epsilon, self.sinks))

@@ -22,5 +22,9 @@ class LagKV(AttentionDiversitySpan):
     lag: int = 16
     sinks: int = 4
 
+    def __post_init__(self) -> None:
+        if self.lag < 2 or self.sinks < 0:
+            raise ValueError(f"lag = {self.lag}, sinks = {self.sinks}: lag at least 2, sinks 0 or more")
+
     def token_score(self, configured: TokenScore) -> TokenScore:
         return configured.of(LagRelative(self.lag, self.sinks))

@@ -17,5 +17,9 @@ class SnapKV(AttentionDiversitySpan):
     window: int = 64
     kernel: int = 5
 
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"window = {self.window}, kernel = {self.kernel}: window at least 1, kernel odd")
+
     def token_score(self, configured: TokenScore) -> TokenScore:
         return TokenScore(QueryAttention(RowAttention(self.window, "mean")), kernel=self.kernel)

@@ -13,12 +13,13 @@ import torch
 from sklearn.linear_model import Lasso
 
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import DataError
+from cedkv.core.errors import DataError, ModelError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Candidate, OnSample, Selection, Span
 from cedkv.inference.batch import Batch
 from cedkv.inference.evidence import REPEAT, plan_passes, pool, read_batch, read_evidence, token_score, token_scores
 from cedkv.kv.readings import KeyNorm, LagRelative, TokenScore
+from cedkv.models.capabilities import ContextLimit
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import SelectionTask, candidates, create, kept_tokens
 from cedkv.tasks.load import load_samples
@@ -283,6 +284,29 @@ def test_a_sample_without_another_query_is_named(case: Case) -> None:
     bare = [case.samples[0], replace(case.samples[1], other_query_ids=None)]
     with pytest.raises(DataError, match=rf"{bare[1].sample_id}.*transfer_span needs"):
         case.batch(case.config("select.mode=transfer_span"), bare)
+
+
+@pytest.mark.parametrize("of_a_layer", [False, True])
+@pytest.mark.parametrize("mode", ["replay", "calibrated_attention", "transfer_span"])
+def test_a_pass_that_is_too_long_is_rejected(case: Case, mode: str, of_a_layer: bool) -> None:
+    """Demo and query fit, the demo twice need not: a sliding window would hide half of the demo from the repetition."""
+    config = case.config(f"select.mode={mode}")
+    texts = {"replay": REPEAT, "calibrated_attention": "N/A", "transfer_span": ""}
+    rows = [
+        len(case.ids(texts[mode]))
+        + (len(sample.demo_token_ids) - sample.has_bos) * (mode == "replay")
+        + len(sample.other_query_ids or ()) * (mode == "transfer_span")
+        for sample in case.samples
+    ]
+    longest = max(len(sample.demo_token_ids) for sample in case.samples) + max(rows)
+    for tokens in (longest, longest - 1):
+        limit = {"context_limits": (ContextLimit(tokens, "a window"),)} if of_a_layer else {"max_positions": tokens}
+        lm = replace(case.lm, capabilities=replace(case.lm.capabilities, **limit))
+        if tokens == longest:
+            assert read_batch(lm, [config], case.samples, None, lambda *_: None).names
+        else:
+            with pytest.raises(ModelError, match=f"up to {longest} tokens, {tokens} can be used"):
+                read_batch(lm, [config], case.samples, None, lambda *_: None)
 
 
 # ablations
