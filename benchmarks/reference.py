@@ -63,7 +63,7 @@ class Reference:
         length, queried = len(sample.demo_token_ids), len(sample.query_token_ids)
         window = min(query_window(config.select) or queried, queried)
         read = torch.stack([output.attentions[layer][0, :, -window:, :length] for layer in sorted(layers)])
-        known = Evidence(read.mean(dim=(0, 1, 2)).double().numpy(), gold=sample.gold_tokens)
+        known = Evidence(_pooled(config, read).double().numpy(), gold=sample.gold_tokens)
         chosen = self._place(config, sample, known, config.select.mode, "select", 0)
         state = self._state(sample, chosen)
         select = self._logprobs(sample.query_token_ids, *state)
@@ -140,3 +140,11 @@ def largest_difference(engine: Sequence[Record], reference: Sequence[Record]) ->
             elif apart > NEAR or (apart == 0 and own[name] != value):
                 raise AssertionError(f"sample {sample}: {name} is {own[name]} in the engine, {value} in the reference")
     return worst
+
+
+def _pooled(config: Phase2Config, read: torch.Tensor) -> torch.Tensor:
+    """(layers, heads, rows, L) -> (L,): over rows, then heads, then layers."""
+    select = config.select
+    for dim, pooling in ((2, select.row_pooling), (1, select.head_pooling), (0, select.layer_pooling)):
+        read = read.mean(dim=dim) if pooling == "mean" else read.amax(dim=dim)
+    return read

@@ -163,9 +163,9 @@ class SelectBlock(Block):
     center_policy: Literal["start", "center"] = "start"
     keep_sink: Annotated[int, Field(ge=0)] = 0
     query_window: Count | Literal["all"] = "all"
-    row_pooling: Pooling = "mean"
-    head_pooling: Pooling = "mean"
-    layer_pooling: Pooling = "mean"
+    row_pooling: Pooling = "max"
+    head_pooling: Pooling = "max"
+    layer_pooling: Pooling = "max"
     pooling_kernel: Annotated[int, Field(ge=1, le=255)] = 1
     value_weighting: Literal["none", "output_norm"] = "none"
     null_query: bool = False

@@ -16,24 +16,19 @@ from numpy.typing import NDArray
 from torch.nn.functional import avg_pool1d
 
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import DataError, ModelError
 from cedkv.core.values import Evidence, OnSample
 from cedkv.inference.ablation import answer_odds, causal_drops, divergence
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.forward import require_finite
-from cedkv.inference.passes import needed_evidence, plan_passes, replay_rows, span_drop, token_scores
+from cedkv.inference.passes import extra_queries, needed_evidence, plan_passes, replay_rows, span_drop, token_scores
 from cedkv.inference.prefix import kv_source
 from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
 from cedkv.kv.key_scores import key_scores
 from cedkv.kv.readers import AttentionReader, layer_readers
 from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, TokenScore, ValueNorm
-from cedkv.models.capabilities import ContextLimit
 from cedkv.models.loading import LanguageModel
 from cedkv.models.output_projection import grams
 from cedkv.selectors.base import candidates
-
-NULL_QUERY, REPEAT = "N/A", "\n\nRepeat the previous context exactly.\n"
-"""A query without content (ICR, arXiv 2410.02642), and KVzip's instruction to repeat the demo."""
 
 
 def read_batch(
@@ -53,7 +48,7 @@ def read_batch(
 
     Raises:
         DataError: another query is needed and a sample has none.
-        ModelError: values are weighed, and the model's output projection is not known; a pass over a demo's cache is too long.
+        ModelError: values are weighed, and the model's output projection is not known.
         NumericsError: a logit, key or value is not finite.
     """
     passes, needed = plan_passes(configs), needed_evidence(configs)
@@ -75,46 +70,22 @@ def read_batch(
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
     teacher = read_teacher(lm, demos, queries, names, reader(passes.own), keep)
 
-    def over_demos(
-        name: str, readings: frozenset[Reading], rows: Sequence[tuple[int, ...]], counts: Sequence[int] | None = None
-    ) -> TeacherOutput | None:
-        if not readings:
-            return None
-        _require_room(lm, name, demos, rows)
+    outputs: dict[str, TeacherOutput] = {}
+    for name, extra in extra_queries(passes, lm.tokenizer, samples).items():
         announce(name, len(samples))
         owners = [teacher.demo_row[row] for row in range(len(samples))]
-        return read_queries(lm, teacher.demo_kv(), owners, rows, names, reader(readings), counts)
-
-    other = over_demos("other query", passes.other, _other_queries(samples, configs) if passes.other else ())
-    null = over_demos("null query", passes.null, [_ids(lm, NULL_QUERY)] * len(samples))
-    replayed = [s.demo_token_ids[int(s.has_bos) :] for s in samples]
-    repeat = [_ids(lm, REPEAT) + demo for demo in replayed] if passes.replay else []
-    replay = over_demos("replay", passes.replay, repeat, [len(demo) for demo in replayed])
-    return Batch(lm, samples, teacher, other, null, replay, partners, {} if drops is None else drops)
-
-
-def _require_room(lm: LanguageModel, name: str, demos: Sequence[tuple[int, ...]], rows: Sequence[tuple[int, ...]]) -> None:
-    """Raise ModelError if a pass over the demos' caches is longer than the model, or one of its layers, can attend to."""
-    longest = max(map(len, demos)) + max(map(len, rows))
-    capabilities = lm.capabilities
-    for limit in (ContextLimit(capabilities.max_positions, "the length of its context"), *capabilities.context_limits):
-        if longest > limit.tokens:
-            raise ModelError(
-                f"the {name} over a demo has up to {longest} tokens, {limit.tokens} can be used by model type "
-                f"{capabilities.model_type!r} ({limit.reason}); shorten the demo (data.pairs), or use a selector without it"
-            )
-
-
-def _ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
-    return tuple(lm.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _other_queries(samples: Sequence[OnSample], configs: Sequence[Phase2Config]) -> list[tuple[int, ...]]:
-    without = [s.sample_id for s in samples if s.other_query_ids is None]
-    if without:
-        modes = dict.fromkeys(c.select.mode for c in configs if getattr(token_scores(c)[1].reading, "query", "own") == "other")
-        raise DataError(f'sample {without[0]}: {", ".join(modes)} needs "other_query_text" in every line of data.on_path')
-    return [s.other_query_ids or () for s in samples]
+        rows, read = extra.rows, reader(extra.readings)
+        outputs[name] = read_queries(lm, teacher.demo_kv(), owners, rows, names, read, extra.counts)
+    return Batch(
+        lm=lm,
+        samples=samples,
+        teacher=teacher,
+        other_query=outputs.get("other query"),
+        null_query=outputs.get("null query"),
+        replay=outputs.get("replay"),
+        partners=partners,
+        drops={} if drops is None else drops,
+    )
 
 
 def read_evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:

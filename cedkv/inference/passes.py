@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import ModelError
+from cedkv.core.errors import DataError, ModelError
+from cedkv.core.values import OnSample
 from cedkv.kv.readings import (
     ExpectedAttention,
     QueryAttention,
@@ -17,9 +19,13 @@ from cedkv.kv.readings import (
     TokenScore,
     ValueNorm,
 )
+from cedkv.models.capabilities import ContextLimit
 from cedkv.models.loading import LanguageModel, ModelSpec
 from cedkv.models.output_projection import grams, unsupported_projection
 from cedkv.selectors.base import configured_score, create, query_window
+
+NULL_QUERY, REPEAT = "N/A", "\n\nRepeat the previous context exactly.\n"
+"""A query without content (ICR, arXiv 2410.02642), and KVzip's instruction to repeat the demo."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,59 @@ def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
         if "span_drop" in needed_evidence([config]):
             found["own"].add(span_drop(config))
     return Passes(**{name: frozenset(readings) for name, readings in found.items()})
+
+
+@dataclass(frozen=True)
+class ExtraQueries:
+    """A pass over the demos' caches: a query per sample, how many of its last tokens are read, and what."""
+
+    rows: list[tuple[int, ...]]
+    counts: list[int]
+    readings: frozenset[Reading]
+
+
+def extra_queries(passes: Passes, tokenizer: Any, samples: Sequence[OnSample]) -> dict[str, ExtraQueries]:
+    """Return the passes that run beside the one over demo + query, by name.
+
+    Raises:
+        DataError: another query is needed and a sample has none.
+    """
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    found = {}
+    if passes.other:
+        without = [sample.sample_id for sample in samples if sample.other_query_ids is None]
+        if without:
+            raise DataError(f'sample {without[0]}: "other_query_text" is needed in every line of data.on_path')
+        others = [sample.other_query_ids or () for sample in samples]
+        found["other query"] = ExtraQueries(others, [len(query) for query in others], passes.other)
+    if passes.null:
+        null = ids(NULL_QUERY)
+        found["null query"] = ExtraQueries([null] * len(samples), [len(null)] * len(samples), passes.null)
+    if passes.replay:
+        repeat, demos = ids(REPEAT), [sample.demo_token_ids[int(sample.has_bos) :] for sample in samples]
+        found["replay"] = ExtraQueries([repeat + demo for demo in demos], [len(demo) for demo in demos], passes.replay)
+    return found
+
+
+def check_lengths(spec: ModelSpec, configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> None:
+    """Reject, before weights are loaded, demos over which a pass is longer than the model, or one of its layers, can attend to.
+
+    Raises:
+        ModelError: names the pass, its length and the limit.
+    """
+    capabilities = spec.capabilities
+    limits = (ContextLimit(capabilities.max_positions, "the length of its context"), *capabilities.context_limits)
+    for name, extra in extra_queries(plan_passes(configs), spec.tokenizer, samples).items():
+        longest = max(len(s.demo_token_ids) + len(row) for s, row in zip(samples, extra.rows, strict=True))
+        for limit in limits:
+            if longest > limit.tokens:
+                raise ModelError(
+                    f"the {name} over a demo has up to {longest} tokens, {limit.tokens} can be used by model type "
+                    f"{capabilities.model_type!r} ({limit.reason}); shorten the demo (data.pairs), or use a selector without it"
+                )
 
 
 def replay_rows(reading: ReplayAttention) -> RowAttention:

@@ -61,7 +61,7 @@ class TeacherOutput:
     def map(self, reading: Reading, sample: int, layers: frozenset[int]) -> torch.Tensor:
         """Return a reading of one sample's demo in some layers, (layers, H, L). Raises NumericsError: it is not finite."""
         found = self.maps[reading][sample][[self.layers.index(layer) for layer in sorted(layers)]]
-        require_finite(found[None], f"{type(reading).__name__} scores", [self.names[sample]])
+        require_finite(found[None], "token scores", [self.names[sample]])
         return found
 
 

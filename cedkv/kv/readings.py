@@ -21,13 +21,11 @@ class Reading:
 
     Class variables:
         weighs_values: uses the output projection W_o, which the model must have in a form known here.
-        all_rows: reads the demo's own query rows, so that demo and query must run in one pass.
         from_cache: is computed from the demo's cached keys and values, which are kept for it.
         linear_scores: needs attention scores that are linear in the query: no soft cap.
     """
 
     weighs_values: ClassVar[bool] = False
-    all_rows: ClassVar[bool] = False
     from_cache: ClassVar[bool] = False
     linear_scores: ClassVar[bool] = False
 
@@ -73,8 +71,6 @@ class QueryAttention(Reading):
 class ReceivedAttention(Reading):
     """Attention that a demo token receives from all later tokens, divided by their number (H2O, Zhang et al. 2023)."""
 
-    all_rows: ClassVar[bool] = True
-
 
 @dataclass(frozen=True)
 class ReplayAttention(Reading):
@@ -103,7 +99,6 @@ class ExpectedAttention(Reading):
     epsilon: float = 1e-2
     sinks: int = 4
     weighs_values: ClassVar[bool] = True
-    all_rows: ClassVar[bool] = True
     linear_scores: ClassVar[bool] = True
 
 

@@ -22,7 +22,7 @@ from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
 from cedkv.inference.head_weights import ensure_head_weights
-from cedkv.inference.passes import check_loaded_readings, check_readings
+from cedkv.inference.passes import check_lengths, check_loaded_readings, check_readings
 from cedkv.models import loading
 from cedkv.models.capabilities import check_supported
 from cedkv.models.checkpoint import trust_tag
@@ -81,6 +81,7 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     check_readings(spec, configs)
     samples = load_samples(config, spec.tokenizer, spec.capabilities.max_positions, spec.vocabulary, resolved.texts)
     check_context(spec.capabilities, samples, configs)
+    check_lengths(spec, configs, samples.on)
     lm = loading.load(config, spec)
     for each in configs:
         loading.check_loaded(lm, each)

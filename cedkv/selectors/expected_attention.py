@@ -24,6 +24,7 @@ class ExpectedAttentionSpan(AttentionDiversitySpan):
     sinks: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.future < 1 or self.epsilon < 0 or self.sinks < 0:
             raise ValueError(
                 f"future = {self.future}, epsilon = {self.epsilon}, sinks = {self.sinks}: future at least 1, epsilon and "

@@ -23,6 +23,7 @@ class LagKV(AttentionDiversitySpan):
     sinks: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lag < 2 or self.sinks < 0:
             raise ValueError(f"lag = {self.lag}, sinks = {self.sinks}: lag at least 2, sinks 0 or more")
 

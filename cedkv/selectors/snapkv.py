@@ -18,6 +18,7 @@ class SnapKV(AttentionDiversitySpan):
     kernel: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"window = {self.window}, kernel = {self.kernel}: window at least 1, kernel odd")
 

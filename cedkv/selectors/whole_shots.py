@@ -4,7 +4,7 @@ A shot's score is the mean score of its tokens, under the configured aggregation
 does not count.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,8 @@ from cedkv.selectors.base import SelectionTask, Selector, check_lead, keep_leadi
 class WholeShots(Selector):
     """Shots by score as long as they fit ``span_budget x span_len`` tokens; one that does not fit is passed over.
 
+    Where none fits, the best one is cut at its start: the answer is at its end.
+
     Shots whose lead over the mean shot is below ``min_lead`` times the best one's are left out (``keep_leading``).
     """
 
@@ -30,7 +32,7 @@ class WholeShots(Selector):
         check_lead(self.min_lead)
 
     def choose(self, task: SelectionTask) -> tuple[Span, ...]:
-        """Return the chosen shots. Raises DataError: the sample does not say where its shots are, or none fits the budget."""
+        """Return the chosen shots. Raises DataError: the sample does not say where its shots are."""
         shots = task.evidence.shots
         if shots is None:
             raise DataError('whole_shots needs "shots": [[start, end], ...] in every line of data.on_path, or a built-in task')
@@ -41,11 +43,8 @@ class WholeShots(Selector):
                 chosen.append(shot)
                 room -= shot.end - shot.start
         if not chosen:
-            shortest = min(end - start for start, end in shots)
-            raise DataError(
-                f"whole_shots: the shortest shot has {shortest} tokens, the budget is span_budget x span_len = {room}; raise "
-                "select.span_budget, or use a selector of spans"
-            )
+            best = max(scored, key=lambda shot: (shot.score, -shot.start))
+            return (replace(best, start=best.end - room),)
         return keep_leading(tuple(chosen), (shot.score for shot in scored), self.min_lead)
 
     def worth(self, task: SelectionTask) -> NDArray[np.float64]:

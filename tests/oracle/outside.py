@@ -38,9 +38,9 @@ class Rules:
     query_window: int | None = None
     selection_layers: str = "top25"
     lds_masks: int = 0
-    row_pooling: str = "mean"
-    head_pooling: str = "mean"
-    layer_pooling: str = "mean"
+    row_pooling: str = "max"
+    head_pooling: str = "max"
+    layer_pooling: str = "max"
     pooling_kernel: int = 1
     value_weighted: bool = False
     null_query: Sequence[int] | None = None
