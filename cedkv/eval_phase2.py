@@ -25,7 +25,7 @@ from cedkv.inference import student
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import kl, next_token_logprobs
-from cedkv.inference.quality import gold_masses, judge
+from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
@@ -84,7 +84,6 @@ def _execute(
     for name, rows in evidence_evaluations(configs, on).items():
         if name not in READ_WITH_TEACHER:
             step(name, rows)
-    masses = gold_masses(batch, configs)
     students = Students(batch, configs, sizes.n_random_trials if phase == "2" else 0, off.owners)
     records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
     counted = with_own_trials(conditions)
@@ -96,7 +95,6 @@ def _execute(
         counted_as = len(on) if condition in counted else 0
         arms = ConditionArms(condition.config, chosen, selected, untouched, alone, counted_as)
         records[condition.key] = _run_condition(students, arms, base, off, off_base, gate_a_rows, step)
-        records[condition.key] += [dict(heads_record(mass))] if (mass := masses[index]) is not None else []
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
@@ -151,7 +149,8 @@ def _run_condition(
     gate_a_rows: list[int],
     step: Announce,
 ) -> list[Record]:
-    """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample.
+    """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample,
+    then attention to gold tokens.
 
     Args:
         base, off_base: log-probabilities without a prefix, (B, vocabulary) and (OFF prompts, vocabulary).
@@ -184,6 +183,8 @@ def _run_condition(
         on = on_record(sample, answers_of[row], evidence, selection, drawn, config.select.span_len, judged)
         kept = selection_record(sample, owner, evidence, selection, placement, random_picks, judged)
         records += [dict(on), dict(kept)]
+    if (mass := gold_mass(batch, config)) is not None:
+        records.append(dict(heads_record(mass)))
     return records
 
 

@@ -193,15 +193,15 @@ class ReproRecord(TypedDict):
 
 
 class HeadsRecord(TypedDict):
-    """The attention of a unit's queries to gold tokens, by layer and head; of the first condition that reads these rows."""
+    """The attention of a unit's queries to gold tokens, by layer and head; where the selector's score reads such rows."""
 
     type: Literal["heads"]
     window: int | None
     """Last rows of a query over which the mean is taken; None for all."""
     layers: list[int]
-    """The layers that were read, by their number in the model."""
+    """The layers that the selector's score reads, by their number in the model."""
     total: list[list[float]]
-    """(layers, H): the sum over the unit's ``n`` samples of the attention to all gold tokens of a sample."""
+    """(layers, H): the sum over the unit's ``n`` samples of the attention to all gold tokens of a sample, to 6 decimals."""
     n: int
 
 
@@ -373,7 +373,7 @@ def heads_record(mass: GoldMass) -> HeadsRecord:
         "type": "heads",
         "window": mass.rows.window,
         "layers": list(mass.layers),
-        "total": mass.total.tolist(),
+        "total": mass.total.numpy().round(6).tolist(),
         "n": mass.n,
     }
 

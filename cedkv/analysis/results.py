@@ -33,7 +33,7 @@ class Records:
     """The records of a condition that figures are computed from, by type, in their order (``cedkv.records``).
 
     on: without ``topk``, which only the page's samples need. kept_tokens: how many each ON sample's prefix holds. heads: of
-    every unit the attention to gold tokens; of the first condition alone that reads these query rows.
+    every unit the attention to gold tokens.
     """
 
     on: Sequence[Record] = ()

@@ -189,7 +189,7 @@ def comprehensiveness(batch: Batch, spans: Sequence[tuple[Span, ...]], announce:
 class GoldMass:
     """How much attention a batch's queries pay to gold tokens, by layer and head.
 
-    rows: which query rows, and how they are pooled (mean). layers: the model's layers, ascending.
+    rows: which query rows, and how they are pooled (mean). layers: numbers of the layers in the model, ascending.
     total: (layers, H) sum over ``n`` samples of the attention to all gold tokens.
     """
 
@@ -199,29 +199,21 @@ class GoldMass:
     n: int
 
 
-def gold_masses(batch: Batch, configs: Sequence[Phase2Config]) -> list[GoldMass | None]:
-    """Return how much attention each configuration's query rows pay to gold tokens, the first time that rows are read.
+def gold_mass(batch: Batch, config: Phase2Config) -> GoldMass | None:
+    """Return how much attention the query rows that a configuration reads pay to gold tokens, in the layers that it reads.
 
-    None where a selector's score reads something else than the mean over rows of the sample's own query, where an earlier
-    configuration reads the same rows, or where no sample says which its gold tokens are. All layers that were read for any
-    configuration take part.
+    None where its selector's score reads something else than the mean over rows of the sample's own query, or where no sample
+    says which its gold tokens are.
     """
+    score = token_scores(config)[1]
+    rows = score.reading.rows if isinstance(score.reading, QueryAttention) and score.reading.query == "own" else None
     with_gold = [row for row, sample in enumerate(batch.samples) if sample.gold_tokens is not None]
-    found, seen = list[GoldMass | None](), set[RowAttention]()
-    for config in configs:
-        reading = token_scores(config)[1].reading
-        rows = reading.rows if isinstance(reading, QueryAttention) and reading.query == "own" else None
-        if rows is None or rows.pooling != "mean" or rows in seen or not with_gold:
-            found.append(None)
-            continue
-        seen.add(rows)
-        masses = [_gold_mass(batch, row, rows) for row in with_gold]
-        found.append(GoldMass(rows, batch.teacher.layers, torch.stack(masses).sum(dim=0), len(masses)))
-    return found
+    if rows is None or rows.pooling != "mean" or not with_gold:
+        return None
+    layers = batch.lm.selection_layers(score.scope)
 
+    def compute() -> torch.Tensor:
+        masses = [batch.teacher.map(rows, row, layers)[:, :, slice(*batch.samples[row].gold_tokens or ())] for row in with_gold]
+        return torch.stack([mass.cpu().double().sum(dim=2) for mass in masses]).sum(dim=0)
 
-def _gold_mass(batch: Batch, row: int, rows: RowAttention) -> torch.Tensor:
-    """Return a sample's attention to all of its gold tokens, (layers, H)."""
-    start, end = batch.samples[row].gold_tokens or (0, 0)
-    teacher = batch.teacher
-    return teacher.map(rows, row, frozenset(teacher.layers))[:, :, start:end].cpu().double().sum(dim=2)
+    return GoldMass(rows, tuple(sorted(layers)), batch.cached(("gold mass", rows, layers), compute), len(with_gold))

@@ -105,7 +105,8 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
         select = depth_line("select", records.on, "select", selector_charts.Style(BLUE, "o"))
         random_spans = depth_line("random spans", records.on, "random", selector_charts.RANDOM)
         figures |= _depth_figure(records.on, [select, random_spans])
-        figures |= _gold_attention_figure(records)
+        if (attention := quality_charts.gold_attention(records.heads)) is not None:
+            figures |= _gold_attention_figure(attention)
     return figures
 
 
@@ -122,11 +123,7 @@ def _depth_figure(on: Sequence[Record], lines: Sequence[DepthLine]) -> dict[str,
     return {caption: selector_charts.by_depth(drawn, counts)}
 
 
-def _gold_attention_figure(records: Records) -> dict[str, Figure]:
-    """Return the figure of attention to gold tokens by head, where the condition's records have it."""
-    attention = quality_charts.gold_attention(records.heads)
-    if attention is None:
-        return {}
+def _gold_attention_figure(attention: quality_charts.GoldAttention) -> dict[str, Figure]:
     largest = ", ".join(f"layer {layer} head {head} ({number(mass, 2)})" for layer, head, mass in attention.largest(3))
     caption = (
         "Attention to the gold tokens, which hold the answer, by layer and head: the share of the attention of "
@@ -174,8 +171,8 @@ def comparison_figures(comparison: ComparisonResult) -> dict[str, Figure]:
                 f"{plural(agreement['n'], 'sample')}, their mean and its 95 % bootstrap interval."
             )
             figures[caption] = charts.ranks(source, agreement)
-        for condition in conditions:
-            figures |= _gold_attention_figure(condition.records)
+        for attention in quality_charts.gold_attentions(conditions):
+            figures |= _gold_attention_figure(attention)
     return figures
 
 

@@ -189,6 +189,16 @@ def gold_attention(heads: Sequence[Record]) -> GoldAttention | None:
     return GoldAttention(heads[0]["window"], heads[0]["layers"], np.sum([record["total"] for record in heads], axis=0) / n, n)
 
 
+def gold_attentions(conditions: Sequence[ConditionResult]) -> list[GoldAttention]:
+    """Return the attention to gold tokens of the rows that conditions read, once per rows: where most layers were read."""
+    by_rows: dict[int | None, GoldAttention] = {}
+    for condition in conditions:
+        found = gold_attention(condition.records.heads)
+        if found is not None and len(found.layers) > len(known.layers if (known := by_rows.get(found.window)) else ()):
+            by_rows[found.window] = found
+    return list(by_rows.values())
+
+
 def attention_by_head(attention: GoldAttention) -> Figure:
     """Draw a cell per layer and head, the more opaque the larger its share of attention to gold tokens."""
     n_layers, n_heads = attention.mass.shape

@@ -202,18 +202,19 @@ def test_attention_to_gold_tokens_is_eager_attention(llama_folder: Path, window:
     assert np.sum([record["total"] for record in heads], axis=0) == pytest.approx(total, abs=1e-5)
 
 
-def test_attention_to_gold_tokens_is_recorded_once_per_reading(llama_folder: Path) -> None:
-    """Of the layers that were read for any condition; not of maxima, of other queries, or of what is no attention."""
+def test_attention_to_gold_tokens_is_of_what_a_condition_reads(llama_folder: Path) -> None:
+    """Its own rows and layers, whatever others read; not of maxima, of other queries, or of what is no attention."""
     conditions = {
         "norm": ("select.mode=key_norm",),
         "max": ("select.row_pooling=max",),
         "other": ("select.mode=transfer_span",),
-        "first": ("layer_scope.selection=[2]",),
-        "same": ("select.mode=calibrated_attention",),
+        "own": ("layer_scope.selection=[2]",),
+        "same": ("select.mode=calibrated_attention", "layer_scope.selection=[2,3]"),
         "last": ("select.mode=tova",),
     }
     found = tiny.grid_records(llama_folder, conditions, *SMALL[:3])
     heads = {key: of_type(records, "heads") for key, records in found.items()}
-    assert {key for key, records in heads.items() if records} == {"first", "last"}
-    assert heads["first"][0]["layers"] == [0, 1, 2, 3]
-    assert heads["last"][0]["window"] == 1
+    assert {key: (records[0]["window"], records[0]["layers"]) for key, records in heads.items() if records} == {
+        "own": (None, [2]), "same": (None, [2, 3]), "last": (1, [0, 1, 2, 3])
+    }  # fmt: skip
+    assert heads["own"][0]["total"] == heads["same"][0]["total"][:1]
