@@ -60,6 +60,8 @@ def read_batch(
         keep = range(len(samples))
     names = [sample.sample_id for sample in samples]
     scopes = {score.scope for config in configs for score in token_scores(config)}
+    if any(sample.gold_tokens is not None for sample in samples):
+        scopes.add("all")  # attention to gold tokens is shown for every layer
     layers = frozenset().union(*(lm.selection_layers(scope) for scope in scopes))
     weigh = grams(lm) if any(reading.weighs_values for reading in passes.own) else {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cedkv.config.schema import Phase2Config
@@ -76,7 +76,7 @@ def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
             if reading.weighs_values and isinstance(reading, QueryAttention | ReplayAttention):
                 found["own"].add(ValueNorm())
             if isinstance(reading, QueryAttention):
-                found[reading.query].add(reading.rows)
+                found[reading.query] |= {reading.rows, *filter(None, [mass_rows(reading)])}
                 if reading.null_query:
                     found["null"].add(reading.rows)
             elif isinstance(reading, ReplayAttention):
@@ -139,6 +139,12 @@ def check_lengths(spec: ModelSpec, configs: Sequence[Phase2Config], samples: Seq
                     f"the {name} over a demo has up to {longest} tokens, {limit.tokens} can be used by model type "
                     f"{capabilities.model_type!r} ({limit.reason}); shorten the demo (data.pairs), or use a selector without it"
                 )
+
+
+def mass_rows(reading: Reading) -> RowAttention | None:
+    """Return the mean of the rows that a reading takes of a sample's own query: what they pay to tokens adds up to a mass."""
+    own = isinstance(reading, QueryAttention) and reading.query == "own"
+    return replace(reading.rows, pooling="mean") if own else None  # type: ignore[attr-defined]
 
 
 def replay_rows(reading: ReplayAttention) -> RowAttention:

@@ -22,8 +22,8 @@ from cedkv.core.values import Evidence, OnSample, Selection, Span
 from cedkv.inference.ablation import answer_odds
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.forward import next_token_logprobs
-from cedkv.inference.passes import token_scores
-from cedkv.kv.readings import QueryAttention, RowAttention
+from cedkv.inference.passes import mass_rows, token_scores
+from cedkv.kv.readings import RowAttention
 from cedkv.metrics_phase2 import spearman
 from cedkv.selectors.base import (
     SelectionTask,
@@ -200,17 +200,15 @@ class GoldMass:
 
 
 def gold_mass(batch: Batch, config: Phase2Config) -> GoldMass | None:
-    """Return how much attention the query rows that a configuration reads pay to gold tokens, in the layers that it reads.
+    """Return how much attention the query rows that a configuration reads pay to gold tokens, in every layer.
 
-    None where its selector's score reads something else than the mean over rows of the sample's own query, or where no sample
-    says which its gold tokens are.
+    None where its selector's score does not read the sample's own query, or where no sample says which its gold tokens are.
     """
-    score = token_scores(config)[1]
-    rows = score.reading.rows if isinstance(score.reading, QueryAttention) and score.reading.query == "own" else None
+    rows = mass_rows(token_scores(config)[1].reading)
     with_gold = [row for row, sample in enumerate(batch.samples) if sample.gold_tokens is not None]
-    if rows is None or rows.pooling != "mean" or not with_gold:
+    if rows is None or not with_gold:
         return None
-    layers = batch.lm.selection_layers(score.scope)
+    layers = batch.lm.selection_layers("all")
 
     def compute() -> torch.Tensor:
         masses = [batch.teacher.map(rows, row, layers)[:, :, slice(*batch.samples[row].gold_tokens or ())] for row in with_gold]
