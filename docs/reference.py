@@ -127,7 +127,16 @@ def selectors() -> str:
         rows = [_selector_row(name, selector_class(name)) for name in names if selector_class(name).query_aware is aware]
         head = "| name | role | keeps | needs besides attention | parameters |\n| --- | --- | --- | --- | --- |\n"
         parts.append(f"## {title}\n\n{head}" + "".join(rows))
-    return "\n".join(parts)
+    texts = {name: _formula(selector_class(name)) for name in names}
+    return "\n".join(
+        [*parts, "## Formulas and sources\n", *(f"**`{name}`**. {text}\n" for name, text in texts.items() if text)]
+    )
+
+
+def _formula(cls: type[Selector]) -> str:
+    """Return what a selector's module says after its first sentence, one paragraph."""
+    module = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    return _paragraph(" ".join(module.partition("\n\n")[2].split()))
 
 
 def _selector_row(name: str, cls: type[Selector]) -> str:
