@@ -85,9 +85,8 @@ def ensure_head_weights(
         path = folder / f"{_digest(identity, samples, score)[:32]}.json"
         fitted = _load(path)
         if fitted is None:
-            click.echo(
-                f"first use of fitted_heads here: fitting head weights on {len(samples)} held-out episodes ...", err=True
-            )
+            rows = len(samples) * (1 + MASKS)
+            click.echo(f"fitted_heads: fitting head weights on {len(samples)} held-out episodes, {rows:,} rows ...", err=True)
             fitted = fit(lm, configs, samples, source, score)
             write_text(path, json.dumps(asdict(fitted), allow_nan=False) + "\n")
         lm.measured[head_weights_key(score.reading)] = torch.tensor(fitted.weights)
