@@ -199,7 +199,7 @@ class HeadsRecord(TypedDict):
     window: int | None
     """Last rows of a query over which the mean is taken; None for all."""
     layers: list[int]
-    """The layers that the selector's score reads, by their number in the model."""
+    """All layers, by their number in the model."""
     total: list[list[float]]
     """(layers, H): the sum over the unit's ``n`` samples of the attention to all gold tokens of a sample, to 6 decimals."""
     n: int

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Placement, Record, Selection, Span
+from cedkv.inference.quality import Quality
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.records import answers, off_record, on_record, repro_record, selection_record
 from tests.support import making
@@ -64,7 +65,7 @@ def recorded(
     trials = [torch.stack([other, its, other]) for its in randoms]
     samples = [replace(SAMPLE, answer_token_id=3), SAMPLE, replace(SAMPLE, answer_token_id=4)]
     measured = answers(arms, trials, samples, Decoder(), 3)
-    return on_record(SAMPLE, measured[1], evidence, selection, [], span_len)
+    return on_record(SAMPLE, measured[1], evidence, selection, [], span_len, Quality())
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +157,8 @@ def test_gold_is_recorded_where_the_sample_has_it() -> None:
     placed = Placement((0, 1, 3, 4), (0, 1, 2, 3), 4, 4)
     for gold, depth in (((3, 5), 0.5), (None, None)):
         sample = replace(SAMPLE, gold_tokens=gold)
-        assert on_record(sample, {}, Evidence(ATTENTION), SELECTION, [], 2).get("gold_depth") == depth
-        selection = selection_record(sample, sample, Evidence(ATTENTION), SELECTION, placed, [])
+        assert on_record(sample, {}, Evidence(ATTENTION), SELECTION, [], 2, Quality()).get("gold_depth") == depth
+        selection = selection_record(sample, sample, Evidence(ATTENTION), SELECTION, placed, [], Quality())
         assert selection.get("gold_tokens") == (None if gold is None else list(gold))
         assert selection["label_token_ids"] == [5, ANSWER, 9]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cedkv.conditions import build_conditions, factors, labels
+from cedkv.conditions import LEFT_OUT, build_conditions, factors, labels
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import EvalBlock, Phase2Config
 from cedkv.core.errors import ConfigError
@@ -21,11 +21,14 @@ def names(comparison: str, *overrides: str, **lists: str) -> list[str]:
 
 def test_without_lists_every_selector_and_the_standard_questions() -> None:
     """The first condition is the configuration itself, and its scores are judged; budget, sinks by source, span length and
-    positioning vary around it.
+    positioning vary around it. What costs more than all others together is left out unless it is configured.
     """
     found = build_conditions("ablate_selector", Phase2Config(), {})
     assert found[0].config == Phase2Config(eval=EvalBlock(lds_masks=32))
-    assert {c.config.select.mode for c in found} == set(SELECTORS.builtin)
+    assert LEFT_OUT == ("greedy_teacher",)
+    assert {c.config.select.mode for c in found} == set(SELECTORS.builtin) - {"greedy_teacher"}
+    configured = build_conditions("ablate_selector", config("select.mode=greedy_teacher"), {})
+    assert {c.config.select.mode for c in configured} == set(SELECTORS.builtin)
     plain = [c.config for c in found if c.config.select.mode == "attention_diversity_span"]
     eight = [c for c in plain if c.select.span_len == 8]
     assert sorted({c.select.span_budget for c in eight}) == [1, 2, 4, 8]

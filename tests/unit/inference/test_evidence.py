@@ -172,8 +172,13 @@ def null(case: Case, sample: OnSample) -> tuple[int, ...]:
 
 NORMS = of_demo(eager.value_norms)
 ATTENTION = over_query(own)
+MEAN = ("select.row_pooling=mean", "select.head_pooling=mean", "select.layer_pooling=mean")
 SCORES: dict[tuple[str, ...], tuple[Loop, TokenScore]] = {
     ("attention_diversity_span",): (ATTENTION, TokenScore(KeyNorm())),
+    ("attention_diversity_span", "select.row_pooling=max", "select.head_pooling=max", "select.layer_pooling=max"): (
+        over_query(own, None, "max"),
+        TokenScore(KeyNorm(), "max", "max"),
+    ),
     ("attention_diversity_span", "select.query_window=2", "select.row_pooling=max", "select.head_pooling=max"): (
         over_query(own, 2, "max"),
         TokenScore(KeyNorm(), "max"),
@@ -208,7 +213,9 @@ SCORES: dict[tuple[str, ...], tuple[Loop, TokenScore]] = {
         TokenScore(KeyNorm()),
     ),
 }
-"""Selector and settings -> how the score is computed by loops, and its aggregation (its reading is not looked at)."""
+"""Selector and settings beside ``MEAN`` -> how the score is computed by loops, and its aggregation (its reading is not looked
+at).
+"""
 
 
 @pytest.mark.parametrize("settings", SCORES, ids=" ".join)
@@ -219,11 +226,21 @@ def test_the_score_of_every_selector(case: Case, settings: tuple[str, ...]) -> N
     with torch.inference_mode():
         per_head = [loop(case, sample) for sample in case.samples]
     for scope in ("all", [0, 2]):
-        config = case.config(f"select.mode={mode}", f"layer_scope.selection={scope}", *overrides)
+        config = case.config(f"select.mode={mode}", f"layer_scope.selection={scope}", *MEAN, *overrides)
         for found, layers in zip(read_evidence(case.batch(config), config), per_head, strict=True):
             of_scope = layers if scope == "all" or mode in ("snapkv", "tova") else layers[[0, 2]]
             by_loop = loop_pool(of_scope, aggregation)
             assert abs(found.scores - by_loop).max() < 2e-5 * max(1.0, abs(by_loop).max())
+
+
+def test_by_default_the_largest_attention_of_any_row_head_and_layer(case: Case) -> None:
+    """A configuration that says nothing of pooling; of four layers ``top25`` reads the last."""
+    loop = over_query(own, None, "max")
+    with torch.inference_mode():
+        per_head = [loop(case, sample)[3:] for sample in case.samples]
+    config = case.config()
+    for found, layers in zip(read_evidence(case.batch(config), config), per_head, strict=True):
+        assert found.scores == pytest.approx(loop_pool(layers, TokenScore(KeyNorm(), "max", "max")), abs=2e-5)
 
 
 EVERY = [*((mode,) for mode in tiny.MODES), ("replay", PLUS), *SCORES]

@@ -183,27 +183,29 @@ def test_scores_are_the_selectors_own_where_it_ranks_tokens(grid: dict[str, list
 
 @pytest.mark.parametrize("window", ["all", "2"])
 def test_attention_to_gold_tokens_is_eager_attention(llama_folder: Path, window: str) -> None:
-    """The sum over gold tokens of the mean over rows, by layer and head, summed over the samples of all units."""
+    """The sum over gold tokens of the mean over rows, by layer and head, summed over the samples of all units: of every
+    layer, whichever the selector reads.
+    """
     found = tiny.records(llama_folder, *SMALL[:3], f"select.query_window={window}", "runtime.batch_size=2",
                          "layer_scope.selection=[1,3]")  # fmt: skip
     heads = of_type(found, "heads")
     assert [(record["n"], record["layers"], record["window"]) for record in heads] == [
-        (2, [1, 3], None if window == "all" else 2)
+        (2, [0, 1, 2, 3], None if window == "all" else 2)
     ] * 2
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32, attn_implementation="eager")
-    total = np.zeros((2, 4))
+    total = np.zeros((4, 4))
     for chosen in of_type(found, "selection"):
         demo, (start, end) = chosen["demo_token_ids"], chosen["gold_tokens"]
         with torch.inference_mode():
             maps = model(torch.tensor([demo + chosen["query_token_ids"]]), output_attentions=True).attentions
-        for row, layer in enumerate((1, 3)):
+        for layer in range(4):
             rows = maps[layer][0, :, len(demo) :, start:end]
-            total[row] += rows[:, 0 if window == "all" else -2 :].mean(dim=1).sum(dim=1).numpy()
+            total[layer] += rows[:, 0 if window == "all" else -2 :].mean(dim=1).sum(dim=1).numpy()
     assert np.sum([record["total"] for record in heads], axis=0) == pytest.approx(total, abs=1e-5)
 
 
 def test_attention_to_gold_tokens_is_of_what_a_condition_reads(llama_folder: Path) -> None:
-    """Its own rows and layers, whatever others read; not of maxima, of other queries, or of what is no attention."""
+    """The mean of its own rows in every layer, however its score pools; not of other queries or of what is no attention."""
     conditions = {
         "norm": ("select.mode=key_norm",),
         "max": ("select.row_pooling=max",),
@@ -215,6 +217,6 @@ def test_attention_to_gold_tokens_is_of_what_a_condition_reads(llama_folder: Pat
     found = tiny.grid_records(llama_folder, conditions, *SMALL[:3])
     heads = {key: of_type(records, "heads") for key, records in found.items()}
     assert {key: (records[0]["window"], records[0]["layers"]) for key, records in heads.items() if records} == {
-        "own": (None, [2]), "same": (None, [2, 3]), "last": (1, [0, 1, 2, 3])
+        "max": (None, [0, 1, 2, 3]), "own": (None, [0, 1, 2, 3]), "same": (None, [0, 1, 2, 3]), "last": (1, [0, 1, 2, 3])
     }  # fmt: skip
-    assert heads["own"][0]["total"] == heads["same"][0]["total"][:1]
+    assert heads["own"][0]["total"] == heads["same"][0]["total"] == heads["max"][0]["total"] != heads["last"][0]["total"]

@@ -112,6 +112,15 @@ def test_a_window_shorter_than_the_samples_is_rejected_before_weights_are_loaded
         ("top7", 100, range(93, 100)),  # 0.07 x 100 is a little more than 7
         ("top99", 3, range(3)),
         ("top100", 30, range(30)),
+        ("mid33", 30, range(10, 20)),  # ceil(9.9) = 10
+        ("mid33", 24, range(8, 16)),
+        ("mid50", 5, range(1, 4)),  # ceil(2.5) = 3
+        ("mid33", 32, range(10, 21)),  # 11 layers, 10 before and 11 after them: the earlier ones
+        ("mid40", 5, [1, 2]),  # one before and two after
+        ("mid1", 4, [1]),
+        ("mid7", 100, range(46, 53)),
+        ("mid99", 3, range(3)),
+        ("mid100", 30, range(30)),
         ("all", 30, range(30)),
         ([0, 5, 5, 29], 30, [0, 5, 29]),
     ],

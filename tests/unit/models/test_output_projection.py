@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from cedkv.core.errors import ModelError
 from cedkv.kv.readers import value_norms
+from cedkv.models.loading import open_spec
 from cedkv.models.output_projection import grams, projections, unsupported_projection
 from tests.families.models import FAMILIES, save
 from tests.support import tiny
@@ -94,14 +96,22 @@ def with_another_projection(attention: Any, other: torch.nn.Module) -> Any:
     return forward
 
 
-def test_no_projection_is_named(llama_folder: Path) -> None:
-    _, lm = tiny.load(llama_folder)
-    assert unsupported_projection(lm.model, 4) is None
-    attention = lm.model.model.layers[3].self_attn
-    attention.mixing = attention._modules.pop("o_proj")
-    reason = unsupported_projection(lm.model, 4)
-    assert reason is not None
-    assert "layer 3" in reason
+def test_no_projection_is_named(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of the modules alone: the model is built without storage, and no weights are loaded."""
+    spec = open_spec(tiny.config(llama_folder))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    assert unsupported_projection(spec) is None
+    real, built = AutoModelForCausalLM.from_config, []
+
+    def renamed(*arguments: Any, **named: Any) -> Any:
+        built.append(real(*arguments, **named))
+        attention = built[-1].model.layers[3].self_attn
+        attention.mixing = attention._modules.pop("o_proj")
+        return built[-1]
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", renamed)
+    assert unsupported_projection(spec) == "its attention in layer 3 has no o_proj, out_proj, dense, c_proj, wo"
+    assert {parameter.device.type for parameter in built[0].parameters()} == {"meta"}
 
 
 def test_bfloat16_is_within_its_rounding(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conditions in tables, words and on the console: by groups, the nearest to the teacher first, readable when there are many."""
+"""Conditions in tables, words and on the console: by groups, each from the best down, readable when there are many."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cedkv.report.text import aligned
 from tests.support import making
 
 ORDER = ["causal_drop", "attention_diversity", "delimiter", "oracle", "random"]
-"""Two candidates that see the query, one that does not, two points of reference; in a group by KL to the teacher."""
+"""Two candidates that see the query, one that does not, two points of reference; all answer alike, so in a group by KL."""
 GROUPS = ["query-aware candidates"] * 2 + ["query-agnostic candidates"] + ["reference points"] * 2
 
 
@@ -35,7 +35,7 @@ def test_tables_and_summary_list_conditions_by_group(results: list[ConditionResu
     assert list(table["query"]) == ["query-aware", "query-aware", "query-agnostic", "query-aware", "query-agnostic"]
     assert list(table["kind"]) == ["candidate"] * 3 + ["oracle", "reference"]
     text = summary_markdown(compare_conditions("x", results))
-    rows = [line.split(" | ") for line in text[text.index("## Conditions") :].splitlines() if line.count(" | ") == 10]
+    rows = [line.split(" | ") for line in text[text.index("## Conditions") :].splitlines() if line.count(" | ") == 11]
     assert [row[:2] for row in rows[2:]] == [
         ["| causal_drop", "query-aware"],
         ["| attention_diversity", "query-aware"],
@@ -49,8 +49,20 @@ def test_tables_and_summary_list_conditions_by_group(results: list[ConditionResu
 def test_a_condition_without_a_finite_kl_is_the_last_of_its_group(
     results: list[ConditionResult], missing: float | None
 ) -> None:
-    results[2].results.metrics["phase2_kl_select_teacher_mean"] = missing
+    """Of those that answer alike: a single sample without a KL leaves no mean to rank by."""
+    results[2].records.on[3]["kl_select_teacher"] = missing
     assert [c.label for c in by_group(results)] == ["attention_diversity", "causal_drop", *ORDER[2:]]
+
+
+def test_in_a_group_accuracy_goes_before_kl() -> None:
+    """The farther candidate answers one sample more; a point of reference that answers all stays behind the candidates."""
+    right = [True] * 7 + [False] * 5
+    results = making.grid(
+        ({"select.mode": "oracle_span"}, {"kl": 0.1}),
+        ({"select.mode": "causal_drop_span"}, {"kl": 0.5, "correct": [*right[1:], False]}),
+        ({"select.mode": "attention_diversity_span"}, {"kl": 0.6, "correct": right}),
+    )
+    assert [c.label for c in by_group(results)] == ["attention_diversity", "causal_drop", "oracle"]
 
 
 def test_figures_have_a_heading_for_each_group_where_there_are_several(results: list[ConditionResult]) -> None:

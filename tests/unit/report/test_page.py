@@ -92,7 +92,8 @@ def test_conditions_with_scores_of_their_own_share_the_texts(dealt: Run) -> None
 
 def test_gold_tokens_are_there_where_the_selection_says_them(dealt: Run) -> None:
     config, records, results = dealt
-    known = [{**records.selections[0], "gold_tokens": [3, 5]}, *records.selections[1:]]
+    without = [{key: value for key, value in record.items() if key != "gold_tokens"} for record in records.selections]
+    known = [{**without[0], "gold_tokens": [3, 5]}, *without[1:]]
     gold = [source["gold"] for source in data_of(page_of((config, replace(records, selections=known), results)))["sources"]]
     assert gold == [[3, 5]] + [None] * (len(known) - 1)
 
@@ -122,12 +123,13 @@ def test_token_scores_say_whose_they_are(dealt: Run) -> None:
 
 
 def test_conditions_are_shown_by_group(dealt: Run) -> None:
+    """In a group from the most accurate down: the first condition is right 5 times of 12, the other one 7 times."""
     text = compared(dealt)
-    assert data_of(text)["groups"] == [["query-aware candidates", [0, 1]], ["reference points", [2]]]
+    assert data_of(text)["groups"] == [["query-aware candidates", [1, 0]], ["reference points", [2]]]
     table = text[text.index('class="conditions"') : text.index("Every check of every condition")]
     rows = re.findall(r'<th scope="row(?:group" colspan="\d+)?">([^<]*?)\s*(?:<span class="mark">(\w+)</span>|<)', table)
     assert rows == [
-        ("query-aware candidates", ""), ("first", "first"), ("other &lt;way&gt;", ""), ("reference points", ""),
+        ("query-aware candidates", ""), ("other &lt;way&gt;", ""), ("first", "first"), ("reference points", ""),
         ("right", "oracle"),
     ]  # fmt: skip
     assert table.count("<tbody>") == table.count("</tbody>") == 2

@@ -153,7 +153,8 @@ def test_search_and_conditions_by_address(chromium: str, dealt: Run, tmp_path: P
     assert "No sample matches" in dom
     dom = opened(chromium, tmp_path, compared(dealt), "condition=1&filter=select_right")
     assert listed(dom) == expected(on)["select_wrong"], "the second condition is the first turned round"
-    assert re.findall(r'<button[^>]* aria-pressed="(\w+)"', dom) == ["false", "true", "false"]
+    pressed = re.findall(r'<button[^>]* aria-pressed="(\w+)"[^>]*><bdi>([^<]*)</bdi>', dom)
+    assert pressed == [("true", "other &lt;way&gt;"), ("false", "first"), ("false", "right")]
     assert re.search(r'<option value="select_differs">[^<]*\(12\)', dom)
 
 
@@ -207,7 +208,8 @@ def test_a_sample_under_two_conditions_side_by_side(chromium: str, dealt: Run, t
     assert answers == [("right", "wrong")[not record["correct_select"]], ("right", "wrong")[record["correct_select"]]]
     assert dom.count("KL to teacher</dt>") == dom.count('aria-label="most probable next tokens"') - 2 == 2
     assert re.search(r'<option value="pair_differs">[^<]*\(12\)', dom)
-    assert re.findall(r'<span class="mark">(left|right)</span>', dom) == ["left", "right"]
+    marked = re.findall(r'<bdi>([^<]*)</bdi></button><span class="mark">(left|right)</span>', dom)
+    assert marked == [("other &lt;way&gt;", "right"), ("first", "left")]
 
 
 def test_a_run_alone_offers_nothing_to_compare_with(chromium: str, dealt: Run, tmp_path: Path) -> None:

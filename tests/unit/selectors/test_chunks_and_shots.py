@@ -114,10 +114,19 @@ def test_whole_shots_does_not_count_the_sink() -> None:
     assert [span.start for span in select("whole_shots", given_).spans] == [3]
 
 
-def test_whole_shots_says_what_budget_a_shot_needs() -> None:
-    given_ = task("i" * 12, SelectBlock(span_len=2, span_budget=2), shots=((0, 7), (7, 12)))
-    with pytest.raises(DataError, match=r"shortest shot has 5 tokens, the budget is span_budget x span_len = 4"):
-        select("whole_shots", given_)
+@pytest.mark.parametrize(("scores", "span"), [([0.25] * 7 + [0.5] * 5, (8, 12)), ([0.25] * 12, (3, 7))])
+def test_the_best_shot_is_cut_at_its_start_where_none_fits(scores: list[float], span: tuple[int, int]) -> None:
+    """Shots of 7 and 5 tokens, a budget of 4; of two equal scores the earlier shot goes first. Its score stays the shot's."""
+    given_ = task("i" * 12, SelectBlock(span_len=2, span_budget=2), scores, shots=((0, 7), (7, 12)))
+    (chosen,) = select("whole_shots", given_).spans
+    assert ((chosen.start, chosen.end), chosen.score) == (span, max(scores))
+
+
+def test_whole_shots_without_shots_says_what_to_write() -> None:
+    with pytest.raises(
+        DataError, match=r'whole_shots needs "shots": \[\[start, end\], \.\.\.\] in every line of data\.on_path'
+    ):
+        select("whole_shots", task("i" * 12, SelectBlock(span_len=2, span_budget=2), shots=None))
 
 
 # entropy-gated chunks

@@ -100,6 +100,13 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ({**ON, "demo_kinds": [[0, 5, "bos"]]}, "demo_kinds.0.2: input should be 'input', 'delimiter' or 'answer'"),
         ({**ON, "gold": [9, 24]}, "gold [9, 24] is not a range inside demo_text (0..23)"),
         ({**ON, "gold": [5, 5]}, "gold [5, 5] is not a range"),
+        ({**ON, "shots": []}, "shots: list should have at least 1 item after validation, not 0, found []"),
+        ({**ON, "shots": [[0, 5], [4, 9]]}, "shots range [4, 9): ranges must ascend without overlap inside demo_text (0..23)"),
+        ({**ON, "shots": [[5, 9], [0, 5]]}, "shots range [0, 5)"),
+        ({**ON, "shots": [[5, 5]]}, "shots range [5, 5)"),
+        ({**ON, "shots": [[-1, 5]]}, "shots range [-1, 5)"),
+        ({**ON, "shots": [[0, 24]]}, "shots range [0, 24)"),
+        ({**ON, "shots": [[0]]}, "shots.0.1 is missing"),
         ({**ON, "other_query_text": ""}, "other_query_text: string should have at least 1 character"),
         ({**ON, "demo_kinds": [[0, 5]]}, "demo_kinds.0.2 is missing"),
     ],
@@ -176,3 +183,47 @@ def test_guessing_takes_answers_to_the_letter(path: Path, answer: str) -> None:
 def test_blank_answer_makes_nothing_an_answer(path: Path) -> None:
     found = pieces(path, {**ON, "answer_text": " "})
     assert {kind for _, kind in found} == {"input", "delimiter"}
+
+
+# shots
+
+TWO = {**ON, "demo_text": "Words.\nx: red\n\ny: light red \n\nz: dax"}
+
+
+def shots(path: Path, *lines: object) -> list[str] | None:
+    """The shots of the first line, as text."""
+    (first, *_) = read_on(write(path, *lines), len(lines))
+    return None if first.shots is None else [first.demo_text[start:end] for start, end in first.shots]
+
+
+def test_given_shots_are_kept(path: Path) -> None:
+    """Whatever the answers are, gaps included, up to the demo's last character."""
+    assert shots(path, {**TWO, "shots": [[7, 13], [15, 36]]}) == ["x: red", "y: light red \n\nz: dax"]
+
+
+def test_shots_are_guessed_from_answers(path: Path) -> None:
+    """A shot ends with an answer and the whitespace after it, the next one starts there; what follows the last is in none."""
+    assert shots(path, TWO) == ["Words.\nx: red\n\n", "y: light red \n\n"]
+    assert shots(path, {**TWO, "demo_text": "x: red"}) == ["x: red"]
+    of_any_line = {**ON, "answer_text": " dax"}
+    assert shots(path, TWO, of_any_line) == ["Words.\nx: red\n\n", "y: light red \n\n", "z: dax"]
+
+
+def test_given_kinds_say_where_guessed_shots_end(path: Path) -> None:
+    assert shots(path, {**TWO, "demo_kinds": [[7, 8, "input"], [24, 27, "answer"]]}) == ["Words.\nx: red\n\ny: light red \n\n"]
+
+
+def test_without_answers_there_are_no_shots(path: Path) -> None:
+    assert shots(path, {**TWO, "demo_kinds": []}) is None
+    assert shots(path, {**TWO, "answer_text": " blue"}) is None
+
+
+def test_shots_are_the_tokens_that_touch_them(path: Path) -> None:
+    """A shot of the sample is a range of demo tokens, whose text holds it."""
+    (sample,) = load(write(path, {**ON, "shots": [[0, 9], [11, 23]]}), None, "eval.on_samples=1").on
+    tokenizer = tiny.tokenizer()
+    assert sample.shot_tokens is not None
+    texts = [tokenizer.decode(sample.demo_token_ids[start:end]) for start, end in sample.shot_tokens]
+    assert all(shot in text for shot, text in zip(("Word: dax", "Symbol: red\n\n"), texts, strict=True))
+    (first, second) = sample.shot_tokens
+    assert 0 == first[0] < first[1] <= second[0] < second[1] == len(sample.demo_token_ids)
