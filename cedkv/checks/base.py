@@ -64,6 +64,7 @@ CHECKS: Registry[Any] = Registry(
         "certificate.slots_have_no_place": "cedkv.checks.probe:SlotsHaveNoPlace",
         "certificate.hidden_prefix": "cedkv.checks.probe:HiddenPrefixUnseen",
         "certificate.attention_rows": "cedkv.checks.probe:AttentionRows",
+        "certificate.value_norms": "cedkv.checks.probe:ValueNorms",
     },
     base="cedkv.checks.base:Check",
 )

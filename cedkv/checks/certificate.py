@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -229,6 +230,8 @@ def _judge(lm: LanguageModel, probed: Probed) -> list[CheckResult]:
         else:
             name, limit = check.observation, kl_limit if check.unit == "nats" else check.limit(defaults)
         if name == ROTATION and lm.rope_layouts is None:  # such a configuration is rejected by name, see `can`
+            continue
+        if probed.figures.get(name, math.nan) is None:
             continue
         result = check.result(probed.figures.get(name), limit, len(DEMOS))
         results.append(replace(result, gate=None, name=name))

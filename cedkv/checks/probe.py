@@ -33,9 +33,10 @@ from cedkv.kv import attention
 from cedkv.kv.cache import KVPrefix
 from cedkv.kv.positioning import place
 from cedkv.kv.readers import AttentionReader, layer_readers
-from cedkv.kv.readings import RowAttention
+from cedkv.kv.readings import Reading, RowAttention, ValueNorm
 from cedkv.models import cpu
 from cedkv.models.loading import LanguageModel
+from cedkv.models.output_projection import TOLERANCE, grams, projections
 
 DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
 """Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
@@ -43,7 +44,8 @@ WEIGHING = "cedkv-weighing"
 """Name of the eager implementation that returns the weights it gives to values."""
 LEAST_CONTEXT = 16
 """Tokens without which a model cannot be probed."""
-LAST_ROW, TWO_ROWS = RowAttention(1, "mean"), RowAttention(2, "mean")
+ROWS = {RowAttention(1, "mean"): 1, RowAttention(2, "mean"): 2, RowAttention(2, "max"): 2}
+"""What is read of a query's attention -> how many of its last rows that is."""
 ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of attention rows that rounding may make, by dtype."""
 
@@ -76,8 +78,8 @@ class ProbeCheck(Check):
     unit = "nats"
 
     @abstractmethod
-    def measure(self, probe: Probe) -> float:
-        """Return the worst figure over the probe's samples."""
+    def measure(self, probe: Probe) -> float | None:
+        """Return the worst figure over the probe's samples; None where the check does not apply to the model."""
 
     def limit(self, dtype: str, nats: float) -> float:
         """Return the limit for a dtype, given the limit of mathematically identical KLs in nats."""
@@ -157,7 +159,7 @@ class HiddenPrefixUnseen(ProbeCheck):
 class AttentionRows(ProbeCheck):
     """Attention as it is read = the eager implementation's.
 
-    Largest absolute difference, over layers and heads, of the query's last row and of the mean of its last two.
+    Largest absolute difference, over layers and heads, of the query's last row, and of mean and maximum of its last two.
     """
 
     name, unit = "attention_rows", "absolute"
@@ -172,23 +174,59 @@ class AttentionRows(ProbeCheck):
                 ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
                 maps = probe.lm.model(ids, output_attentions=True).attentions
                 for i, layer in enumerate(sorted(probe.layers)):
-                    expected = maps[layer][0].float()[:, -2:, : len(sample.demo_token_ids)]
-                    for reading, rows in ((LAST_ROW, expected[:, -1]), (TWO_ROWS, expected.mean(dim=1))):
-                        differences.append(float((probe.teacher.maps[reading][row][i] - rows).abs().max()))
+                    for reading, count in ROWS.items():
+                        read = maps[layer][0].float()[:, -count:, : len(sample.demo_token_ids)]
+                        expected = read.mean(dim=1) if reading.pooling == "mean" else read.amax(dim=1)
+                        differences.append(float((probe.teacher.maps[reading][row][i] - expected).abs().max()))
         return _worst(differences)
+
+
+class ValueNorms(ProbeCheck):
+    """Norms of values as they are read = those of what the output projection makes of them, head by head.
+
+    Largest difference of ||W_o v|| over the largest norm of the layer. It does not apply where the output projection is not
+    known: scores that weigh values are rejected there.
+    """
+
+    name, unit = "value_norms", "relative"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return TOLERANCE[dtype]
+
+    def measure(self, probe: Probe) -> float | None:
+        if ValueNorm() not in probe.teacher.maps:
+            return None
+        modules, differences = projections(probe.lm.model), []
+        with left_alone(probe.lm.model):
+            for row, sample in enumerate(probe.samples):
+                for i, layer in enumerate(sorted(probe.layers)):
+                    value = probe.inputs.demo.values[layer][row, :, : len(sample.demo_token_ids)]
+                    read = probe.teacher.maps[ValueNorm()][row][i]
+                    written = torch.stack([_written(modules[layer], value, head, len(read)) for head in range(len(read))])
+                    differences.append(float((read - written.to(read.device)).abs().max() / written.max()))
+        return _worst(differences)
+
+
+def _written(projection: torch.nn.Module, value: torch.Tensor, head: int, heads: int) -> torch.Tensor:
+    """Return the norm of what a query head's value makes the projection write, (T,), of ``value`` (H_kv, T, D_h)."""
+    alone = value.new_zeros(value.shape[1] + 1, heads, value.shape[2])
+    alone[:-1, head] = value[head * len(value) // heads]
+    output = projection(alone.flatten(1)).float()
+    return (output[:-1] - output[-1]).norm(dim=1)  # the last row is the bias alone
 
 
 @dataclass(frozen=True)
 class Probed:
     """What was measured, the worst over the probe's samples.
 
-    figures: name of a check (of a certified one of Gate A: its observation) -> figure in the check's unit.
+    figures: name of a check (of a certified one of Gate A: its observation) -> figure in the check's unit; None for a check
+        that does not apply to the model.
     floor: largest KL between two mathematically identical ways of calling the model left alone, in nats.
     fault: smallest KL that a planted fault makes here (a query one position too far, a kept token missing), in nats.
     effect: mean KL(teacher || base) in nats.
     """
 
-    figures: dict[str, float]
+    figures: dict[str, float | None]
     floor: float
     fault: float
     effect: float
@@ -255,7 +293,9 @@ def run_probe(lm: LanguageModel) -> Probed:
     names, rows = [sample.sample_id for sample in samples], range(len(samples))
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
     layers = frozenset(range(lm.capabilities.n_layers))
-    reader = AttentionReader(layers, layer_readers([LAST_ROW, TWO_ROWS], {}, None))
+    weigh = _known_grams(lm)
+    readings: list[Reading] = [*ROWS, *([ValueNorm()] if weigh else [])]
+    reader = AttentionReader(layers, layer_readers(readings, weigh, None))
     teacher = read_teacher(lm, demos, queries, names, reader, keep=rows)
     base = next_token_logprobs(lm, [s.base_ids for s in samples], names)
     slots = max(map(len, demos)) // 2 + 3
@@ -278,12 +318,22 @@ def run_probe(lm: LanguageModel) -> Probed:
     )
     certified = [check for check in measured_checks() if check.certified]
     observed = run_checks(lm, config, inputs, certified)
-    figures = {name: _worst(value for value in values if value is not None) for name, values in observed.items()}
+    figures: dict[str, float | None] = {
+        name: _worst(value for value in values if value is not None) for name, values in observed.items()
+    }
     case = Probe(lm, samples, kept, inputs, teacher)
     figures |= {check.name: check.measure(case) for check in all_checks() if isinstance(check, ProbeCheck)}
     with left_alone(lm.model):
         floor = _batched_alone(lm, [s.teacher_ids for s in samples])
     return Probed(figures, floor, _smallest_fault(case), float(kl(teacher.logprobs, base).mean()))
+
+
+def _known_grams(lm: LanguageModel) -> dict[int, torch.Tensor]:
+    """Return ``grams``; nothing for a model whose output projection is not known."""
+    try:
+        return grams(lm)
+    except ModelError:
+        return {}
 
 
 def _worst(values: Iterable[float]) -> float:

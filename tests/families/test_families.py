@@ -46,6 +46,17 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     assert ("rotation_equivariance" in {check.name for check in checks}) is (lm.rope_layouts is not None)
 
 
+def test_certified_where_the_output_projection_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BitNet normalises what it projects: its value norms mean nothing, are not compared and decide nothing."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "certificates"))
+    bitnet, llama = ({f.name: f for f in FAMILIES}[name] for name in ("BitNet", "Llama"))
+    for family, known in ((bitnet, False), (llama, True)):
+        _, _, found = judged(family, tmp_path / family.name)
+        assert found is not None
+        assert found.certified, found.table()
+        assert ("value_norms" in {finding.name for finding in found.findings}) is known
+
+
 @pytest.mark.parametrize("family", REJECTED, ids=[family.name for family in REJECTED])
 def test_rejected_before_weights_are_loaded(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))

@@ -12,6 +12,7 @@ from tests.mutation.measuring import LEARNED, Overrides
 from tests.mutation.planted import Plant, arms, attention, precision, prefixes, samples, weights
 
 GATHER, SINKS, SOME_LAYERS = "prefix.kv_source=gather", "select.keep_sink=3", "layer_scope.injection=[0,2]"
+REPLAY = "prefix.boundary_replay=2"
 ABSOLUTE, ONE_OFF = "injection.positioning_mode=absolute", "eval.off_samples=1"
 PRODUCTS_IN_FLOAT16 = precision.products_in(torch.float16)
 PREFIX_KEPT_IN_FLOAT16 = precision.prefix_kept_in(torch.float16)
@@ -32,6 +33,9 @@ GATE_A: list[Row] = [
     (prefixes.keys_turned_by_other_angles, "gateA.rotation_equivariance", ()),
     (prefixes.gathered_off_by_one, "gateA.keep_all_absolute", ()),
     (prefixes.gathered_off_by_one_behind_a_gap, "gateA.first_layer", (GATHER,)),
+    (prefixes.replayed_one_position_late, "gateA.boundary_replay", (GATHER, REPLAY)),
+    (prefixes.replayed_tokens_see_later_ones, "gateA.boundary_replay", (GATHER, REPLAY)),
+    (prefixes.replayed_tokens_one_slot_late, "gateA.boundary_replay", (GATHER, REPLAY)),
     (prefixes.last_layer_s_keys_of_row_0_for_all, "gateA.left_alone", (ONE_OFF,)),
     (prefixes.last_layer_s_keys_of_row_0_for_all, "gateA.batch_consistency", (GATHER, ONE_OFF)),
     (prefixes.gathered_of_another_sample, "gateA.first_layer", (GATHER,)),
@@ -101,6 +105,8 @@ CERTIFICATE: list[Row] = [
     (attention.read_one_key_late, "certificate.attention_rows", ()),
     (attention.read_in_another_layer, "certificate.attention_rows", ()),
     (attention.read_of_one_head, "certificate.attention_rows", ()),
+    (attention.window_ignored, "certificate.attention_rows", ()),
+    (attention.value_norms_of_another_head, "certificate.value_norms", ()),
     (attention.a_gap_in_the_teacher_s_positions, "certificate.teacher_incremental", ()),
     (attention.incremental_query_one_position_late, "certificate.teacher_incremental", ()),
     (prefixes.nulls_of_an_empty_row_not_masked, "certificate.null_effect", ()),
@@ -113,6 +119,12 @@ CERTIFICATE: list[Row] = [
     (prefixes.use_changes_the_prefix, "certificate.source_cache_unchanged", ()),
 ]
 TABLE = GATE_A + GATE_B + CERTIFICATE
+OUTSIDE: list[Plant] = [
+    attention.window_ignored,
+    attention.null_query_not_subtracted,
+    attention.value_norms_of_another_head,
+]
+"""Faults in how a score is made, which no check of a run sees: its evidence agrees with itself."""
 
 ALONE: dict[str, Plant] = {
     "gateA.teacher_incremental": attention.incremental_query_one_position_late,
@@ -130,6 +142,7 @@ ALONE: dict[str, Plant] = {
     "gateA.arithmetic": PRODUCTS_IN_FLOAT16,
     "gateA.left_alone": prefixes.last_layer_s_keys_of_row_0_for_all,
     "gateA.first_layer": prefixes.gathered_off_by_one_behind_a_gap,
+    "gateA.boundary_replay": prefixes.replayed_tokens_see_later_ones,
     "gateA.unseen_layers": prefixes.hidden_from_the_wrong_layers,
     "gateA.off_alone": arms.off_prompts_under_another_state,
     "gateA.rotation_equivariance": prefixes.keys_turned_by_other_angles,
@@ -143,6 +156,7 @@ ALONE: dict[str, Plant] = {
     "certificate.slots_have_no_place": prefixes.gathered_off_by_one_behind_a_gap,
     "certificate.hidden_prefix": attention.seen_where_hidden,
     "certificate.attention_rows": attention.read_one_key_late,
+    "certificate.value_norms": attention.value_norms_of_another_head,
     "certificate.teacher_incremental": attention.incremental_query_one_position_late,
     "certificate.null_effect": prefixes.nulls_of_an_empty_row_not_masked,
     "certificate.roundtrip": precision.stored_layers_swapped,

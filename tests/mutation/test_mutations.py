@@ -8,6 +8,8 @@ What no check can see, because both of its sides would be computed alike or no v
 
     KL the other way round, a wrong answer token, figures of     oracle/test_outside_recomputation.py: every figure of a run
       one arm in another's column, of few samples                computed again from its artifacts by plain transformers
+    how what is read becomes a score: a null query that is not   the same; that it sees these faults is held here
+      subtracted, rows and values pooled or weighed otherwise
     percentiles, means, comparisons                              unit/test_metrics_phase2.py, unit/analysis/test_paired.py
     random draws that depend on order or batch composition       integration/test_engine.py
 """
@@ -15,9 +17,13 @@ What no check can see, because both of its sides would be computed alike or no v
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cedkv.checks.certificate import FOLDER
+from cedkv.runs import pipeline
+from cedkv.runs.resolved import resolve_run
 from tests.mutation.measuring import (
     Overrides,
     Reference,
@@ -27,7 +33,11 @@ from tests.mutation.measuring import (
     run_verdicts,
 )
 from tests.mutation.planted import Patch, Plant, arms
-from tests.mutation.table import ALONE, CERTIFICATE, FLOOR_BASED, GATE_A, GATE_B, NEVER_ALONE, TABLE, Row
+from tests.mutation.table import ALONE, CERTIFICATE, FLOOR_BASED, GATE_A, GATE_B, NEVER_ALONE, OUTSIDE, TABLE, Row
+from tests.oracle.outside import Plain, Rules
+from tests.oracle.outside_run import compare
+from tests.support import patch_points as points
+from tests.support import tiny
 
 RUNS = GATE_A + GATE_B
 
@@ -101,3 +111,24 @@ def test_random_spans_that_are_the_selected_ones_decide_nothing(llama: tuple[Pat
     folder, without_fault = llama
     arms.random_spans_are_select_s(monkeypatch)
     assert run_verdicts(folder, (), without_fault)["gateA.random_is_another"] == "insufficient"
+
+
+@pytest.mark.parametrize("plant", [None, *OUTSIDE], ids=lambda plant: plant.__name__ if plant else "without_a_fault")
+def test_scores_with_a_fault_are_noticed_outside(
+    llama_folder: Path, tmp_path: Path, monkeypatch: Patch, plant: Plant | None
+) -> None:
+    """A batch of one has the same fault as a batch of many, so only what computes the scores by other means sees it."""
+    points.without_mlflow(monkeypatch)
+    monkeypatch.setenv(FOLDER, str(tmp_path / "certificates"))
+    monkeypatch.chdir(tmp_path)
+    if plant is not None:
+        plant(monkeypatch)
+    select = ("query_window=2", "null_query=true", "value_weighting=output_norm")
+    overrides = ("model.allow_uncertified=true", *(f"select.{setting}" for setting in select))
+    resolved = resolve_run("phase2", tiny.config(llama_folder, *overrides))
+    (finished,) = pipeline.run(resolved)
+    assert finished.results.verdicts["gateA"]
+    null: Any = tiny.tokenizer()("N/A").input_ids
+    rules = Rules(4, 3, 4, query_window=2, value_weighted=True, null_query=null)
+    worst = compare(Path("outputs") / resolved.manifest.run_id, Plain(llama_folder), rules).worst["score"]
+    assert worst < 1e-5 if plant is None else worst > 1e-3

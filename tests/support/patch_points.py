@@ -17,7 +17,7 @@ from cedkv import eval_phase2, records
 from cedkv.checks import consistency, probe
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
-from cedkv.inference import evidence, forward, student, teacher
+from cedkv.inference import ablation, evidence, forward, head_weights, student, teacher
 from cedkv.inference import prefix as prefix_module
 from cedkv.kv import attention, cache, readers
 from cedkv.models import loading
@@ -77,6 +77,10 @@ BASE_LOGPROBS = point("next_token_logprobs", eval_phase2)
 # the teacher and its attention
 READ_TEACHER = point("read_teacher", evidence)
 COLLECT_READINGS = point("reading", teacher._Collector)
+FIT_HEADS = point("fit", head_weights)
+READ_QUERIES = point("read_queries", evidence)
+ROWS_READ = point("_counts", readers)
+VALUE_NORMS = point("value_norms", readers)
 READ_ATTENTION = point("observe", readers.AttentionReader)
 ATTENTION_ROWS = point("attention_rows", attention)
 ROW_CHUNK = point("ROW_CHUNK", attention, readers)
@@ -86,6 +90,7 @@ SCALED_DOT_PRODUCT = point("scaled_dot_product_attention", attention)
 # prefixes: K/V, positions, rotation, files
 PREFILL = point("prefill", prefix_module)
 GATHER = point("gather", prefix_module)
+REPLAY_BOUNDARIES = point("replay_boundaries", prefix_module)
 ASSEMBLE = point("assemble", student, prefix_module)
 ASSEMBLE_GATHERED = point("assemble", student)
 ASSEMBLE_EVERYWHERE = point("assemble", student, prefix_module, consistency)
@@ -105,6 +110,7 @@ SELECTED = point("select", student.Students)
 ENCODE = point("_encode", student)
 ANSWER = point("answer", student)
 STUDENT_LOGPROBS = point("next_token_logprobs", student)
+ABLATION_LOGPROBS = point("next_token_logprobs", ablation)
 SELECT = point("select_tokens", student)
 OFF_PROMPTS = point("_off_select", eval_phase2)
 ANSWERS = point("answers", eval_phase2)

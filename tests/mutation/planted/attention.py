@@ -26,6 +26,25 @@ def read_of_one_head(patch: Patch) -> None:
     points.ATTENTION_ROWS.wrap(patch, lambda real, *arguments: real(*arguments)[:, :1])
 
 
+def window_ignored(patch: Patch) -> None:
+    """All rows of a query are pooled, however few are asked for."""
+    points.ROWS_READ.wrap(patch, lambda real, window, rows, call: real(None, rows, call))
+
+
+def null_query_not_subtracted(patch: Patch) -> None:
+    """What it attends to is read as 0."""
+
+    def nothing(real: Any, *arguments: Any) -> Any:
+        output = real(*arguments)
+        return replace(output, maps={reading: [0 * row for row in rows] for reading, rows in output.maps.items()})
+
+    points.READ_QUERIES.wrap(patch, nothing)
+
+
+def value_norms_of_another_head(patch: Patch) -> None:
+    points.VALUE_NORMS.wrap(patch, lambda real, value, gram: real(value, gram).roll(1, dims=1))
+
+
 def scaled_scores(patch: Patch) -> None:
     """Attention is not the model's, in every path of this suite alike."""
     points.SDPA_FORWARD.wrap(patch, lambda real, *q_k_v, scaling, **rest: real(*q_k_v, scaling=0.9 * scaling, **rest))

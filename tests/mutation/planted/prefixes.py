@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from cedkv.inference.boundary_replay import replayed_slots
 from cedkv.kv.attention import HiddenPrefix
 from cedkv.kv.cache import KVPrefix
 from tests.mutation.planted import Patch
@@ -111,6 +112,48 @@ def last_layer_s_keys_of_row_0_for_all(patch: Patch) -> None:
 
 def gathered_of_another_sample(patch: Patch) -> None:
     points.GATHER.wrap(patch, lambda real, source, rows, *rest: real(source, [*rows[1:], rows[0]], *rest))
+
+
+# tokens run again behind the kept tokens before them
+
+
+def replayed_one_position_late(patch: Patch) -> None:
+    def late(real: Any, lm: Any, samples: Any, placements: Any, *rest: Any) -> Any:
+        return real(lm, samples, [replace(p, key_positions=tuple(n + 1 for n in p.key_positions)) for p in placements], *rest)
+
+    points.REPLAY_BOUNDARIES.wrap(patch, late)
+
+
+def replayed_tokens_see_later_ones(patch: Patch) -> None:
+    """Every token that is run again sees what the last one sees."""
+
+    def all_see(_: Any, arguments: Any, named: dict[str, Any]) -> Any:
+        mask = named["attention_mask"]
+        return arguments, {**named, "attention_mask": mask | mask.any(dim=2, keepdim=True)}
+
+    def uncausal(real: Any, lm: Any, *rest: Any) -> Any:
+        hook = lm.model.base_model.register_forward_pre_hook(all_see, with_kwargs=True)
+        try:
+            return real(lm, *rest)
+        finally:
+            hook.remove()
+
+    points.REPLAY_BOUNDARIES.wrap(patch, uncausal)
+
+
+def replayed_tokens_one_slot_late(patch: Patch) -> None:
+    """K/V of each token that is run again are written where the next one's belong; those of the first one stay."""
+
+    def shifted(real: Any, lm: Any, samples: Any, placements: Any, kept: Any, k: int) -> Any:
+        new = real(lm, samples, placements, kept, k)
+        layers = tuple(tuple(tensor.clone() for tensor in tensors) for tensors in kept)
+        for row, placement in enumerate(placements):
+            slots = replayed_slots(placement.kept_tokens, k)
+            for tensor, replayed in zip((*layers[0], *layers[1]), (*new[0], *new[1]), strict=True):
+                tensor[row, :, slots[1:]] = replayed[row, :, slots[:-1]]
+        return layers
+
+    points.REPLAY_BOUNDARIES.wrap(patch, shifted)
 
 
 # masks, layers, keys and values
