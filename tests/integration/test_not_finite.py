@@ -60,7 +60,7 @@ def spoiled_row(what: Callable[..., Any], bad: float) -> Callable[..., Any]:
     ("function", "said"),
     [
         (points.LAST_LOGITS, "logits of"),
-        (points.ATTENTION_ROWS, "RowAttention scores of"),
+        (points.ATTENTION_ROWS, "token scores of"),
         (points.READ_CACHE, "keys of"),
         (points.GATHER, "of kept tokens of"),
         (points.ROTATE_KEYS, "keys of kept tokens of"),

@@ -46,6 +46,7 @@ class Counted:
         self.students: list[Any] = []
         points.ENCODE.wrap(patch, self._encode)
         points.STUDENT_LOGPROBS.wrap(patch, self._answer)
+        points.ABLATION_LOGPROBS.wrap(patch, self._drop)
         points.SELECTED.wrap(patch, self._select)
 
     def step(self, arm: str, n: int) -> None:
@@ -57,12 +58,13 @@ class Counted:
             self.encoded[choice.kv_source, owner.sample_id, placed.kept_tokens, placed.key_positions] += 1
         return real(batch, choice, rows)
 
-    def _answer(self, real: Any, lm: Any, rows: Any, names: Any, prefix: Any, *injection: Any) -> torch.Tensor:
-        if injection:
-            self.answered.update(names)
-        else:
-            self.dropped += len(names)
-        return real(lm, rows, names, prefix, *injection)
+    def _answer(self, real: Any, lm: Any, rows: Any, names: Any, *prefix: Any) -> torch.Tensor:
+        self.answered.update(names)
+        return real(lm, rows, names, *prefix)
+
+    def _drop(self, real: Any, lm: Any, rows: Any, names: Any, *prefix: Any) -> torch.Tensor:
+        self.dropped += len(names)
+        return real(lm, rows, names, *prefix)
 
     def _select(self, real: Any, students: Any, choice: Any) -> Any:
         self.students.append(students)
