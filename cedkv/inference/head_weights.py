@@ -30,10 +30,11 @@ from cedkv.inference.evidence import head_map, head_weights_key, read_batch
 from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
 from cedkv.models.loading import LanguageModel
+from cedkv.tasks.jsonl import TooFewLinesError
 from cedkv.tasks.load import load_samples, read_sample_texts
 
-EPISODES, LEAST_EPISODES = 48, 16
-"""Held-out episodes to fit on, and the fewest of a user's file."""
+EPISODES = 48
+"""Held-out episodes to fit on."""
 MASKS, PIECE = 32, 8
 """Random masks per episode, and tokens of the pieces that a mask hides or leaves."""
 FIT_SEED = 2**31 - 1
@@ -106,10 +107,11 @@ def held_out_samples(lm: LanguageModel, config: Phase2Config) -> tuple[list[OnSa
     other = config.model_copy(update={"seed": seed, "eval": sizes})
     try:
         texts = read_sample_texts(other)
-    except DataError as error:
+    except TooFewLinesError as error:
         raise DataError(
-            f"fitted_heads fits its weights on {EPISODES} lines of data.on_path beyond the {evaluated} that are evaluated: "
-            f"{error}"
+            f"{config.data.on_path}: {error.lines} lines, of which {evaluated} are evaluated (eval.on_samples, -P max_on), and "
+            f"fitted_heads fits its weights on {EPISODES} others; add {evaluated + EPISODES - error.lines} lines, or use "
+            "another selector"
         ) from None
     samples = load_samples(other, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary, texts)
     return list(samples.on[evaluated:]), samples.on_source

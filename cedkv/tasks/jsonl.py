@@ -33,6 +33,14 @@ MAX_LINE = 10_000_000
 Text = Annotated[str, Field(min_length=1)]
 
 
+class TooFewLinesError(DataError):
+    """A file has fewer lines than are needed; ``lines``: how many it has."""
+
+    def __init__(self, message: str, lines: int) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     id: Annotated[PlainText, Field(max_length=200)] | None = None
@@ -59,7 +67,8 @@ def read_on(path: str, n: int) -> list[OnEpisode]:
     """Return the first ``n`` episodes of a file.
 
     Raises:
-        DataError: the file is unreadable, has a bad line or too few lines; the message names file and line.
+        DataError: the file is unreadable or has a bad line; the message names file and line.
+        TooFewLinesError: it has too few.
     """
     lines = _read(path, n, OnLine, "data.on_path", "eval.on_samples (-P max_on)")
     answers = {line.answer_text.strip() for line in lines} - {""}
@@ -123,7 +132,8 @@ def _read(path: str, n: int, model: type[LineT], key: str, count_key: str) -> li
     except ValueError as error:
         raise DataError(f"{key} = {preview(path, 200)} cannot be read: {error}; give the path of a JSONL file") from None
     if len(lines) < n:
-        raise DataError(f"{path}: {len(lines)} lines, but {count_key} = {n}; add lines or lower it to {len(lines)}")
+        message = f"{path}: {len(lines)} lines, but {count_key} = {n}; add lines or lower it to {len(lines)}"
+        raise TooFewLinesError(message, len(lines))
     return lines
 
 

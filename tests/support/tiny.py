@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from cedkv.checks import certificate
 from cedkv.conditions import Condition
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import Phase
@@ -21,7 +22,9 @@ from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
+from cedkv.inference.head_weights import ensure_head_weights
 from cedkv.models import loading
+from cedkv.models.fingerprint import fingerprint
 from cedkv.tasks.load import load_samples
 from cedkv.tasks.off_prompts import FORMS, TOPICS
 from cedkv.tasks.symbol_lookup import SYMBOLS
@@ -31,8 +34,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<user>\n{{ m['content'] }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>\n{% endif %}"
 )
 ARCHITECTURES = ("llama", "qwen2")
-MODES = tuple(mode for mode in SELECTORS.builtin if mode != "fitted_heads")
-"""Selectors that a run can use as it is; the heads' weights of ``fitted_heads`` are fitted beforehand."""
+MODES = tuple(SELECTORS.builtin)
 SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 128}  # fmt: skip
 """Sizes for the configuration class of a model that runs no text."""
@@ -107,6 +109,7 @@ def grid_records(
     made = {key: config(folder, *overrides, *own) for key, own in conditions.items()}
     first = next(iter(made.values()))
     lm = loading.load(first)
+    ensure_head_weights(lm, list(made.values()), fingerprint(lm), certificate.folder(None, "head_weights"))
     samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     grid = [Condition(key, its) for key, its in made.items()]
     units = plan_samples(grid, samples, phase)

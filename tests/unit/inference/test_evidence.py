@@ -18,7 +18,8 @@ from cedkv.core.errors import DataError, ModelError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Candidate, OnSample, Selection, Span
 from cedkv.inference.batch import Batch
-from cedkv.inference.evidence import pool, read_batch, read_evidence, token_score
+from cedkv.inference.evidence import head_weights_key, pool, read_batch, read_evidence, token_score
+from cedkv.inference.head_weights import fitted_scores
 from cedkv.inference.passes import REPEAT, check_lengths, plan_passes, token_scores
 from cedkv.kv.readings import KeyNorm, LagRelative, TokenScore
 from cedkv.models.capabilities import ContextLimit
@@ -54,12 +55,14 @@ class Case:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "BOS"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The embedding of token 0, with which rows are padded, is zero."""
+    """The embedding of token 0, with which rows are padded, is zero; heads have any weights, in place of fitted ones."""
     folder = tiny.save(tmp_path_factory.mktemp("model"), bos=request.param, pad_token_id=0, bos_token_id=2)
     config, lm = tiny.load(folder, *SMALL)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary).on[:3]
     assert len({len(sample.demo_token_ids) for sample in samples}) > 1
     assert (lm.model.get_input_embeddings().weight[0] == 0).all()
+    for score in fitted_scores([tiny.config(folder, "select.mode=fitted_heads")]):
+        lm.measured[head_weights_key(score.reading)] = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     return Case(folder, lm, Eager(folder), samples)
 
 
