@@ -43,5 +43,6 @@ def test_real_weights_pass_gate_a_and_every_figure_is_found_again(
     assert found.problems == []
     assert found.compared > 470
     assert found.worst.pop("score") < 1e-5
+    assert found.worst.pop("gold_coverage") == 0
     assert found.worst.keys() == {"logprob", "kl", "metric"}
     assert max(found.worst.values()) < limit, found.worst
