@@ -259,7 +259,8 @@ def check_lead(min_lead: float) -> None:
 def keep_leading(spans: tuple[Span, ...], scores: Iterable[float], min_lead: float) -> tuple[Span, ...]:
     """Return the spans that lead: a budget is what may be kept at most, and spans that say nothing distract the student.
 
-    A span's lead is (s - m) / (s_best - m), with m the mean score of all candidates: 1 for the best span, 0 for a mean one.
+    A span's lead is (s - m) / (s_best - m), with m the mean score of all candidates: 1 for the best span, 0 for a mean one. Where
+    no span is above the mean, nothing leads and all are kept.
 
     Args:
         scores: of all candidates.
@@ -268,7 +269,7 @@ def keep_leading(spans: tuple[Span, ...], scores: Iterable[float], min_lead: flo
     if not spans or min_lead <= 0:
         return spans
     mean, best = float(np.mean(list(scores))), max(span.score for span in spans)
-    return tuple(span for span in spans if span.score - mean >= min_lead * (best - mean))
+    return tuple(span for span in spans if best <= mean or span.score - mean >= min_lead * (best - mean))
 
 
 def pick_top(scored: Iterable[tuple[Candidate, float]], select: SelectBlock) -> tuple[Span, ...]:

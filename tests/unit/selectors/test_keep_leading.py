@@ -45,6 +45,12 @@ def test_whole_shots_are_left_out_alike() -> None:
     assert [span.start for span in select_tokens(WholeShots(min_lead=0.9), given).spans] == [3]
 
 
+def test_shots_that_fit_but_do_not_lead_are_kept() -> None:
+    """The best shot is too long for the budget: what is left is below the mean, and dropping it would leave nothing."""
+    given = task("i" * 12, SelectBlock(span_len=2, span_budget=1), [9.0] * 10 + [1.0] * 2, shots=((0, 10), (10, 12)))
+    assert [span.start for span in select_tokens(WholeShots(min_lead=0.6), given).spans] == [10]
+
+
 def test_a_lead_that_is_no_share_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"min_lead = 1\.5 is no share"):
         resolve(None, ["select.params={min_lead: 1.5}"])
