@@ -257,10 +257,10 @@ def check_lead(min_lead: float) -> None:
 
 
 def keep_leading(spans: tuple[Span, ...], scores: Iterable[float], min_lead: float) -> tuple[Span, ...]:
-    """Return the spans that lead: a budget is what may be kept at most, and spans that say nothing distract the student.
+    """Return the spans that lead: a budget is what may be kept at most, and spans that say nothing distract.
 
-    A span's lead is (s - m) / (s_best - m), with m the mean score of all candidates: 1 for the best span, 0 for a mean one. Where
-    no span is above the mean, nothing leads and all are kept.
+    A span's lead is (s - m) / (s_best - m), with m the mean score of all candidates: 1 for the best span, 0 for a mean one.
+    Where no span is above the mean, nothing leads and all are kept.
 
     Args:
         scores: of all candidates.
