@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from cedkv.analysis.paired import mcnemar
-from cedkv.checks.certificate import folder
+from cedkv.checks.certificate import measurements_folder
 from cedkv.config.resolve import resolve, resolve_over
 from cedkv.config.schema import Phase2Config
 from cedkv.inference.evidence import read_batch
@@ -89,7 +89,7 @@ def measure(model: str, seeds: Sequence[int], samples: int, names: Sequence[str]
         configs = [recommended if name == "recommended" else resolve_over(plain, CANDIDATES[name]) for name in names]
         texts = read_sample_texts(plain)
         loaded = load_samples(plain, spec.tokenizer, spec.capabilities.max_positions, spec.vocabulary, texts).on
-        ensure_head_weights(lm, configs, fingerprint(lm), folder(plain.model.cache_dir, "head_weights"))
+        ensure_head_weights(lm, configs, fingerprint(lm), measurements_folder(plain.model.cache_dir, "head_weights"))
         for start in tqdm(range(0, len(loaded), BATCH), desc=f"{Path(model).name}, seed {seed}"):
             _answer(lm, configs, list(loaded[start : start + BATCH]), list(found.values()), teacher)
     return found, teacher

@@ -29,7 +29,7 @@ from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
-from cedkv.records import answers, heads_record, off_record, on_record, plumbing_records, repro_record, selection_record
+from cedkv.recording import answers, heads_record, off_record, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
 from cedkv.units import (
     READ_WITH_TEACHER,

@@ -23,7 +23,7 @@ from cedkv.selectors.base import Selector, selector_class
 DOCS = Path(__file__).parent
 PACKAGES = (
     *("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "conditions.py", "models", "inference"),
-    *("records.py", "checks", "units.py", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
+    *("records.py", "recording.py", "checks", "units.py", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
 )
 """In the order of their imports."""
 FLOW = "config, tasks, teacher's evidence, selection, placement, prefix, answers, records, checks, analysis, report, tracking"

@@ -12,7 +12,7 @@ from cedkv.checks.gates import all_pass, judge_gate
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.selectors.base import selector_class
+from cedkv.selectors.base import query_kind, selector_class
 
 GROUPS = ("query-aware candidates", "query-agnostic candidates", "reference points")
 """The groups that tables, page and figures list conditions in, in this order."""
@@ -88,14 +88,9 @@ class ConditionResult:
         return self.role != "candidate"
 
     @property
-    def query_aware(self) -> bool:
-        """Whether the selection depends on the query, by its selector."""
-        return selector_class(self.config.select.mode).query_aware
-
-    @property
     def query(self) -> str:
         """``query-aware`` or ``query-agnostic``."""
-        return "query-aware" if self.query_aware else "query-agnostic"
+        return query_kind(selector_class(self.config.select.mode))
 
     @property
     def group(self) -> str:

@@ -269,10 +269,10 @@ def _code_digest() -> str:
 
 def _path(identity: Mapping[str, Any], cache_dir: str | None) -> Path:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    return folder(cache_dir, "certificates") / f"{digest[:32]}.json"
+    return measurements_folder(cache_dir, "certificates") / f"{digest[:32]}.json"
 
 
-def folder(cache_dir: str | None, kind: str) -> Path:
+def measurements_folder(cache_dir: str | None, kind: str) -> Path:
     """Return where what was measured on models is kept; ``kind`` is ``certificates`` or ``head_weights``."""
     given = os.environ.get(FOLDER)
     return Path(given) if given else cache_root(cache_dir) / kind

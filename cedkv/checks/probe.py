@@ -36,7 +36,7 @@ from cedkv.kv.readers import AttentionReader, layer_readers
 from cedkv.kv.readings import Reading, RowAttention, ValueNorm
 from cedkv.models import cpu
 from cedkv.models.loading import LanguageModel
-from cedkv.models.output_projection import TOLERANCE, grams, projections
+from cedkv.models.output_projection import grams
 
 DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
 """Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
@@ -46,8 +46,6 @@ LEAST_CONTEXT = 16
 """Tokens without which a model cannot be probed."""
 ROWS = {RowAttention(1, "mean"): 1, RowAttention(2, "mean"): 2, RowAttention(1, "max"): 1}
 """What is read of a query's attention -> how many of its last rows that is."""
-ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of attention rows that rounding may make, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -87,133 +85,6 @@ class ProbeCheck(Check):
 
     def judge(self, run: RunRecords) -> CheckResult | None:
         return None
-
-
-class WeightsWithoutPlace(ProbeCheck):
-    """Every weight of the checkpoint has its place in the configuration."""
-
-    name, unit = "weights_without_place", "tensors"
-
-    def limit(self, dtype: str, nats: float) -> float:
-        return 0.0
-
-    def measure(self, probe: Probe) -> float:
-        return float(len(probe.lm.meta["weights_without_place"]))
-
-
-class ModelLeftAlone(ProbeCheck):
-    """Base, teacher and a prefix in front of a query = the model left alone.
-
-    Largest KL(here || left alone).
-    """
-
-    name = "left_alone"
-
-    def measure(self, probe: Probe) -> float:
-        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
-        demos = [sample.demo_token_ids for sample in samples]
-        short = [tuple(demo[t] for t in k) + q for demo, k, q in zip(demos, probe.kept, inputs.queries, strict=True)]
-        with left_alone(lm.model):
-            pairs = [
-                (inputs.base, _call(lm, [s.base_ids for s in samples])),
-                (inputs.teacher, _call(lm, [s.teacher_ids for s in samples])),
-                (inputs.select, _call(lm, short)),
-            ]
-        return _worst(float(kl(here, alone).max()) for here, alone in pairs)
-
-
-class SlotsHaveNoPlace(ProbeCheck):
-    """Kept tokens in fewer slots = the whole demo, the rest hidden.
-
-    KL(kept tokens at their positions, in as many slots || the whole demo's slots with the rest masked out). Which slot of
-    the cache a token is in must not matter, only the position it was given.
-    """
-
-    name = "slots_have_no_place"
-
-    def measure(self, probe: Probe) -> float:
-        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
-        lengths = [len(s.demo_token_ids) for s in samples]
-        placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(probe.kept, lengths, strict=True)]
-        few = encode(lm, "gather", samples, placements, inputs.demo, range(len(samples)))
-        visible = torch.zeros_like(inputs.demo.visible)
-        for row, tokens in enumerate(probe.kept):
-            visible[row, list(tokens)] = True
-        whole = replace(inputs.demo, visible=visible)
-        pair = (next_token_logprobs(lm, inputs.queries, inputs.names, prefix) for prefix in (few, whole))
-        return float(kl(*pair).max())
-
-
-class HiddenPrefixUnseen(ProbeCheck):
-    """A prefix hidden from every layer = masked out."""
-
-    name = "hidden_prefix"
-
-    def measure(self, probe: Probe) -> float:
-        lm, inputs = probe.lm, probe.inputs
-        masked = replace(inputs.prefix, visible=torch.zeros_like(inputs.prefix.visible))
-        unseen = next_token_logprobs(lm, inputs.queries, inputs.names, inputs.prefix, frozenset())
-        return float(kl(unseen, next_token_logprobs(lm, inputs.queries, inputs.names, masked)).max())
-
-
-class AttentionRows(ProbeCheck):
-    """Attention as it is read = the eager implementation's.
-
-    Largest absolute difference, over layers and heads, of the query's last row, under either pooling, and of the mean of its
-    last two.
-    """
-
-    name, unit = "attention_rows", "absolute"
-
-    def limit(self, dtype: str, nats: float) -> float:
-        return ROWS_LIMIT[dtype]
-
-    def measure(self, probe: Probe) -> float:
-        differences = []
-        with left_alone(probe.lm.model, WEIGHING):
-            for row, sample in enumerate(probe.samples):
-                ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
-                maps = probe.lm.model(ids, output_attentions=True).attentions
-                for i, layer in enumerate(sorted(probe.layers)):
-                    for reading, count in ROWS.items():
-                        read = maps[layer][0].float()[:, -count:, : len(sample.demo_token_ids)]
-                        expected = read.mean(dim=1) if reading.pooling == "mean" else read.amax(dim=1)
-                        differences.append(float((probe.teacher.maps[reading][row][i] - expected).abs().max()))
-        return _worst(differences)
-
-
-class ValueNorms(ProbeCheck):
-    """Norms of values as they are read = those of what the output projection makes of them, head by head.
-
-    Largest difference of ||W_o v|| over the largest norm of the layer. It does not apply where the output projection is not
-    known: scores that weigh values are rejected there.
-    """
-
-    name, unit = "value_norms", "relative"
-
-    def limit(self, dtype: str, nats: float) -> float:
-        return TOLERANCE[dtype]
-
-    def measure(self, probe: Probe) -> float | None:
-        if ValueNorm() not in probe.teacher.maps:
-            return None
-        modules, differences = projections(probe.lm.model), []
-        with left_alone(probe.lm.model):
-            for row, sample in enumerate(probe.samples):
-                for i, layer in enumerate(sorted(probe.layers)):
-                    value = probe.inputs.demo.values[layer][row, :, : len(sample.demo_token_ids)]
-                    read = probe.teacher.maps[ValueNorm()][row][i]
-                    written = torch.stack([_written(modules[layer], value, head, len(read)) for head in range(len(read))])
-                    differences.append(float((read - written.to(read.device)).abs().max() / written.max()))
-        return _worst(differences)
-
-
-def _written(projection: torch.nn.Module, value: torch.Tensor, head: int, heads: int) -> torch.Tensor:
-    """Return the norm of what a query head's value makes the projection write, (T,), of ``value`` (H_kv, T, D_h)."""
-    alone = value.new_zeros(value.shape[1] + 1, heads, value.shape[2])
-    alone[:-1, head] = value[head * len(value) // heads]
-    output = projection(alone.flatten(1)).float()
-    return (output[:-1] - output[-1]).norm(dim=1)  # the last row is the bias alone
 
 
 @dataclass(frozen=True)
@@ -320,7 +191,7 @@ def run_probe(lm: LanguageModel) -> Probed:
     certified = [check for check in measured_checks() if check.certified]
     observed = run_checks(lm, config, inputs, certified)
     figures: dict[str, float | None] = {
-        name: _worst(value for value in values if value is not None) for name, values in observed.items()
+        name: worst(value for value in values if value is not None) for name, values in observed.items()
     }
     case = Probe(lm, samples, kept, inputs, teacher)
     figures |= {check.name: check.measure(case) for check in all_checks() if isinstance(check, ProbeCheck)}
@@ -337,7 +208,7 @@ def _known_grams(lm: LanguageModel) -> dict[int, torch.Tensor]:
         return {}
 
 
-def _worst(values: Iterable[float]) -> float:
+def worst(values: Iterable[float]) -> float:
     """Return the largest value; NaN if one is NaN (Python's max may skip it) or if there is none, so that no check passes."""
     return float(np.max(list(values) or [math.nan]))
 
@@ -353,7 +224,7 @@ def _cache() -> Callable[[Any, Callable[[], Any]], Any]:
     return cached
 
 
-def _call(lm: LanguageModel, rows: Sequence[Ids]) -> torch.Tensor:
+def call_alone(lm: LanguageModel, rows: Sequence[Ids]) -> torch.Tensor:
     """Return log-probabilities after each row, (B, vocabulary), of a call with ids and nothing else."""
     return torch.cat([log_softmax(lm.model(torch.tensor([list(row)], device=lm.device)).logits[:, -1]) for row in rows])
 
@@ -363,7 +234,7 @@ def _batched_alone(lm: LanguageModel, rows: Sequence[Ids]) -> float:
     width = min(map(len, rows))
     cut = [list(row[:width]) for row in rows]
     together = log_softmax(lm.model(torch.tensor(cut, device=lm.device)).logits[:, -1])
-    return float(kl(together, _call(lm, cut)).max())
+    return float(kl(together, call_alone(lm, cut)).max())
 
 
 def _smallest_fault(probe: Probe) -> float:

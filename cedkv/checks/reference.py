@@ -24,17 +24,6 @@ from cedkv.inference.prefix import encode
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import SelectionTask, create, select_tokens
 
-EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-ROUNDINGS = 8
-"""Roundings of a dtype that a sum of products may be away from float64, over the sum of their sizes (seen: 1 at most)."""
-NARROWER = {
-    "float32": (torch.bfloat16, torch.float16),
-    "float16": (torch.bfloat16,),
-    "bfloat16": (torch.float8_e5m2,),
-}
-"""Dtypes that hold few of a dtype's numbers exactly: K/V that fit into one were computed or kept in it."""
-SOME_OUTPUTS, SOME_TOKENS = 16, 256
-
 
 def alone_batch(inputs: CheckInputs, sample: OnSample) -> Batch:
     """Return one sample in a batch of its own, with the teacher's passes over it."""
@@ -127,79 +116,6 @@ def _follows_rules(
     positions, start = _positions(config, sorted(kept), owner)
     by_rule = Placement(tuple(sorted(kept)), tuple(positions), start, _slots(config, len(kept)))
     return selection.spans == expected.spans and selection.kept_tokens == by_rule.kept_tokens and placement == by_rule
-
-
-class KvPrecision(MeasuredCheck):
-    """A narrower dtype cannot hold the K/V exactly.
-
-    Share of K/V numbers that a narrower dtype holds exactly, the larger of demo and prefix; 1 where they are of another
-    dtype than the run's. By chance it is 1 in 8 at most.
-    """
-
-    name, unit = "kv_precision", "share"
-
-    def limit(self, config: Phase2Config) -> float:
-        return 0.5
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        dtype = config.runtime.torch_dtype
-        worst = np.zeros(len(inputs.samples))
-        for prefix in (inputs.demo, inputs.prefix):
-            tensors = [t[:, :, :SOME_TOKENS].flatten(1) for t in (*prefix.keys, *prefix.values)]
-            if any(str(tensor.dtype) != f"torch.{dtype}" for tensor in tensors):
-                return [1.0] * len(worst)
-            nonzero = sum((tensor != 0).sum(dim=1) for tensor in tensors)
-            for narrow in NARROWER[dtype]:
-                exact = sum(((tensor != 0) & (tensor.to(narrow).to(tensor.dtype) == tensor)).sum(dim=1) for tensor in tensors)
-                worst = np.maximum(worst, (exact / nonzero).cpu().numpy())  # type: ignore[union-attr]
-        return worst.tolist()
-
-
-class Arithmetic(MeasuredCheck):
-    """Linear layers = float64 to a few roundings.
-
-    Largest |y - W x| over |W| |x| of some outputs of every linear layer, W x in float64, in one pass of the shortest query.
-    The limit is ``ROUNDINGS`` times the dtype's epsilon. Nothing is observed where the model has no linear layers of plain
-    floating-point weights.
-    """
-
-    name, unit = "arithmetic", "relative"
-
-    def limit(self, config: Phase2Config) -> float:
-        return ROUNDINGS * EPSILON[config.runtime.torch_dtype]
-
-    def expected(self, config: Phase2Config) -> bool:
-        return False
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float] | None:
-        error: float | None = inputs.cached(self.name, lambda: self._measure(lm, inputs))
-        return None if error is None else [error] * len(inputs.samples)
-
-    @torch.inference_mode()
-    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> float | None:
-        errors: list[float] = []
-
-        def compare(layer: torch.nn.Linear, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if not output.numel():
-                return
-            outputs = torch.linspace(0, layer.out_features - 1, min(SOME_OUTPUTS, layer.out_features)).long()
-            outputs = outputs.to(layer.weight.device)
-            row = arguments[0].reshape(-1, layer.in_features)[-1].cpu().double()
-            weight = layer.weight[outputs].cpu().double()
-            bias = 0.0 if layer.bias is None else layer.bias[outputs].cpu().double()
-            computed = output.reshape(-1, layer.out_features)[-1, outputs].cpu().double()
-            scale = weight.abs() @ row.abs() + abs(bias)
-            errors.append(float(((computed - (weight @ row + bias)).abs() / scale.clamp_min(1e-30)).max()))
-
-        plain = [m for m in lm.model.modules() if type(m) is torch.nn.Linear and not m.weight.is_meta]
-        hooks = [layer.register_forward_hook(compare) for layer in plain if layer.weight.is_floating_point()]
-        try:
-            ids = torch.tensor([min((sample.base_ids for sample in inputs.samples), key=len)], device=lm.device)
-            lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return float(np.max(errors)) if errors else None
 
 
 class LeftAlone(MeasuredCheck):

@@ -48,11 +48,6 @@ class Passes:
         """Whether the demos' K/V must be kept."""
         return bool(self.other or self.null or self.replay or self.cached)
 
-    @property
-    def extra(self) -> int:
-        """How many passes run beside the one over demo + query."""
-        return bool(self.other) + bool(self.null) + bool(self.replay)
-
 
 def token_scores(config: Phase2Config) -> tuple[TokenScore, TokenScore]:
     """Return the configured aggregation of the query's attention, and the score that the selector asks for."""
@@ -76,7 +71,9 @@ def plan_passes(configs: Sequence[Phase2Config]) -> Passes:
             if reading.weighs_values and isinstance(reading, QueryAttention | ReplayAttention):
                 found["own"].add(ValueNorm())
             if isinstance(reading, QueryAttention):
-                found[reading.query] |= {reading.rows, *filter(None, [mass_rows(reading)])}
+                found[reading.query].add(reading.rows)
+                if (mass := mass_rows(reading)) is not None:
+                    found["own"].add(mass)
                 if reading.null_query:
                     found["null"].add(reading.rows)
             elif isinstance(reading, ReplayAttention):
@@ -143,8 +140,9 @@ def check_lengths(spec: ModelSpec, configs: Sequence[Phase2Config], samples: Seq
 
 def mass_rows(reading: Reading) -> RowAttention | None:
     """Return the mean of the rows that a reading takes of a sample's own query: what they pay to tokens adds up to a mass."""
-    own = isinstance(reading, QueryAttention) and reading.query == "own"
-    return replace(reading.rows, pooling="mean") if own else None  # type: ignore[attr-defined]
+    if isinstance(reading, QueryAttention) and reading.query == "own":
+        return replace(reading.rows, pooling="mean")
+    return None
 
 
 def replay_rows(reading: ReplayAttention) -> RowAttention:
@@ -167,15 +165,12 @@ def check_readings(spec: ModelSpec, configs: Sequence[Phase2Config]) -> None:
     needing = {reading: config.select.mode for config in configs for reading in plan_passes([config]).own}
     for reading, mode in needing.items():
         if reading.linear_scores and capabilities.softcap is not None:
-            raise _cannot_read(
-                mode,
-                reading,
-                spec.source,
-                f"its attention scores are soft-capped at {capabilities.softcap}, not linear in the query",
-            )
+            reason = f"its attention scores are soft-capped at {capabilities.softcap}, not linear in the query"
+            raise _cannot_read(mode, reading, spec.source, reason)
     weighing = [(reading, mode) for reading, mode in needing.items() if reading.weighs_values]
-    if weighing and (reason := unsupported_projection(spec)) is not None:
-        raise _cannot_read(weighing[0][1], weighing[0][0], spec.source, f"it weighs values by W_o, and {reason}")
+    if weighing and (missing := unsupported_projection(spec)) is not None:
+        reading, mode = weighing[0]
+        raise _cannot_read(mode, reading, spec.source, f"it weighs values by W_o, and {missing}")
 
 
 def check_loaded_readings(lm: LanguageModel, configs: Sequence[Phase2Config]) -> None:

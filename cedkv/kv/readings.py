@@ -8,7 +8,7 @@ selection here, which most of the methods below do not ask of themselves: they c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Pooling = Literal["mean", "max"]
 Scope = str | tuple[int, ...]
@@ -162,3 +162,9 @@ class TokenScore:
     def of(self, reading: Reading) -> TokenScore:
         """Return the same aggregation of another reading."""
         return replace(self, reading=reading)
+
+    def attending(self, **changes: Any) -> TokenScore:
+        """Return the same aggregation with fields of its ``QueryAttention`` changed. Raises TypeError: it reads another."""
+        if not isinstance(self.reading, QueryAttention):
+            raise TypeError(f"a score of {type(self.reading).__name__} reads no query's attention")
+        return self.of(replace(self.reading, **changes))

@@ -39,7 +39,7 @@ from cedkv.runs.manifest import RunManifest, results_settings
 from cedkv.runs.progress import Clock, Progress
 from cedkv.runs.publish import publish_comparison, publish_conditions
 from cedkv.runs.resolved import ResolvedRun
-from cedkv.selectors.base import selector_class
+from cedkv.selectors.base import query_kind, selector_class
 from cedkv.tasks.load import Samples, load_samples
 from cedkv.units import evaluations, plan_samples
 
@@ -91,7 +91,8 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     certified = certificate.ensure_certificate(lm, identity, config.model.cache_dir)
     _attach_certificate(certified, configs, active.manifest)
     certified.check(configs)
-    fitted = ensure_head_weights(lm, configs, certified.identity, certificate.folder(config.model.cache_dir, "head_weights"))
+    weights_folder = certificate.measurements_folder(config.model.cache_dir, "head_weights")
+    fitted = ensure_head_weights(lm, configs, certified.identity, weights_folder)
     if resolved.comparison is None:
         write_json(active.folder / "artifacts" / RUNTIME, lm.meta)
     if fitted:
@@ -117,8 +118,8 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     names, pending = labels(resolved.conditions), dict.fromkeys(PENDING["2"], "pending")
     for condition in resolved.conditions:
         selector = selector_class(condition.config.select.mode)
-        query = "query-aware" if selector.query_aware else "query-agnostic"
-        tags = {"comparison": str(resolved.comparison), "condition": condition.key, "kind": selector.role, "query": query}
+        tags = {"comparison": str(resolved.comparison), "condition": condition.key}
+        tags |= {"kind": selector.role, "query": query_kind(selector)}
         tags |= pending | _provenance(condition.config)
         active.child(condition.key, names[condition.key], condition.config, tags)
     return active.children

@@ -98,6 +98,11 @@ class Selector(ABC):
         return None
 
 
+def query_kind(cls: type[Selector]) -> Literal["query-aware", "query-agnostic"]:
+    """Return whether a selector's choice depends on the query, in the words of tables and tags."""
+    return "query-aware" if cls.query_aware else "query-agnostic"
+
+
 def selector_class(name: str) -> type[Selector]:
     """Return the class registered under a name. Raises ConfigError as ``Registry.get``."""
     cls: type[Selector] = SELECTORS.get(name)
@@ -221,19 +226,6 @@ def visible_tokens(visible: NDArray[np.bool_], token_kinds: tuple[TokenKind, ...
     return by_token
 
 
-def spread_over_tokens(scores: Mapping[int, float], span_len: int, length: int) -> NDArray[np.float64]:
-    """Return for each token the mean score of the spans that hold it, (L,); 0 where none does.
-
-    Args:
-        scores: start -> score of a span.
-    """
-    total, count = np.zeros(length), np.zeros(length)
-    for start, score in scores.items():
-        total[start : start + span_len] += score
-        count[start : start + span_len] += 1
-    return total / np.maximum(count, 1)
-
-
 def span_at(start: int, end: int, evidence: Evidence) -> Span:
     """Return a span that was not ranked; its score is the mean attention, for the record only."""
     return Span(start, end, attention_score(Candidate(start, end), evidence))
@@ -277,3 +269,24 @@ def pick_top(scored: Iterable[tuple[Candidate, float]], select: SelectBlock) -> 
     scores = dict(scored)
     ordered = sorted(scores, key=lambda candidate: (-scores[candidate], candidate.start))
     return tuple(Span(c.start, c.end, scores[c]) for c in pick_spaced(ordered, select))
+
+
+@dataclass(frozen=True)
+class ScoredSpans(Selector):
+    """Greedy by a score per candidate span under ``min_span_distance``."""
+
+    @abstractmethod
+    def span_scores(self, task: SelectionTask) -> Mapping[int, float]:
+        """Return start -> score of every candidate."""
+
+    def choose(self, task: SelectionTask) -> tuple[Span, ...]:
+        scores = self.span_scores(task)
+        return pick_top(((span, scores[span.start]) for span in candidates(task.token_kinds, task.select)), task.select)
+
+    def worth(self, task: SelectionTask) -> NDArray[np.float64]:
+        """Return for each token the mean score of the candidates that hold it, (L,); 0 where none does."""
+        total, count = np.zeros(len(task.token_kinds)), np.zeros(len(task.token_kinds))
+        for start, score in self.span_scores(task).items():
+            total[start : start + task.select.span_len] += score
+            count[start : start + task.select.span_len] += 1
+        return total / np.maximum(count, 1)

@@ -5,9 +5,9 @@ difference is taken per layer and head, after pooling over rows and before pooli
 selection.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cedkv.kv.readings import QueryAttention, TokenScore
+from cedkv.kv.readings import TokenScore
 from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
 
 
@@ -16,6 +16,4 @@ class CalibratedAttention(AttentionDiversitySpan):
     """As ``attention_diversity_span`` with ``select.null_query=true``."""
 
     def token_score(self, configured: TokenScore) -> TokenScore:
-        if not isinstance(configured.reading, QueryAttention):
-            raise TypeError(f"{type(configured.reading).__name__} has no null query")
-        return configured.of(replace(configured.reading, null_query=True))
+        return configured.attending(null_query=True)

@@ -6,31 +6,21 @@ hiding S moves the head's output by p_S / (1 - p_S) ||W_o (o_i - v_S)||. The sco
 MqfNzH3TVH). All heads and layers share one selection.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cedkv.core.values import Span
-from cedkv.selectors.base import SelectionTask, Selector, candidates, pick_top, spread_over_tokens
+from cedkv.selectors.base import ScoredSpans, SelectionTask
 
 
 @dataclass(frozen=True)
-class ClosedFormDropSpan(Selector):
+class ClosedFormDropSpan(ScoredSpans):
     """Greedy by closed-form drop under ``min_span_distance``."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"span_drop"})
 
-    def choose(self, task: SelectionTask) -> tuple[Span, ...]:
-        """Return the picked spans. Raises ValueError: the evidence holds no closed-form drops."""
-        drops = self._drops(task)
-        return pick_top(((span, drops[span.start]) for span in candidates(task.token_kinds, task.select)), task.select)
-
-    def worth(self, task: SelectionTask) -> NDArray[np.float64]:
-        return spread_over_tokens(self._drops(task), task.select.span_len, len(task.token_kinds))
-
-    def _drops(self, task: SelectionTask) -> dict[int, float]:
+    def span_scores(self, task: SelectionTask) -> Mapping[int, float]:
+        """Return the drops. Raises ValueError: the evidence holds none."""
         if task.evidence.span_drop is None:
             raise ValueError("span_drop needs evidence with closed-form drops")
         return task.evidence.span_drop

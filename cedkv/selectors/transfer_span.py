@@ -1,9 +1,9 @@
 """Spans the query of *another* question about the same demo attends to most: does a selection serve more than its query?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from cedkv.kv.readings import QueryAttention, TokenScore
+from cedkv.kv.readings import TokenScore
 from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
 from cedkv.selectors.base import Role
 
@@ -15,6 +15,4 @@ class TransferSpan(AttentionDiversitySpan):
     role: ClassVar[Role] = "reference"
 
     def token_score(self, configured: TokenScore) -> TokenScore:
-        if not isinstance(configured.reading, QueryAttention):
-            raise TypeError(f"{type(configured.reading).__name__} has no other query")
-        return configured.of(replace(configured.reading, query="other"))
+        return configured.attending(query="other")

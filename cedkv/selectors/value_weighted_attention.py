@@ -4,9 +4,9 @@ CriticalKV (Feng et al. 2025, arXiv 2502.03805) takes the L1 norm; here it is th
 each head. Rows, heads, layers and neighbours are pooled as configured; all heads and layers share one selection.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cedkv.kv.readings import QueryAttention, TokenScore
+from cedkv.kv.readings import TokenScore
 from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
 
 
@@ -15,6 +15,4 @@ class ValueWeightedAttention(AttentionDiversitySpan):
     """As ``attention_diversity_span`` with ``select.value_weighting=output_norm``."""
 
     def token_score(self, configured: TokenScore) -> TokenScore:
-        if not isinstance(configured.reading, QueryAttention):
-            raise TypeError(f"{type(configured.reading).__name__} weighs no values")
-        return configured.of(replace(configured.reading, value_weighted=True))
+        return configured.attending(value_weighted=True)

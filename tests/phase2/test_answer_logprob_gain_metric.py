@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Placement, Record, Selection, Span
 from cedkv.inference.quality import Quality
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.records import answers, off_record, on_record, repro_record, selection_record
+from cedkv.recording import answers, off_record, on_record, repro_record, selection_record
 from tests.support import making
 
 VOCABULARY = 50

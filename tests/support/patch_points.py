@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from transformers import PretrainedConfig
 
-from cedkv import eval_phase2, records
-from cedkv.checks import consistency, probe
+from cedkv import eval_phase2, recording
+from cedkv.checks import consistency, probe, probe_checks
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
 from cedkv.inference import ablation, evidence, forward, head_weights, student, teacher
@@ -71,7 +71,7 @@ LEFT_PADDED = point("left_padded", forward)
 LEFT_PADDED_TEACHER = point("left_padded", teacher)
 LEFT_PADDED_INCREMENTAL = point("left_padded", consistency)
 HIDDEN_PREFIX = point("HiddenPrefix", forward)
-PROBE_LOGPROBS = point("next_token_logprobs", probe)
+PROBE_LOGPROBS = point("next_token_logprobs", probe, probe_checks)
 BASE_LOGPROBS = point("next_token_logprobs", eval_phase2)
 
 # the teacher and its attention
@@ -114,7 +114,7 @@ ABLATION_LOGPROBS = point("next_token_logprobs", ablation)
 SELECT = point("select_tokens", student)
 OFF_PROMPTS = point("_off_select", eval_phase2)
 ANSWERS = point("answers", eval_phase2)
-RECORDED_KL = point("kl", records)
+RECORDED_KL = point("kl", recording)
 RECORDED_OFF_KL = point("kl", eval_phase2)
 
 # runs

@@ -109,7 +109,7 @@ def grid_records(
     made = {key: config(folder, *overrides, *own) for key, own in conditions.items()}
     first = next(iter(made.values()))
     lm = loading.load(first)
-    ensure_head_weights(lm, list(made.values()), fingerprint(lm), certificate.folder(None, "head_weights"))
+    ensure_head_weights(lm, list(made.values()), fingerprint(lm), certificate.measurements_folder(None, "head_weights"))
     samples = load_samples(first, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
     grid = [Condition(key, its) for key, its in made.items()]
     units = plan_samples(grid, samples, phase)

@@ -154,7 +154,7 @@ def _draw_key(axes: Axes, names: Sequence[tuple[CoveragePoint, list[str]]]) -> N
 class GoldAttention:
     """Attention of a query's rows to all gold tokens of its demo, mean over ``n`` samples.
 
-    window: last rows of the query over which the mean is taken; None for all. layers: the layers that were read, by their
+    window: last rows of the query over which the mean is taken; None for all. layers: all layers, by their
     number in the model. mass: (layers, H), shares of the attention of a head.
     """
 
@@ -190,12 +190,12 @@ def gold_attention(heads: Sequence[Record]) -> GoldAttention | None:
 
 
 def gold_attentions(conditions: Sequence[ConditionResult]) -> list[GoldAttention]:
-    """Return the attention to gold tokens of the rows that conditions read, once per rows: where most layers were read."""
+    """Return the attention to gold tokens of the rows that conditions read, once per rows."""
     by_rows: dict[int | None, GoldAttention] = {}
     for condition in conditions:
         found = gold_attention(condition.records.heads)
-        if found is not None and len(found.layers) > len(known.layers if (known := by_rows.get(found.window)) else ()):
-            by_rows[found.window] = found
+        if found is not None:
+            by_rows.setdefault(found.window, found)
     return list(by_rows.values())
 
 

@@ -201,7 +201,7 @@ def test_damaged_weights_are_not_certified(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("values", "worst"), [([0.0, math.nan, 1.0], math.nan), ([], math.nan), ([0.5, 2.0, 1.0], 2.0)])
 def test_a_nan_among_the_samples_is_the_worst(values: list[float], worst: float) -> None:
     """Python's max would keep whichever came first; and nothing observed must not pass either."""
-    assert probe._worst(values) == pytest.approx(worst, nan_ok=True)
+    assert probe.worst(values) == pytest.approx(worst, nan_ok=True)
 
 
 def test_attention_that_is_not_finite_is_not_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

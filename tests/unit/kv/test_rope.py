@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from cedkv.checks.precision import EPSILON
 from cedkv.checks.probe import run_probe
-from cedkv.checks.reference import EPSILON
 from cedkv.core.errors import ModelError
 from cedkv.kv import attention
 from cedkv.kv.rope import RopeLayout, rerotate_keys

@@ -14,7 +14,7 @@ from cedkv.config.schema import SelectBlock
 from cedkv.core.errors import DataError
 from cedkv.core.values import Selection, Span
 from cedkv.kv.readings import ExpectedAttention, KeyNorm, QueryAttention, ReplayAttention, RowAttention, TokenScore
-from cedkv.selectors.base import selector_class, spread_over_tokens
+from cedkv.selectors.base import selector_class
 from cedkv.selectors.calibrated_attention import CalibratedAttention
 from cedkv.selectors.context_cite import ContextCite
 from cedkv.selectors.entropy_gated_chunks import EntropyGatedChunks
@@ -95,7 +95,6 @@ def test_a_token_is_worth_the_mean_of_the_spans_that_hold_it(name: str) -> None:
     worth = selector_class(name)().worth(given_)
     assert worth is not None
     assert worth.tolist() == [0.0, 0.5, 0.375, 0.25, 0.0]
-    assert spread_over_tokens({}, 2, 3).tolist() == [0.0, 0.0, 0.0]
 
 
 # whole shots

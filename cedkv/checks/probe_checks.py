@@ -1,0 +1,144 @@
+"""The certificate's own checks: what the pipeline computes on the probe against the model left alone (``checks.probe``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from cedkv.checks.probe import ROWS, WEIGHING, Probe, ProbeCheck, call_alone, left_alone, worst
+from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.prefix import encode
+from cedkv.kv.positioning import place
+from cedkv.kv.readings import ValueNorm
+from cedkv.models.output_projection import TOLERANCE, projections
+
+ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference of attention rows that rounding may make, by dtype."""
+
+
+class WeightsWithoutPlace(ProbeCheck):
+    """Every weight of the checkpoint has its place in the configuration."""
+
+    name, unit = "weights_without_place", "tensors"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return 0.0
+
+    def measure(self, probe: Probe) -> float:
+        return float(len(probe.lm.meta["weights_without_place"]))
+
+
+class ModelLeftAlone(ProbeCheck):
+    """Base, teacher and a prefix in front of a query = the model left alone.
+
+    Largest KL(here || left alone).
+    """
+
+    name = "left_alone"
+
+    def measure(self, probe: Probe) -> float:
+        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
+        demos = [sample.demo_token_ids for sample in samples]
+        short = [tuple(demo[t] for t in k) + q for demo, k, q in zip(demos, probe.kept, inputs.queries, strict=True)]
+        with left_alone(lm.model):
+            pairs = [
+                (inputs.base, call_alone(lm, [s.base_ids for s in samples])),
+                (inputs.teacher, call_alone(lm, [s.teacher_ids for s in samples])),
+                (inputs.select, call_alone(lm, short)),
+            ]
+        return worst(float(kl(here, alone).max()) for here, alone in pairs)
+
+
+class SlotsHaveNoPlace(ProbeCheck):
+    """Kept tokens in fewer slots = the whole demo, the rest hidden.
+
+    KL(kept tokens at their positions, in as many slots || the whole demo's slots with the rest masked out). Which slot of
+    the cache a token is in must not matter, only the position it was given.
+    """
+
+    name = "slots_have_no_place"
+
+    def measure(self, probe: Probe) -> float:
+        lm, samples, inputs = probe.lm, probe.samples, probe.inputs
+        lengths = [len(s.demo_token_ids) for s in samples]
+        placements = [place(k, n, "absolute", "shrink_to_selected", n) for k, n in zip(probe.kept, lengths, strict=True)]
+        few = encode(lm, "gather", samples, placements, inputs.demo, range(len(samples)))
+        visible = torch.zeros_like(inputs.demo.visible)
+        for row, tokens in enumerate(probe.kept):
+            visible[row, list(tokens)] = True
+        whole = replace(inputs.demo, visible=visible)
+        pair = (next_token_logprobs(lm, inputs.queries, inputs.names, prefix) for prefix in (few, whole))
+        return float(kl(*pair).max())
+
+
+class HiddenPrefixUnseen(ProbeCheck):
+    """A prefix hidden from every layer = masked out."""
+
+    name = "hidden_prefix"
+
+    def measure(self, probe: Probe) -> float:
+        lm, inputs = probe.lm, probe.inputs
+        masked = replace(inputs.prefix, visible=torch.zeros_like(inputs.prefix.visible))
+        unseen = next_token_logprobs(lm, inputs.queries, inputs.names, inputs.prefix, frozenset())
+        return float(kl(unseen, next_token_logprobs(lm, inputs.queries, inputs.names, masked)).max())
+
+
+class AttentionRows(ProbeCheck):
+    """Attention as it is read = the eager implementation's.
+
+    Largest absolute difference, over layers and heads, of the query's last row, under either pooling, and of the mean of its
+    last two.
+    """
+
+    name, unit = "attention_rows", "absolute"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return ROWS_LIMIT[dtype]
+
+    def measure(self, probe: Probe) -> float:
+        differences = []
+        with left_alone(probe.lm.model, WEIGHING):
+            for row, sample in enumerate(probe.samples):
+                ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
+                maps = probe.lm.model(ids, output_attentions=True).attentions
+                for i, layer in enumerate(sorted(probe.layers)):
+                    for reading, count in ROWS.items():
+                        read = maps[layer][0].float()[:, -count:, : len(sample.demo_token_ids)]
+                        expected = read.mean(dim=1) if reading.pooling == "mean" else read.amax(dim=1)
+                        differences.append(float((probe.teacher.maps[reading][row][i] - expected).abs().max()))
+        return worst(differences)
+
+
+class ValueNorms(ProbeCheck):
+    """Norms of values as they are read = those of what the output projection makes of them, head by head.
+
+    Largest difference of ||W_o v|| over the largest norm of the layer. It does not apply where the output projection is not
+    known: scores that weigh values are rejected there.
+    """
+
+    name, unit = "value_norms", "relative"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return TOLERANCE[dtype]
+
+    def measure(self, probe: Probe) -> float | None:
+        if ValueNorm() not in probe.teacher.maps:
+            return None
+        modules, differences = projections(probe.lm.model), []
+        with left_alone(probe.lm.model):
+            for row, sample in enumerate(probe.samples):
+                for i, layer in enumerate(sorted(probe.layers)):
+                    value = probe.inputs.demo.values[layer][row, :, : len(sample.demo_token_ids)]
+                    read = probe.teacher.maps[ValueNorm()][row][i]
+                    written = torch.stack([_written(modules[layer], value, head, len(read)) for head in range(len(read))])
+                    differences.append(float((read - written.to(read.device)).abs().max() / written.max()))
+        return worst(differences)
+
+
+def _written(projection: torch.nn.Module, value: torch.Tensor, head: int, heads: int) -> torch.Tensor:
+    """Return the norm of what a query head's value makes the projection write, (T,), of ``value`` (H_kv, T, D_h)."""
+    alone = value.new_zeros(value.shape[1] + 1, heads, value.shape[2])
+    alone[:-1, head] = value[head * len(value) // heads]
+    output = projection(alone.flatten(1)).float()
+    return (output[:-1] - output[-1]).norm(dim=1)  # the last row is the bias alone

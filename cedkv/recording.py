@@ -1,0 +1,241 @@
+"""Make the records of a unit (``cedkv.records``) from what its arms answered, selected and were judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.inference.forward import among_labels, kl
+from cedkv.inference.quality import GoldMass, Quality, gold_coverage
+from cedkv.models.tokenizer import token_text
+from cedkv.records import HeadsRecord, OffRecord, OnRecord, PlumbingRecord, PrefixRecord, ReproRecord, SelectionRecord, TopToken
+from cedkv.selectors.base import attention_score
+
+
+def answers(
+    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], samples: Sequence[OnSample], tokenizer: Any, topk: int
+) -> list[Record]:
+    """Return what B samples answer under every arm: one part of their records each.
+
+    Args:
+        arms: base, teacher, select -> (B, vocabulary) log-probabilities.
+        randoms: the same for each random trial.
+        samples: the B samples.
+        topk: tokens of each arm's distribution to keep.
+    """
+    base, teacher, select = arms["base"], arms["teacher"], arms["select"]
+    answers_at = torch.tensor([sample.answer_token_id for sample in samples], device=base.device)
+    columns: dict[str, list[Any]] = {}
+    for name, logprobs in arms.items():
+        greedy = logprobs.argmax(dim=1)
+        columns[f"token_{name}"] = greedy.tolist()
+        columns[f"correct_{name}"] = (greedy == answers_at).tolist()
+        columns[f"answer_logprob_{name}"] = _token_logprobs(logprobs, answers_at).tolist()
+    tokens, n = [logprobs.argmax(dim=1) for logprobs in randoms], len(samples)
+    columns |= {
+        "token_random": _by_sample([trial.tolist() for trial in tokens], n),
+        "correct_random": _by_sample([(trial == answers_at).tolist() for trial in tokens], n),
+        "answer_logprob_random": _by_sample([_token_logprobs(trial, answers_at).tolist() for trial in randoms], n),
+        "kl_base_teacher": kl(base, teacher).tolist(),
+        "kl_select_teacher": kl(select, teacher).tolist(),
+        "kl_random_teacher": _by_sample([kl(trial, teacher).tolist() for trial in randoms], n),
+        "kl_random_base": _by_sample([kl(trial, base).tolist() for trial in randoms], n),
+        "phase2_delta_on_select": kl(select, base).tolist(),
+        "phase2_answer_logprob_gain": (_token_logprobs(select, answers_at) - _token_logprobs(base, answers_at)).tolist(),
+    }
+    columns["rel_kl_to_teacher"] = [
+        student / (alone + 1e-6)
+        for student, alone in zip(columns["kl_select_teacher"], columns["kl_base_teacher"], strict=True)
+    ]
+    tops = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
+    return [
+        {
+            **{name: values[row] for name, values in columns.items()},
+            **_answers_among_labels({name: arm[row] for name, arm in arms.items()}, [trial[row] for trial in randoms], sample),
+            "topk": {name: top[row] for name, top in tops.items()},
+        }
+        for row, sample in enumerate(samples)
+    ]
+
+
+def _answers_among_labels(arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], sample: OnSample) -> Record:
+    """Return what one sample answers among its labels; nothing where it has none.
+
+    Args:
+        arms: base, teacher, select -> (vocabulary,) log-probabilities.
+        randoms: the same for each random trial.
+    """
+    labels = sample.label_token_ids
+    if not labels:
+        return {}
+    logprobs = torch.stack([among_labels(arm, labels) for arm in (*arms.values(), *randoms)])  # (arms and trials, labels)
+    right = [labels[best] == sample.answer_token_id for best in logprobs.argmax(dim=1).tolist()]
+    teacher = logprobs[list(arms).index("teacher")]
+    kls = kl(logprobs, teacher).tolist()
+    record: Record = {"kl_random_teacher_labels": kls[len(arms) :], "correct_random_labels": right[len(arms) :]}
+    for i, arm in enumerate(arms):
+        record[f"correct_{arm}_labels"] = right[i]
+        if arm != "teacher":
+            record[f"kl_{arm}_teacher_labels"] = kls[i]
+    return record
+
+
+def on_record(
+    sample: OnSample,
+    answered: Record,
+    evidence: Evidence,
+    selection: Selection,
+    randoms: Sequence[Selection],
+    span_len: int,
+    quality: Quality,
+) -> OnRecord:
+    """Return the record of one ON sample; ``answered`` is its part of ``answers``, ``randoms`` one selection per trial."""
+    attention = [attention_score(Candidate(span.start, span.end), evidence) for span in selection.spans]
+    record: Record = {
+        "type": "sample",
+        "kind": "on",
+        "sample_id": sample.sample_id,
+        "answer_token_id": sample.answer_token_id,
+        **answered,
+        "phase2_selection_score_attention": float(np.mean(attention)),
+        "selector_score": float(np.mean([span.score for span in selection.spans])),
+    }
+    if evidence.causal_drop is not None:
+        drops = evidence.causal_drop
+        chosen = [drops[span.start] for span in selection.spans if span.start in drops]
+        record["phase2_selection_score_causal_drop"] = float(np.mean(chosen)) if chosen else None
+        record["candidate_causal_drop"] = [drops[start] for start in sorted(drops)]
+        record["candidate_attention"] = [
+            attention_score(Candidate(start, start + span_len), evidence) for start in sorted(drops)
+        ]
+    if sample.gold_depth is not None:
+        record["gold_depth"] = sample.gold_depth
+    record["random_same"] = [random.kept_tokens == selection.kept_tokens for random in randoms]
+    judged = {"gold_coverage": quality.gold_coverage, "lds": quality.lds, "comprehensiveness": quality.comprehensiveness}
+    record |= {name: value for name, value in judged.items() if value is not None}
+    if sample.gold_tokens is not None and randoms:
+        record["gold_coverage_random"] = [gold_coverage(sample, random) for random in randoms]
+    return record  # type: ignore[return-value]  # put together from columns
+
+
+def off_record(sample: OffSample, state_of: str, token_alone: int, token_under: int, delta: float) -> OffRecord:
+    """Return the record of one OFF prompt: greedy tokens alone and under a prefix, and KL(select || base) in nats."""
+    return {
+        "type": "sample",
+        "kind": "off",
+        "sample_id": sample.sample_id,
+        "state_of": state_of,
+        "token_base": token_alone,
+        "token_select": token_under,
+        "same_token": token_alone == token_under,
+        "phase2_delta_off_select": delta,
+        "prompt_text": sample.prompt_text,
+        "token_ids": list(sample.token_ids),
+    }
+
+
+def selection_record(
+    sample: OnSample,
+    owner: OnSample,
+    evidence: Evidence,
+    selection: Selection,
+    placement: Placement,
+    randoms: Sequence[tuple[Selection, Placement]],
+    quality: Quality,
+) -> SelectionRecord:
+    """Return what was selected for one ON sample; ``owner`` is the sample whose demo the prefix is of."""
+    record: Record = {
+        "type": "selection",
+        "sample_id": sample.sample_id,
+        "demo_text": sample.episode.demo_text,
+        "query_text": sample.episode.query_text,
+        "answer_text": sample.episode.answer_text,
+        "demo_token_ids": list(sample.demo_token_ids),
+        "query_token_ids": list(sample.query_token_ids),
+        "answer_token_id": sample.answer_token_id,
+        "token_kinds": list(sample.token_kinds),
+        "label_token_ids": list(sample.label_token_ids),
+        "scores": (evidence.attention if quality.worth is None else quality.worth).tolist(),
+        "scores_of": "attention" if quality.worth is None else "selector",
+        "prefix_of": owner.sample_id,
+        **_prefix(selection, placement),
+        "random": [{"trial": trial, **_prefix(*prefix)} for trial, prefix in enumerate(randoms)],
+    }
+    if sample.gold_tokens is not None:
+        record["gold_tokens"] = list(sample.gold_tokens)
+    if quality.masked is not None:
+        record["lds_visible"] = [np.flatnonzero(mask).tolist() for mask in quality.masked.visible]
+        record["lds_log_odds"] = quality.masked.log_odds.tolist()
+        record["lds_token_id"] = quality.masked.token_id
+    return record  # type: ignore[return-value]  # put together from parts
+
+
+def heads_record(mass: GoldMass) -> HeadsRecord:
+    """Return a unit's attention to gold tokens."""
+    return {
+        "type": "heads",
+        "window": mass.rows.window,
+        "layers": list(mass.layers),
+        "total": mass.total.numpy().round(6).tolist(),
+        "n": mass.n,
+    }
+
+
+def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float | None]]) -> list[PlumbingRecord]:
+    """Return Gate A's observations, one record per sample, with the values that were observed on it."""
+    return [
+        {
+            "type": "plumbing",
+            "sample_id": name,
+            **{observation: values[row] for observation, values in observed.items() if values[row] is not None},
+        }
+        for row, name in enumerate(names)
+    ]
+
+
+def repro_record(repeat: int, sample: OnSample, logprobs: torch.Tensor) -> ReproRecord:
+    """Return the select arm of one sample in a repetition; ``logprobs`` is (vocabulary,)."""
+    token = int(logprobs.argmax())
+    return {
+        "type": "repro",
+        "repeat": repeat,
+        "sample_id": sample.sample_id,
+        "token_select": token,
+        "correct_select": token == sample.answer_token_id,
+        "answer_logprob_select": float(logprobs[sample.answer_token_id]),
+    }
+
+
+def _prefix(selection: Selection, placement: Placement) -> PrefixRecord:
+    return {
+        "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in selection.spans],
+        "kept_tokens": list(placement.kept_tokens),
+        "key_positions": list(placement.key_positions),
+        "query_start": placement.query_start,
+        "prefix_slots": placement.slots,
+    }
+
+
+def _token_logprobs(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the (B,) log-probability of one token per row."""
+    return logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _by_sample(by_trial: Sequence[Sequence[Any]], n: int) -> list[list[Any]]:
+    return [[values[row] for values in by_trial] for row in range(n)]
+
+
+def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[TopToken]]:
+    """Return the n most probable tokens of each row."""
+    values, ids = logprobs.topk(min(n, logprobs.shape[1]), dim=1)
+    return [
+        [
+            {"token_id": token, "text": token_text(tokenizer, token), "logprob": value}
+            for token, value in zip(row_ids, row_values, strict=True)
+        ]
+        for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
