@@ -105,11 +105,14 @@ class Plain:
         return keys, [layer.values[:, :, kept] for layer in cache.layers]
 
     def scope(self, layers: Sequence[int] | str) -> list[int]:
-        """``all``, ``topNN`` (the last NN percent, rounded up) or a list, as layer numbers."""
+        """``all``, ``topNN`` (the last NN percent, rounded up), ``midNN`` (as many in the middle) or a list, as numbers."""
         if not isinstance(layers, str):
             return list(layers)
         n = self.model.config.num_hidden_layers
-        return list(range(n))[-math.ceil(int(layers[3:]) * n / 100) :] if layers != "all" else list(range(n))
+        if layers == "all":
+            return list(range(n))
+        size = math.ceil(int(layers[3:]) * n / 100)
+        return list(range(n - size, n)) if layers.startswith("top") else list(range((n - size) // 2, (n - size) // 2 + size))
 
     def attention(self, demo: list[int], query: list[int], rules: Rules) -> list[float]:
         """A query's attention to each demo token, pooled over its last tokens, heads, layers in scope and neighbours."""
