@@ -110,7 +110,8 @@ def _label(name: str, value: object) -> str:
     """Return a setting as part of a label: ``compact``, ``sink 4``."""
     if name in (POSITIONING, PADDING, KV_SOURCE):
         return str(value).removesuffix("_to_selected")
-    return f"{name.rsplit('.', 1)[-1].removeprefix('keep_')} {value}"
+    shown = str(value).lower() if isinstance(value, bool) else value  # as it is spelled in a configuration
+    return f"{name.rsplit('.', 1)[-1].removeprefix('keep_')} {shown}"
 
 
 def _values(option: str, text: str) -> list[str]:

@@ -115,3 +115,8 @@ def test_scores_are_judged_by_masks_in_ablate_selector_alone() -> None:
     for condition in build_conditions("compare_positioning", config(), {}):
         assert (condition.config.eval.lds_masks, condition.config.eval.n_lds_masks) == (None, 0)
     assert not [name for name in names("ablate_selector") if "masks" in name]
+
+
+def test_a_label_spells_a_switch_as_a_configuration_does() -> None:
+    found = build_conditions("ablate_selector", Phase2Config(), {"null_queries": "false,true"})
+    assert list(labels(found).values()) == ["null_query false", "null_query true"]
