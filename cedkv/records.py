@@ -34,12 +34,13 @@ class OnRecord(TypedDict):
     token_random: list[int]
     """Per trial."""
     correct_base: bool
-    """The greedy token is the answer's."""
+    """Every token of the answer (``answer_token_ids``; often only one) is the greedy one where it stands."""
     correct_teacher: bool
     correct_select: bool
     correct_random: list[bool]
     """Per trial; empty where no random arm was run."""
     answer_logprob_base: float
+    """Of all tokens of the answer, natural."""
     answer_logprob_teacher: float
     answer_logprob_select: float
     answer_logprob_random: list[float]
@@ -109,6 +110,14 @@ class OffRecord(TypedDict):
     same_token: bool
     phase2_delta_off_select: float
     """KL(select || base)."""
+    base_entropy: float
+    """Entropy of base's distribution of the next token, in nats."""
+    further_token_ids: list[int]
+    """Base's own greedy answer to the prompt, ``eval.off_tokens`` tokens of it, or until it ends."""
+    further_kl: list[float]
+    """KL(select || base) after each of these tokens, all of them given."""
+    further_same: list[bool]
+    """The greedy token after each of these tokens is base's."""
     prompt_text: str
     """As the model reads it: inside the chat template where there is one."""
     token_ids: list[int]
@@ -153,6 +162,9 @@ class SelectionRecord(PrefixRecord):
     demo_token_ids: list[int]
     query_token_ids: list[int]
     answer_token_id: int
+    """The answer's first token."""
+    answer_token_ids: list[int]
+    """What must be answered: the answer's first token, or all of its tokens (``data.answer``)."""
     token_kinds: list[str]
     """Of each demo token: bos, input, delimiter or answer."""
     label_token_ids: list[int]

@@ -127,7 +127,7 @@ def probe_samples(lm: LanguageModel) -> list[OnSample]:
         drawn = rng_for(0, "certificate", 0, str(i)).choice(ordinary, length + asked).tolist()
         demo, query = tuple(start + drawn[len(start) : length]), tuple(drawn[length:])
         kinds = tuple("bos" if t < len(start) else "input" for t in range(length))
-        samples.append(OnSample(OnEpisode(f"probe-{i}", "", "", "", ()), demo, query, query[0], kinds))  # type: ignore[arg-type]
+        samples.append(OnSample(OnEpisode(f"probe-{i}", "", "", "", ()), demo, query, query[:1], kinds))  # type: ignore[arg-type]
     return samples
 
 

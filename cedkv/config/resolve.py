@@ -7,19 +7,26 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cedkv.config.data import Template
+from cedkv.config.fields import Text
 from cedkv.config.options import OPTIONS
-from cedkv.config.schema import Phase2Config, Text
+from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.files import open_user_text
 from cedkv.core.text import near_match, preview, redact
 
 MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS = 100_000, 10, 10
 """Limits: bytes and nesting levels of a configuration file, and problems listed in one error message."""
+
+
+NAMED = ("select.params", "data.params", "data.fields", "data.verbalizer", "model.template_kwargs")
+"""Keys that hold names and values of the user's own, of which one can be set: ``select.params.decay=0.9``."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -211,18 +218,20 @@ def _split_overrides(text: str) -> list[tuple[str, str]]:
 
 
 def _assign(tree: dict[str, Any], key: str, text: str) -> None:
-    """Set a key of the tree to the value that a text holds; ``select.params.NAME`` sets one parameter of the selector."""
+    """Set a key of the tree to the value that a text holds; ``select.params.NAME`` sets one entry of a block of names."""
     annotations = leaf_keys()
     parameter = ""
-    if key.startswith("select.params."):
-        key, parameter = "select.params", key.removeprefix("select.params.")
+    for block in NAMED:
+        if key.startswith(f"{block}."):
+            key, parameter = block, key.removeprefix(f"{block}.")
     if key not in annotations:
         raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, annotations)}")
     try:
         value = _parse(text)
     except ValueError:
         raise ConfigError(f"{key} = {preview(text)}: not readable as a YAML value; quote it if it is text") from None
-    only_text = set(get_args(annotations[key]) or (annotations[key],)) <= {str, type(None), Text}
+    union = get_args(annotations[key]) if get_origin(annotations[key]) in (Union, UnionType) else ()
+    only_text = set(union or (annotations[key],)) <= {str, type(None), Text, Template}
     if only_text and not text.startswith(("'", '"')) and (value is not None or text.startswith("#")):
         value = text  # unparsed: YAML would drop what follows " #", and read 123 as a number
     *blocks, leaf = key.split(".")

@@ -6,49 +6,18 @@ defaults, with a comment per key (a test keeps them equal). Values are immutable
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
-from pydantic_core import PydanticCustomError, to_jsonable_python
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
-from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS, TASKS
-from cedkv.core.errors import ConfigError
-from cedkv.core.registry import Registry, build
-from cedkv.core.text import escape_control, redact
+from cedkv.config.data import DataBlock
+from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS
+from cedkv.config.fields import Block, Count, Text, filled_params, name_in
 
-
-def _check_text(text: str) -> str:
-    """Return the text if it has neither control characters nor credentials."""
-    if escape_control(text) != text or "\n" in text:
-        raise PydanticCustomError("hidden", "text must hold no control or direction characters; remove them")
-    if redact(text) != text:
-        raise PydanticCustomError(
-            "secret", "it holds credentials, and a configuration is stored with every run; give them by environment (HF_TOKEN)"
-        )
-    return text
-
-
-def _name_in(registry: Registry[Any]) -> Callable[[str], str]:
-    """Return a validator that accepts names of a registry."""
-
-    def check(name: str) -> str:
-        try:
-            return registry.check(name)
-        except ConfigError as error:
-            raise PydanticCustomError("not_registered", "{reason}", {"reason": str(error)}) from None
-
-    return check
-
-
-Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_check_text)]
-SelectorName = Annotated[str, AfterValidator(_name_in(SELECTORS))]
-TaskName = Annotated[str, AfterValidator(_name_in(TASKS))]
-PositioningName = Annotated[str, AfterValidator(_name_in(POSITIONING))]
-PaddingName = Annotated[str, AfterValidator(_name_in(PADDING))]
-KVSourceName = Annotated[str, AfterValidator(_name_in(KV_SOURCES))]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+SelectorName = Annotated[str, AfterValidator(name_in(SELECTORS))]
+PositioningName = Annotated[str, AfterValidator(name_in(POSITIONING))]
+PaddingName = Annotated[str, AfterValidator(name_in(PADDING))]
+KVSourceName = Annotated[str, AfterValidator(name_in(KV_SOURCES))]
 Limit = Annotated[float, Field(ge=0)]
 LayerScope = (
     Annotated[str, Field(pattern=r"^(all|(top|mid)([1-9]\d?|100))$")]
@@ -56,6 +25,7 @@ LayerScope = (
 )
 Dtype = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "max"]
+
 
 KL_LIMIT = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest KL in nats between two mathematically identical computations, by dtype; used where a threshold is null.
@@ -67,12 +37,6 @@ keys: rounding makes these errors at most 6 units of the dtype, 0.047 in bfloat1
 """
 
 
-class Block(BaseModel):
-    """Common rules of every configuration block: immutable, strictly typed, finite, and no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
 class ModelBlock(Block):
     """Which model, and what is allowed with its checkpoint."""
 
@@ -80,6 +44,7 @@ class ModelBlock(Block):
     revision: Text | None = None
     cache_dir: Text | None = None
     chat_template: bool = True
+    template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     allow_uncertified: bool = False
     trust_remote_code: bool = False
 
@@ -116,6 +81,7 @@ class EvalBlock(Block):
 
     on_samples: Count = 64
     off_samples: Count = 128
+    off_tokens: Annotated[int, Field(ge=0, le=256)] = 8
     repro_runs: Annotated[int, Field(ge=2, le=100)] = 2
     n_random_trials: Annotated[int, Field(ge=1, le=1000)] = 5
     decoding: Literal["greedy"] = "greedy"
@@ -155,7 +121,7 @@ class SelectBlock(Block):
     """Which spans of a demo are kept."""
 
     mode: SelectorName = "attention_diversity_span"
-    params: dict[str, JsonValue] = {}
+    params: dict[str, JsonValue] = Field(default_factory=dict)
     span_len: Count = 8
     span_budget: Count = 4
     min_span_distance: Annotated[int, Field(ge=1)] = 8
@@ -181,14 +147,7 @@ class SelectBlock(Block):
     @model_validator(mode="after")
     def _check_params(self) -> Self:
         """Check the selector's parameters and write out those that have their default, so that every run records them."""
-        # Without params a built-in selector needs no check: all its parameters have defaults, and importing it takes time.
-        if self.params or self.mode not in SELECTORS.builtin:
-            try:
-                selector = build(SELECTORS.get(self.mode), self.params, "select.params")
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-            params = to_jsonable_python({field.name: getattr(selector, field.name) for field in fields(selector)})
-            object.__setattr__(self, "params", params)
+        object.__setattr__(self, "params", filled_params(SELECTORS, self.mode, self.params, "select.params"))
         return self
 
 
@@ -204,6 +163,7 @@ class ThresholdsBlock(Block):
 
     on_gain_min: float = 0.10
     off_delta_p99_max: Limit = 1.0
+    off_entropy_min: Limit = 0.05
     delta_on_min: Limit = 0.10
     rel_kl_to_teacher_max: Limit = 1.0
     repro_acc_tol: Limit = 0.02
@@ -222,24 +182,6 @@ class ReportingBlock(Block):
     """What records contain beyond the metrics."""
 
     topk_tokens: Annotated[int, Field(ge=1, le=100)] = 5
-
-
-class DataBlock(Block):
-    """Source of ON episodes and OFF prompts."""
-
-    on_path: Text | None = None
-    off_path: Text | None = None
-    task: TaskName = "symbol_lookup"
-    pairs: Annotated[int, Field(ge=2, le=12)] = 8
-
-    @model_validator(mode="after")
-    def _check_one_source(self) -> Self:
-        if self.on_path is not None and self.task != "symbol_lookup":
-            raise ValueError(
-                f"data.task = {self.task} generates ON episodes and data.on_path = {self.on_path} names a file of them; leave "
-                "one of the two out"
-            )
-        return self
 
 
 class Phase2Config(Block):

@@ -30,6 +30,9 @@ class OnEpisode:
     gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span``, and for accuracy by its depth.
     other_query_text: another query about the same demo; needed by ``transfer_span`` only.
     shots: the characters of each solved example of ``demo_text``; needed by ``whole_shots`` only.
+    labels: the answers to choose among, each as ``answer_text`` would be written; None where answers are of no known set.
+    markup: the characters of ``demo_text + query_text`` that a chat template wrote: only there does text that spells a control
+        token become it.
     """
 
     sample_id: str
@@ -40,6 +43,8 @@ class OnEpisode:
     gold: tuple[int, int] | None = None
     other_query_text: str | None = None
     shots: tuple[tuple[int, int], ...] | None = None
+    labels: tuple[str, ...] | None = None
+    markup: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,27 @@ class OnSample:
     """A tokenised episode.
 
     demo_token_ids: begins with BOS (kind ``bos``) if the tokenizer adds BOS.
+    answer_token_ids: the tokens that must be answered, at least one (``data.answer``).
     token_kinds: the kind of every demo token.
     gold_tokens, other_query_ids, shot_tokens: ``gold``, ``other_query_text`` and ``shots`` of the episode, in tokens.
+    label_token_ids: the answers to choose among, by their first token: ascending, without repeats, the sample's own among them;
+        empty where there are no two.
     """
 
     episode: OnEpisode
     demo_token_ids: tuple[int, ...]
     query_token_ids: tuple[int, ...]
-    answer_token_id: int
+    answer_token_ids: tuple[int, ...]
     token_kinds: tuple[TokenKind, ...]
     gold_tokens: tuple[int, int] | None = None
     other_query_ids: tuple[int, ...] | None = None
     shot_tokens: tuple[tuple[int, int], ...] | None = None
+    label_token_ids: tuple[int, ...] = ()
+
+    @property
+    def answer_token_id(self) -> int:
+        """The answer's first token."""
+        return self.answer_token_ids[0]
 
     @property
     def sample_id(self) -> str:
@@ -67,18 +81,6 @@ class OnSample:
     @property
     def has_bos(self) -> bool:
         return self.token_kinds[0] == "bos"
-
-    @property
-    def label_token_ids(self) -> tuple[int, ...]:
-        """The answers that the demo knows, by their first token, and this sample's own: ascending, without repeats.
-
-        The first tokens of the runs of tokens of kind ``answer``. Empty where fewer than two differ: then the sample has no
-        labels to choose among.
-        """
-        kinds = self.token_kinds
-        firsts = (i for i, kind in enumerate(kinds) if kind == "answer" and (i == 0 or kinds[i - 1] != "answer"))
-        labels = {self.answer_token_id, *(self.demo_token_ids[i] for i in firsts)}
-        return tuple(sorted(labels)) if len(labels) > 1 else ()
 
     @property
     def gold_depth(self) -> float | None:

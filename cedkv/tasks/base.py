@@ -1,13 +1,13 @@
-"""What a task is: a generator of ON episodes that needs no file."""
+"""What a task is: a source of ON episodes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cedkv.config.schema import DataBlock
+from cedkv.config.data import DataBlock
 from cedkv.core.values import OnEpisode
 
 
@@ -18,8 +18,9 @@ class TaskRequest:
     n: episodes wanted. Episode ``i`` must not depend on ``n``, so that more samples leave the first ones as they are.
     seed: of every random draw; use ``core.seeding.rng_for``.
     data: the ``data`` block of the configuration.
-    tokenizer: the model's fast tokenizer; answers must be one token of it after the query.
+    tokenizer: the model's fast tokenizer.
     off_words: lower-case words of the OFF prompts, which episodes should not use.
+    template_kwargs: what the chat template is given (``model.template_kwargs``), where ``data.format`` is chat.
     """
 
     n: int
@@ -27,14 +28,21 @@ class TaskRequest:
     data: DataBlock
     tokenizer: Any
     off_words: frozenset[str]
+    template_kwargs: dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Task(ABC):
-    """A source of ON episodes, chosen by ``data.task``."""
+    """A source of ON episodes, chosen by ``data.task``.
+
+    A subclass is a frozen dataclass; its fields are its parameters, set by ``data.params``.
+    """
 
     @abstractmethod
-    def episodes(self, request: TaskRequest) -> Sequence[OnEpisode]:
-        """Return ``request.n`` episodes, each with a ``sample_id`` of its own.
+    def episodes(self, request: TaskRequest) -> Iterable[OnEpisode]:
+        """Return ``request.n`` episodes or more, each with a ``sample_id`` of its own.
+
+        They are made as they are needed: where ``data.unusable`` is skip, a later one takes the place of an unusable one.
 
         Raises:
             DataError: this tokenizer or configuration makes that impossible; the message says what to change.

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cedkv.config.schema import Text as PlainText
+from cedkv.config.fields import Text as PlainText
 from cedkv.core.errors import DataError
 from cedkv.core.files import open_user_text
 from cedkv.core.text import near_match, preview

@@ -10,6 +10,7 @@ from typing import Any
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
+from cedkv.core.registry import build
 from cedkv.core.text import preview
 from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import jsonl, off_prompts
@@ -78,8 +79,8 @@ def load_samples(
     if texts.on is not None:
         episodes, on_source = texts.on, str(data.on_path)
     else:
-        task = TASKS.get(data.task)()
-        request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off))
+        task = build(TASKS.get(data.task), data.params, "data.params")
+        request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
         with TASKS.errors_named(data.task):
             episodes, on_source = list(task.episodes(request)), task.source(request)
         if len(episodes) != sizes.on_samples:

@@ -61,6 +61,7 @@ def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
     answer = _answer_token(tokenizer, episode, episode.demo_text + episode.query_text, demo + query)
     bos_kind: TokenKind = "bos"
     other_query = None
+    kinds = (bos_kind,) * len(bos) + tuple(_kind(offset, episode.char_kinds) for offset in offsets)
     gold = None if episode.gold is None else _token_range(episode.gold, offsets, len(bos))
     shots = [_token_range(shot, offsets, len(bos)) for shot in episode.shots or ()]
     if episode.other_query_text is not None:
@@ -71,12 +72,23 @@ def tokenize_on(tokenizer: Any, episode: OnEpisode) -> OnSample:
         episode=episode,
         demo_token_ids=bos + tuple(demo),
         query_token_ids=tuple(query),
-        answer_token_id=answer,
-        token_kinds=(bos_kind,) * len(bos) + tuple(_kind(offset, episode.char_kinds) for offset in offsets),
+        answer_token_ids=(answer,),
+        token_kinds=kinds,
         gold_tokens=gold,
         other_query_ids=None if other_query is None else tuple(other_query),
         shot_tokens=tuple(shot for shot in shots if shot is not None) or None,
+        label_token_ids=_label_tokens(bos + tuple(demo), kinds, answer),
     )
+
+
+def _label_tokens(demo: tuple[int, ...], kinds: tuple[TokenKind, ...], answer: int) -> tuple[int, ...]:
+    """Return the answers that a demo knows and the sample's own, by their first token; empty where fewer than two differ.
+
+    The first tokens of the runs of tokens of kind ``answer``.
+    """
+    firsts = (i for i, kind in enumerate(kinds) if kind == "answer" and (i == 0 or kinds[i - 1] != "answer"))
+    labels = {answer, *(demo[i] for i in firsts)}
+    return tuple(sorted(labels)) if len(labels) > 1 else ()
 
 
 def _token_range(chars: tuple[int, int], offsets: Sequence[tuple[int, int]], shift: int) -> tuple[int, int] | None:

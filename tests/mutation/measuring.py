@@ -100,7 +100,7 @@ def _run(folder: Path, overrides: Overrides, answers: Mapping[str, int]) -> tupl
     """Run the engine with other right answers."""
     config, lm = _load(folder, *overrides)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
-    on = [replace(sample, answer_token_id=answers.get(sample.sample_id, sample.answer_token_id)) for sample in samples.on]
+    on = [replace(sample, answer_token_ids=(answers.get(sample.sample_id, sample.answer_token_id),)) for sample in samples.on]
     samples, conditions = replace(samples, on=on), [Condition("run", config)]
     units = plan_samples(conditions, samples, "2")
     records: list[Record] = []

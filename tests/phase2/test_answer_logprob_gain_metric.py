@@ -17,7 +17,7 @@ from tests.support import making
 VOCABULARY = 50
 ANSWER = 7
 EPISODE = OnEpisode("on-1", "demo", "query", " a", ())
-SAMPLE = OnSample(EPISODE, (3, 4, 5, 6, 8, 9), (10, 11), ANSWER, making.kinds("diadia"))
+SAMPLE = OnSample(EPISODE, (3, 4, 5, 6, 8, 9), (10, 11), (ANSWER,), making.kinds("diadia"))
 SELECTION = Selection((Span(0, 2, 0.4), Span(3, 5, 0.2)), (0, 1, 3, 4))
 ATTENTION = np.array([0.5, 0.4, 0.0, 0.1, 0.3, 0.2])
 
@@ -63,7 +63,7 @@ def recorded(
     other = logprobs(9, 1)
     arms = {name: torch.stack([other, its, other]) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
     trials = [torch.stack([other, its, other]) for its in randoms]
-    samples = [replace(SAMPLE, answer_token_id=3), SAMPLE, replace(SAMPLE, answer_token_id=4)]
+    samples = [replace(SAMPLE, answer_token_ids=(3,)), SAMPLE, replace(SAMPLE, answer_token_ids=(4,))]
     measured = answers(arms, trials, samples, Decoder(), 3)
     return on_record(SAMPLE, measured[1], evidence, selection, [], span_len, Quality())
 

@@ -69,7 +69,7 @@ def all_arms_at_another_temperature(patch: Patch) -> None:
 
 def a_query_token_for_the_answer(patch: Patch) -> None:
     def wrong(real: Any, lm: Any, configs: Any, samples: Any, *rest: Any, **named: Any) -> Any:
-        changed = [replace(sample, answer_token_id=sample.query_token_ids[0]) for sample in samples]
+        changed = [replace(sample, answer_token_ids=(sample.query_token_ids[0],)) for sample in samples]
         return real(lm, configs, changed, *rest, **named)
 
     points.READ_SAMPLES.wrap(patch, wrong)

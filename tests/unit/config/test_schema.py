@@ -86,7 +86,7 @@ def test_every_option_takes_its_own_default(name: str) -> None:
         ("seed=1.0", "phase2.seed: value 1.0 rejected: input should be a valid integer"),
         ("eval.on_samples=0", "phase2.eval.on_samples: value 0 rejected: input should be greater than or equal to 1"),
         ("eval.repro_runs=1", "phase2.eval.repro_runs: value 1 rejected: input should be greater than or equal to 2"),
-        ("data.pairs=13", "phase2.data.pairs: value 13 rejected: input should be less than or equal to 12"),
+        ("data.pairs=1", "phase2.data.pairs: value 1 rejected: input should be greater than or equal to 2"),
         ("eval.off_samples=six", "phase2.eval.off_samples: value 'six' rejected: input should be a valid integer"),
         ("eval.decoding=sampling", "phase2.eval.decoding: value 'sampling' rejected: input should be 'greedy'"),
         ("thresholds.on_gain_min=.nan", "phase2.thresholds.on_gain_min: value nan rejected: input should be a finite number"),

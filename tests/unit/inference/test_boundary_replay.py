@@ -86,7 +86,7 @@ def test_replayed_tokens_are_those_of_a_pass_that_sees_the_kept_tokens_before_th
 
 def _samples() -> list[OnSample]:
     return [
-        OnSample(OnEpisode(f"s{i}", "", "", "", ()), demo, tuple(query), 1, ("input",) * len(demo))
+        OnSample(OnEpisode(f"s{i}", "", "", "", ()), demo, tuple(query), (1,), ("input",) * len(demo))
         for i, (demo, query) in enumerate(zip(DEMOS, QUERIES, strict=True))
     ]
 

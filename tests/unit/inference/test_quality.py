@@ -36,7 +36,7 @@ GRID = {
 
 def sample(letters: str = "biiiiii", gold: tuple[int, int] | None = (2, 6)) -> OnSample:
     episode = OnEpisode("s", "", "", "", ())
-    return OnSample(episode, tuple(range(len(letters))), (1,), 1, kinds(letters), gold)
+    return OnSample(episode, tuple(range(len(letters))), (1,), (1,), kinds(letters), gold)
 
 
 def of_type(records: list[Record], kind: str) -> list[Record]:

@@ -1,0 +1,98 @@
+"""From solved examples to an episode: the one place where shots become the text of a demonstration and a query.
+
+Word: dax           template "Word: {input}\\nSymbol: {output}\\n\\n"; whitespace in front of {output} is part of the answer,
+Symbol: red         so that a query ends where a token of the answer can begin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cedkv.core.values import OnEpisode, TokenKind
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A solved example: what is asked, and its answer."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a demonstration.
+
+    gold: the shot of the demo that holds the answer; None where none does.
+    other_input: another question about the same demo; None for none.
+    labels: the answers to choose among; None where answers are of no known set.
+    """
+
+    input: str
+    answer: str
+    gold: int | None = None
+    other_input: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ShotTemplate:
+    """How a shot is written as plain text: what stands before its input, between input and answer, and after the answer."""
+
+    before: str
+    between: str
+    gap: str
+    after: str
+
+    @classmethod
+    def parse(cls, template: str) -> ShotTemplate:
+        """Return the parts of a template that has ``{input}``, then ``{output}``."""
+        before, rest = template.split("{input}")
+        between, after = rest.split("{output}")
+        stripped = between.rstrip(" ")
+        return cls(before, stripped, between[len(stripped) :], after)
+
+    def pieces(self, shot: Shot) -> list[tuple[str, TokenKind]]:
+        """Return a shot's text piece by piece; whitespace before the input is read as part of it, as before the answer."""
+        before = self.before.rstrip(" ")
+        return [
+            (before, "delimiter"),
+            (self.before[len(before) :] + shot.input, "input"),
+            (self.between, "delimiter"),
+            (self.gap + shot.output, "answer"),
+            (self.after, "delimiter"),
+        ]
+
+    def query(self, text: str) -> str:
+        """Return a query's text, up to where its answer begins."""
+        return self.before + text + self.between
+
+    def answer(self, text: str) -> str:
+        """Return an answer as it follows a query."""
+        return self.gap + text
+
+
+def episode_of(sample_id: str, shots: Sequence[Shot], question: Question, template: ShotTemplate) -> OnEpisode:
+    """Return the episode of a demonstration of these shots and one question about it."""
+    demo = ""
+    kinds: list[tuple[int, int, TokenKind]] = []
+    ranges: list[tuple[int, int]] = []
+    for shot in shots:
+        start = len(demo)
+        for text, kind in template.pieces(shot):
+            if text:
+                kinds.append((len(demo), len(demo) + len(text), kind))
+            demo += text
+        ranges.append((start, len(demo)))
+    return OnEpisode(
+        sample_id=sample_id,
+        demo_text=demo,
+        query_text=template.query(question.input),
+        answer_text=template.answer(question.answer),
+        char_kinds=tuple(kinds),
+        gold=None if question.gold is None else ranges[question.gold],
+        other_query_text=None if question.other_input is None else template.query(question.other_input),
+        shots=tuple(ranges),
+        labels=None if question.labels is None else tuple(template.answer(label) for label in question.labels),
+    )
