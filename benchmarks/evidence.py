@@ -28,7 +28,8 @@ from cedkv.inference.head_weights import ensure_head_weights
 from cedkv.inference.student import Students
 from cedkv.models import loading
 from cedkv.models.fingerprint import fingerprint
-from cedkv.tasks.load import load_samples, read_sample_texts
+from cedkv.tasks.load import load_samples
+from cedkv.tasks.texts import read_sample_texts
 
 MAX = {"select.row_pooling": "max", "select.head_pooling": "max", "select.layer_pooling": "max"}
 STRONG = {**MAX, "layer_scope.selection": "mid33", "select.value_weighting": "output_norm"}

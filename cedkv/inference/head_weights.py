@@ -31,7 +31,8 @@ from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.jsonl import TooFewLinesError
-from cedkv.tasks.load import load_samples, read_sample_texts
+from cedkv.tasks.load import load_samples
+from cedkv.tasks.texts import read_sample_texts
 
 EPISODES = 48
 """Held-out episodes to fit on."""

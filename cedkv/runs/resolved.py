@@ -16,7 +16,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
-from cedkv.tasks.load import SampleTexts, read_sample_texts
+from cedkv.tasks.texts import FileEpisodes, SampleTexts, read_sample_texts
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ResolvedRun:
 
     config: settings that all conditions share are taken from this configuration.
     conditions: one for a single evaluation.
-    texts: the user's samples as text; its fields are None where samples are generated.
+    texts: the samples as text.
     """
 
     manifest: RunManifest
@@ -95,7 +95,7 @@ def resolve_run(
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:
     """Raise DataError if a selector needs evidence that a sample of the user's file does not give."""
-    if texts.on is None:
+    if not isinstance(texts.on, FileEpisodes):
         return
     from cedkv.selectors.base import configured_score, create  # imports numpy, which a bad configuration need not wait for
 
@@ -107,7 +107,7 @@ def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None
         reads.setdefault(condition.config.select.mode, set()).update(needed)
     for field in ("gold", "shots", "other_query_text"):
         needing = [mode for mode, needed in reads.items() if field in needed]
-        without = next((episode.sample_id for episode in texts.on if getattr(episode, field) is None), None)
+        without = next((episode.sample_id for episode in texts.on.read if getattr(episode, field) is None), None)
         if needing and without is not None:
             raise DataError(
                 f'sample {without}: {", ".join(needing)} needs "{field}" in every line of data.on_path; add it, or leave out '

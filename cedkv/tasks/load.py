@@ -5,51 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
-from cedkv.core.registry import build
 from cedkv.core.text import preview
-from cedkv.core.values import OffSample, OnEpisode, OnSample
-from cedkv.tasks import jsonl, off_prompts
+from cedkv.core.values import OffSample, OnSample
+from cedkv.tasks import off_prompts
 from cedkv.tasks.base import TaskRequest
+from cedkv.tasks.texts import SampleTexts, read_sample_texts
 from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """Samples that were left out for one reason, with the ids of the first of them."""
+
+    kind: Literal["ON", "OFF"]
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Samples:
-    """The ON samples and OFF prompts of a run, in their order, and the source of each kind for reports."""
+    """The ON samples and OFF prompts of a run, in their order, and the source of each kind for reports.
+
+    notes: what a reader of the run should know about its samples, a sentence each: that a file is shorter than asked for.
+    unusable: what was left out (``data.unusable``).
+    """
 
     on: tuple[OnSample, ...]
     off: tuple[OffSample, ...]
     on_source: str
     off_source: str
-
-
-@dataclass(frozen=True)
-class SampleTexts:
-    """The user's samples as text, read once; None for a kind that is generated.
-
-    on: episodes. off: ``(sample_id, prompt)``.
-    """
-
-    on: list[OnEpisode] | None = None
-    off: list[tuple[str, str]] | None = None
-
-
-def read_sample_texts(config: Phase2Config) -> SampleTexts:
-    """Read the files that a configuration names.
-
-    Raises:
-        DataError: as ``jsonl.read_on``.
-    """
-    data, sizes = config.data, config.eval
-    return SampleTexts(
-        None if data.on_path is None else jsonl.read_on(data.on_path, sizes.on_samples),
-        None if data.off_path is None else jsonl.read_off(data.off_path, sizes.off_samples),
-    )
+    notes: tuple[str, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
 
 
 def load_samples(
@@ -69,24 +61,12 @@ def load_samples(
     """
     data, sizes = config.data, config.eval
     texts = texts or read_sample_texts(config)
-    off_texts = texts.off
-    if off_texts is None:
-        try:
-            off_texts = off_prompts.prompts(sizes.off_samples, config.seed)
-        except ValueError as error:
-            raise DataError(f"{error}: lower eval.off_samples (-P max_off) or give more with data.off_path") from None
-    off = tuple(tokenize_off(tokenizer, sample_id, text) for sample_id, text in off_texts)
-    if texts.on is not None:
-        episodes, on_source = texts.on, str(data.on_path)
-    else:
-        task = build(TASKS.get(data.task), data.params, "data.params")
-        request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
-        with TASKS.errors_named(data.task):
-            episodes, on_source = list(task.episodes(request)), task.source(request)
-        if len(episodes) != sizes.on_samples:
-            raise DataError(
-                f"data.task = {data.task} gives {len(episodes)} episodes where eval.on_samples = {sizes.on_samples}"
-            )
+    off = tuple(tokenize_off(tokenizer, prompt.sample_id, prompt.text) for prompt in texts.off)
+    request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
+    with TASKS.errors_named(data.task):
+        episodes, on_source = list(texts.on.episodes(request)), texts.on.source(request)
+    if len(episodes) != sizes.on_samples:
+        raise DataError(f"data.task = {data.task} gives {len(episodes)} episodes where eval.on_samples = {sizes.on_samples}")
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
     _check_prefix_len(config, on)
     _check_positions(on, off, config.prefix_len, max_positions)

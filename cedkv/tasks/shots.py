@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cedkv.core.values import OnEpisode, TokenKind
+from cedkv.tasks.base import TaskRequest
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,23 @@ class ShotTemplate:
     def answer(self, text: str) -> str:
         """Return an answer as it follows a query."""
         return self.gap + text
+
+
+def template_for(request: TaskRequest, default: str) -> ShotTemplate:
+    """Return how shots are written in a run: as ``data.template`` says, else by a task's own template."""
+    return ShotTemplate.parse(request.data.template or default)
+
+
+def shots_that_fit(shots: Sequence[Shot], demo_tokens: int, template: ShotTemplate, tokenizer: Any) -> list[Shot]:
+    """Return the first shots whose demonstration has about ``demo_tokens`` tokens at most; one where not even that fits."""
+    total, fitting = 0, list[Shot]()
+    for shot in shots:
+        text = "".join(text for text, _ in template.pieces(shot))
+        total += len(tokenizer(text, add_special_tokens=False).input_ids)
+        if fitting and total > demo_tokens:
+            break
+        fitting.append(shot)
+    return fitting
 
 
 def episode_of(sample_id: str, shots: Sequence[Shot], question: Question, template: ShotTemplate) -> OnEpisode:
