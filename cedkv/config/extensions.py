@@ -49,7 +49,13 @@ SELECTORS: Registry[Any] = Registry(
 TASKS: Registry[Any] = Registry(
     "task",
     "cedkv.tasks",
-    {"symbol_lookup": "cedkv.tasks.symbol_lookup:SymbolLookup"},
+    {
+        "symbol_lookup": "cedkv.tasks.symbol_lookup:SymbolLookup",
+        "kv_retrieval": "cedkv.tasks.kv_retrieval:KVRetrieval",
+        "needle": "cedkv.tasks.needle:Needle",
+        "label_mapping": "cedkv.tasks.label_mapping:LabelMapping",
+        "word_pairs": "cedkv.tasks.word_pairs:WordPairs",
+    },
     base="cedkv.tasks.base:Task",
 )
 """``data.task``: where ON episodes come from, without a file."""

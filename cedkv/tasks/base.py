@@ -10,6 +10,9 @@ from typing import Any
 from cedkv.config.data import DataBlock
 from cedkv.core.values import OnEpisode
 
+GIVEN = frozenset({"gold", "shots", "other_query_text"})
+"""What an episode may have beyond its texts."""
+
 
 @dataclass(frozen=True)
 class TaskRequest:
@@ -38,11 +41,17 @@ class Task(ABC):
     A subclass is a frozen dataclass; its fields are its parameters, set by ``data.params``.
     """
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """Return what all its episodes have of ``gold``, ``shots`` and ``other_query_text``, which some selectors need."""
+        return GIVEN
+
     @abstractmethod
     def episodes(self, request: TaskRequest) -> Iterable[OnEpisode]:
         """Return ``request.n`` episodes or more, each with a ``sample_id`` of its own.
 
-        They are made as they are needed: where ``data.unusable`` is skip, a later one takes the place of an unusable one.
+        They are made as they are needed, and may go on without end: where ``data.unusable`` is skip, a later one takes the
+        place of an unusable one.
 
         Raises:
             DataError: this tokenizer or configuration makes that impossible; the message says what to change.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def load_samples(
     off = tuple(tokenize_off(tokenizer, prompt.sample_id, prompt.text) for prompt in texts.off)
     request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
     with TASKS.errors_named(data.task):
-        episodes, on_source = list(texts.on.episodes(request)), texts.on.source(request)
+        episodes, on_source = list(itertools.islice(texts.on.episodes(request), request.n)), texts.on.source(request)
     if len(episodes) != sizes.on_samples:
         raise DataError(f"data.task = {data.task} gives {len(episodes)} episodes where eval.on_samples = {sizes.on_samples}")
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)

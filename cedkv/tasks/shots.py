@@ -6,20 +6,23 @@ Symbol: red         so that a query ends where a token of the answer can begin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from cedkv.core.errors import DataError
 from cedkv.core.values import OnEpisode, TokenKind
 from cedkv.tasks.base import TaskRequest
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A solved example: what is asked, and its answer."""
+    """A solved example: what is asked, and its answer; without an answer, a sentence that stands between others."""
 
     input: str
-    output: str
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ class ShotTemplate:
         return cls(before, stripped, between[len(stripped) :], after)
 
     def pieces(self, shot: Shot) -> list[tuple[str, TokenKind]]:
-        """Return a shot's text piece by piece; whitespace before the input is read as part of it, as before the answer."""
+        """Return a shot's text piece by piece; whitespace before the input is read as part of it, as before the answer.
+
+        A sentence without an answer is written as it is, on a line of its own: words are input, the rest is delimiters.
+        """
+        if not shot.output:
+            words = re.findall(r" ?\w+|\W", f"{shot.input}\n")
+            return [(word, "input" if word[-1].isalnum() else "delimiter") for word in words]
         before = self.before.rstrip(" ")
         return [
             (before, "delimiter"),
@@ -80,7 +89,24 @@ def template_for(request: TaskRequest, default: str) -> ShotTemplate:
     return ShotTemplate.parse(request.data.template or default)
 
 
-def shots_that_fit(shots: Sequence[Shot], demo_tokens: int, template: ShotTemplate, tokenizer: Any) -> list[Shot]:
+def demo_shots(request: TaskRequest, shots: Iterable[Shot], template: ShotTemplate) -> list[Shot]:
+    """Return the shots of a demo: the first ``data.pairs``, or where it is set, as many as fit ``data.demo_tokens``.
+
+    Raises:
+        DataError: fewer than two; a query asks for one of several.
+    """
+    data = request.data
+    if data.demo_tokens is None:
+        return list(islice(shots, data.pairs))
+    fitting = shots_that_fit(shots, data.demo_tokens, template, request.tokenizer)
+    if len(fitting) < 2:
+        raise DataError(
+            f"data.demo_tokens = {data.demo_tokens} has no room for two shots, and a query asks for one of them; raise it"
+        )
+    return fitting
+
+
+def shots_that_fit(shots: Iterable[Shot], demo_tokens: int, template: ShotTemplate, tokenizer: Any) -> list[Shot]:
     """Return the first shots whose demonstration has about ``demo_tokens`` tokens at most; one where not even that fits."""
     total, fitting = 0, list[Shot]()
     for shot in shots:

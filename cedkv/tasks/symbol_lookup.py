@@ -1,104 +1,61 @@
-"""Built-in ON episodes: look up the symbol that a demonstration pairs with an invented word.
+"""Look up the symbol that the demo pairs with an invented word.
 
-    Word: blick          x pairs, then the query     Word: dax
-    Symbol: red                                      Symbol:            (answer: the symbol dax was paired with)
-
-The words are invented, so a model cannot know the answer without the demonstration. The symbols are colours, each a single
-token of the tokenizer where it follows a query (``single_token_symbols``).
+The words are invented, so a model cannot know an answer without the demonstration. The symbols are the twelve colours or common
+words (``symbols``), each a single token where it follows a query. A symbol stands for one word only, unless ``repeats`` is true
+or ``data.demo_tokens`` has room for more words than there are symbols. Gold is the pair that is asked for; the other query asks
+for another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from cedkv.tasks.base import TaskRequest
+from cedkv.tasks.generated import Draw, GeneratedTask
+from cedkv.tasks.shots import Question, Shot, ShotTemplate, demo_shots
+from cedkv.tasks.words import draw_two, invented_words, read_words, shuffled, symbols_for
 
-from cedkv.core.errors import DataError
-from cedkv.core.seeding import rng_for
-from cedkv.core.values import OnEpisode, TokenKind
-from cedkv.tasks.base import Task, TaskRequest
-from cedkv.tasks.tokenize import single_token_symbols
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 SYMBOLS = ("red", "blue", "green", "black", "white", "yellow", "orange", "purple", "brown", "pink", "gray", "gold")
-_ONSETS = ("b", "bl", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "k", "kl", "l", "m", "n", "p", "pl", "r", "s", "sk",
-           "sl", "sn", "t", "tr", "v", "w", "z", "zw")  # fmt: skip
-_VOWELS = ("a", "e", "i", "o", "u", "oo", "ai")
-_CODAS = ("b", "ck", "d", "ft", "g", "lk", "mp", "ng", "nt", "p", "sk", "t", "v", "x", "zz")
 
 
-def invented_word(rng: np.random.Generator, taken: set[str]) -> str:
-    """Return a pronounceable word that is not in ``taken``; of two syllables, because one gives too many real words."""
-    while True:
-        syllables = [_ONSETS[rng.integers(len(_ONSETS))] + _VOWELS[rng.integers(len(_VOWELS))] for _ in range(2)]
-        word = "".join(syllables) + _CODAS[rng.integers(len(_CODAS))]
-        if word not in taken:
-            return word
+@dataclass(frozen=True)
+class SymbolLookup(GeneratedTask):
+    """Look up the symbol that the demo pairs with an invented word."""
 
+    name: ClassVar[str] = "symbol_lookup"
+    prefix: ClassVar[str] = "on"
 
-def episode(index: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> OnEpisode:
-    """Return episode ``index`` of a seed, which is independent of all other indices.
+    symbols: Literal["colours", "words"] = "colours"
+    repeats: bool = False
 
-    Args:
-        pairs: number of word-symbol pairs in the demo.
-        symbols: symbols that are single tokens of the tokenizer, at least ``pairs`` of them.
-        forbidden: words that must not be used, because they occur in OFF prompts.
-    """
-    sample_id = f"on-{seed}-{index:05d}"
-    rng = rng_for(seed, "symbol_lookup", 0, sample_id)
-    taken = set(forbidden) | set(symbols)
-    words: list[str] = []
-    for _ in range(pairs):
-        words.append(invented_word(rng, taken))
-        taken.add(words[-1])
-    answers = [symbols[i] for i in rng.permutation(len(symbols))[:pairs]]
-    queried = int(rng.integers(pairs))
-    other = int(queried + 1 + rng.integers(pairs - 1)) % pairs
-    demo = ""
-    shots: list[tuple[int, int]] = []
-    kinds: list[tuple[int, int, TokenKind]] = []
-    for word, symbol in zip(words, answers, strict=True):
-        pair_start = len(demo)
-        pieces: tuple[tuple[str, TokenKind], ...] = (
-            ("Word:", "delimiter"),
-            (f" {word}", "input"),
-            ("\nSymbol:", "delimiter"),
-            (f" {symbol}", "answer"),
-            ("\n\n", "delimiter"),
-        )
-        for piece, kind in pieces:
-            kinds.append((len(demo), len(demo) + len(piece), kind))
-            demo += piece
-        shots.append((pair_start, len(demo)))
-    return OnEpisode(
-        sample_id=sample_id,
-        demo_text=demo,
-        query_text=f"Word: {words[queried]}\nSymbol:",
-        answer_text=f" {answers[queried]}",
-        char_kinds=tuple(kinds),
-        gold=shots[queried],
-        other_query_text=f"Word: {words[other]}\nSymbol:",
-        shots=tuple(shots),
-    )
+    @property
+    def template(self) -> str:
+        return "Word: {input}\nSymbol: {output}\n\n"
 
+    def prepare(self, request: TaskRequest, template: ShotTemplate) -> Draw:
+        data = request.data
+        least = 2 if self.repeats or data.demo_tokens is not None else data.pairs
+        words = SYMBOLS if self.symbols == "colours" else read_words("words")
+        remedies = ["lower data.pairs"] if least > 2 else []
+        remedies += ["set data.params={symbols: words}"] if self.symbols == "colours" else []
+        remedies += ["set data.params={repeats: true}"] if least > 2 else []
+        need = f"data.pairs = {data.pairs}" if least == data.pairs else f"{least} symbols are needed"
+        symbols = symbols_for(request, template, words, least, need, ", ".join([*remedies, "or use data.on_path"]))
 
-class SymbolLookup(Task):
-    """Look up the symbol that the demo pairs with an invented word; ``data.pairs`` pairs per demo."""
+        def draw(rng: Generator) -> tuple[list[Shot], Question]:
+            inputs = invented_words(rng, {*request.off_words, *symbols})
+            if data.demo_tokens is None:  # all words are drawn before the symbols
+                inputs = iter(list(islice(inputs, data.pairs)))
+            pairs = (Shot(word, symbol) for word, symbol in zip(inputs, shuffled(rng, symbols), strict=False))
+            shots = demo_shots(request, pairs, template)
+            queried, other = draw_two(rng, len(shots))
+            asked = shots[queried]
+            labels = tuple(dict.fromkeys(shot.output for shot in shots))
+            return shots, Question(asked.input, asked.output, queried, shots[other].input, labels)
 
-    def episodes(self, request: TaskRequest) -> list[OnEpisode]:
-        pairs = request.data.pairs
-        unused = [symbol for symbol in SYMBOLS if symbol not in request.off_words]
-        symbols = single_token_symbols(request.tokenizer, "Word: dax\nSymbol:", unused)
-        if len(symbols) < pairs:
-            raise DataError(
-                f"data.pairs = {pairs}, but only {len(symbols)} of the built-in symbols are one token of this "
-                f"tokenizer and occur in no OFF prompt ({', '.join(symbols) or 'none'}); lower data.pairs or use data.on_path"
-            )
-        return list(episodes(request.n, request.seed, pairs, symbols, request.off_words))
-
-    def source(self, request: TaskRequest) -> str:
-        return f"symbol_lookup(pairs={request.data.pairs}, seed={request.seed})"
-
-
-def episodes(n: int, seed: int, pairs: int, symbols: Sequence[str], forbidden: frozenset[str]) -> Iterator[OnEpisode]:
-    """Yield the first ``n`` episodes of a seed; arguments as in ``episode``."""
-    return (episode(i, seed, pairs, symbols, forbidden) for i in range(n))
+        return draw

@@ -184,12 +184,12 @@ def _render_turn(tokenizer: Any, subject: str, prompt: str, **options: str) -> s
     )
 
 
-def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str]) -> tuple[str, ...]:
-    """Return the symbols that are a single token, with a leading space, after ``query_text``."""
+def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str], gap: str = " ") -> tuple[str, ...]:
+    """Return the symbols that are a single token, with ``gap`` in front, after ``query_text``."""
     query = list(tokenizer(query_text, add_special_tokens=False).input_ids)
     usable = []
     for symbol in symbols:
-        with_symbol = list(tokenizer(f"{query_text} {symbol}", add_special_tokens=False).input_ids)
+        with_symbol = list(tokenizer(f"{query_text}{gap}{symbol}", add_special_tokens=False).input_ids)
         if with_symbol[:-1] == query and with_symbol[-1] != tokenizer.unk_token_id:
             usable.append(symbol)
     return tuple(usable)
