@@ -111,7 +111,8 @@ def shots_that_fit(shots: Iterable[Shot], demo_tokens: int, template: ShotTempla
     total, fitting = 0, list[Shot]()
     for shot in shots:
         text = "".join(text for text, _ in template.pieces(shot))
-        total += len(tokenizer(text, add_special_tokens=False).input_ids)
+        # The character after a shot is counted with it: many tokenizers split line breaks where text follows.
+        total += len(tokenizer(text + text[:1], add_special_tokens=False).input_ids) - 1
         if fitting and total > demo_tokens:
             break
         fitting.append(shot)

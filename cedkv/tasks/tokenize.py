@@ -185,7 +185,7 @@ def _render_turn(tokenizer: Any, subject: str, prompt: str, **options: str) -> s
 
 
 def single_token_symbols(tokenizer: Any, query_text: str, symbols: Sequence[str], gap: str = " ") -> tuple[str, ...]:
-    """Return the symbols that are a single token, with ``gap`` in front, after ``query_text``."""
+    """Return the symbols that are a single token after ``query_text`` and ``gap``, which is part of that token."""
     query = list(tokenizer(query_text, add_special_tokens=False).input_ids)
     usable = []
     for symbol in symbols:

@@ -1,7 +1,7 @@
 """Apply the relation that the demo's pairs have in common: opposites, capitals, plurals.
 
-The shots are other pairs of the list, so the answer has to be known and the relation inferred: no shot holds it, and there is no
-gold. With ``shown: true`` the pair that is asked for is among the shots, and is gold. Where an answer must be one token
+The shots are other pairs of the list, so the answer has to be known and the relation inferred: no shot holds it, and there is
+no gold. With ``shown: true`` the pair that is asked for is among the shots, and is gold. Where an answer must be one token
 (``data.answer=single``), only pairs whose answer is one are asked for, if there are any; shots may be any pairs. The longest
 demo is the whole list.
 """
