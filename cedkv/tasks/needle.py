@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cedkv.core.errors import DataError
@@ -70,9 +72,9 @@ class Needle(GeneratedTask):
 
 
 def _filler(rng: Generator) -> Iterator[Shot]:
-    """Yield sentences of one part of each kind: when, who, what, where."""
+    """Yield different sentences, each of one part of a kind: when, who, what, where."""
     parts = read_rows("filler")
-    while True:
-        chosen = rng.integers([len(part) for part in parts])
-        when, who, what, where = (part[i] for part, i in zip(parts, chosen, strict=True))
+    sizes = [len(part) for part in parts]
+    for sentence in rng.permutation(prod(sizes)):
+        when, who, what, where = (part[i] for part, i in zip(parts, np.unravel_index(sentence, sizes), strict=True))
         yield Shot(f"{when}, {who} {what} {where}.")

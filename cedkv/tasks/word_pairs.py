@@ -29,7 +29,7 @@ class WordPairs(GeneratedTask):
     name: ClassVar[str] = "word_pairs"
     prefix: ClassVar[str] = "pair"
 
-    pairs: Literal["antonyms", "capitals", "plurals"] = "antonyms"
+    relation: Literal["antonyms", "capitals", "plurals"] = "antonyms"
     shown: bool = False
 
     @property
@@ -42,11 +42,11 @@ class WordPairs(GeneratedTask):
 
     def prepare(self, request: TaskRequest, template: ShotTemplate) -> Draw:
         data = request.data
-        rows = [row for row in read_rows(self.pairs) if not spelt_words(" ".join(row)) & request.off_words]
+        rows = [row for row in read_rows(self.relation) if not spelt_words(" ".join(row)) & request.off_words]
         most = len(rows) - (0 if self.shown else 2)
         if most < 2 or (data.demo_tokens is None and data.pairs > most):
             raise DataError(
-                f"data.pairs = {data.pairs}, but the {self.pairs} have {max(most, 0)} pairs for a demo, of which no word "
+                f"data.pairs = {data.pairs}, but the {self.relation} have {max(most, 0)} pairs for a demo, of which no word "
                 "occurs in an OFF prompt; lower data.pairs, use other OFF prompts, or use data.on_path"
             )
         pairs = [Shot(*row) for row in rows]
