@@ -1,6 +1,6 @@
 """The pages of docs/ that are made from the code: ``python docs/reference.py`` writes them, ``--check`` says which are stale.
 
-Gates and selectors come from their registries, the tree of modules from the first line of each docstring.
+Gates, selectors and tasks come from their registries, the tree of modules from the first line of each docstring.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from cedkv.checks.base import Check, MeasuredCheck, all_checks
 from cedkv.checks.probe import ProbeCheck
-from cedkv.config.extensions import SELECTORS
+from cedkv.config.data import DataBlock
+from cedkv.config.extensions import SELECTORS, TASKS
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.selectors.base import Selector, selector_class
+from cedkv.tasks.base import GIVEN, Task, TaskRequest
+from cedkv.testing import WordTokenizer
 
 DOCS = Path(__file__).parent
 PACKAGES = (
@@ -40,6 +44,14 @@ _SELECTORS = (
     "with and never wins a comparison; an *oracle* is a reference that knows the answer. How to add one: "
     "[extending.md](extending.md)."
 )
+_TASKS = (
+    "`data.task` names one (`-P task=needle`), `data.params` has its parameters (`-P set='data.params={depth: 0.5}'`). No task "
+    "needs a file. A demo is `data.pairs` shots long, or as many as fit `data.demo_tokens` tokens, up to thousands. "
+    "`data.template` writes a shot in another way than shown here, and `data.format=chat` as two turns of the chat template. "
+    "What is asked and answered occurs in no OFF prompt. Every episode is drawn from the seed and its own id: more samples "
+    "leave the first ones as they are. Each has its shots, another query about the same demo, and gold, the shot that answers, "
+    "but where the table says otherwise. How to add one: [extending.md](extending.md)."
+)
 _ARCHITECTURE = (
     "A package imports only packages above it in the tree; `make check` holds that (`[tool.importlinter]` in "
     "`pyproject.toml`). A request is read once (`runs.resolved`). The engine (`eval_phase2`) plans units and runs every "
@@ -52,7 +64,7 @@ MADE = "<!-- made by `make docs`; edit the code it is made from -->\n"
 
 def main() -> int:
     """Write the pages, or with ``--check`` name those that are stale and return 1."""
-    pages = {"gates.md": gates(), "selectors.md": selectors(), "architecture.md": architecture()}
+    pages = {"gates.md": gates(), "selectors.md": selectors(), "tasks.md": tasks(), "architecture.md": architecture()}
     stale = [name for name, text in pages.items() if not _same(DOCS / name, text)]
     if "--check" in sys.argv[1:]:
         print("\n".join(f"docs/{name} is stale: run make docs" for name in stale))
@@ -145,6 +157,45 @@ def _selector_row(name: str, cls: type[Selector]) -> str:
     needs = ", ".join(sorted(cls.needs)) or "–"
     params = ", ".join(f"{field.name} = {field.default!r}" for field in fields(cls)) or "–"
     return f"| `{name}` | {cls.role} | {_cell(keeps)} | {needs} | {params} |\n"
+
+
+def tasks() -> str:
+    """Return the page of all tasks: parameters, what an episode has, and an episode of each."""
+    head = "| name | what is asked | parameters | lacks |\n| --- | --- | --- | --- |\n"
+    rows, texts = "", ""
+    for name in TASKS.builtin:
+        cls: type[Task] = TASKS.get(name)
+        asked = (inspect.getdoc(cls) or "").partition("\n\n")[0]
+        params = ", ".join(_parameter(cls, field.name, field.default) for field in fields(cls)) or "–"
+        lacks = ", ".join(sorted(GIVEN - cls().gives)) or "–"
+        rows += f"| `{name}` | {_cell(' '.join(asked.split()))} | {_cell(params)} | {lacks} |\n"
+        _, _, rest = (inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n\n")
+        texts += f"\n## {name}\n\n{_paragraph(' '.join(rest.split()).replace('``', '`'))}\n\n{_episode(cls())}"
+    return f"# Tasks\n\n{MADE}\n{_paragraph(_TASKS)}\n\n{head}{rows}{texts}"
+
+
+def _parameter(cls: type[Task], name: str, default: object) -> str:
+    """Return a parameter as the configuration writes it: ``symbols: colours (or words)``."""
+    hint = get_type_hints(cls)[name]
+    others = [value for value in get_args(hint) if value != default] if get_origin(hint) is Literal else []
+    written = (
+        {None: "null", True: "true", False: "false"}.get(default, default) if isinstance(default, bool | None) else default
+    )
+    return f"`{name}: {written}`" + (f" (or {', '.join(f'`{value}`' for value in others)})" if others else "")
+
+
+def _episode(task: Task) -> str:
+    """Return the first episode of a task, with gold marked by ``>``."""
+    data = DataBlock(pairs=5)
+    episode = next(iter(task.episodes(TaskRequest(1, 42, data, WordTokenizer(), frozenset(), {}))))
+    start, end = episode.gold or (0, 0)
+    marked = [
+        ("> " if start <= line.start() < end and line.group().strip() else "  ") + line.group()
+        for line in re.finditer(r"[^\n]*\n", episode.demo_text)
+    ]
+    demo = "".join(marked).replace("  \n", "\n")
+    query = textwrap.indent(episode.query_text, "  ")
+    return f"```text\n{demo.rstrip()}\n\n{query}  [answer:{episode.answer_text}]\n```\n"
 
 
 def architecture() -> str:

@@ -124,10 +124,11 @@ def test_what_does_not_fit_is_rejected_before_anything_is_loaded(
 def test_the_contract_tests_are_usable_by_the_package(installed: Path, tmp_path: Path) -> None:
     program = tmp_path / "contract.py"
     program.write_text(
-        "from cedkv.testing import check_selector\n"
+        "from cedkv.testing import check_selector, check_task\n"
         "check_selector('fading_attention', decay=0.9)\n"
         "check_selector('cedkv_example:FadingAttention')\n"
         "check_selector('small_keys')\n"
+        "check_task('number_lookup')\n"
     )
     done = run(installed, tmp_path, "contract")
     assert done.returncode == 0, done.stderr
