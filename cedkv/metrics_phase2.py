@@ -35,6 +35,33 @@ def p99(values: Sequence[float]) -> float | None:
     return float(np.percentile(values, 99, method="higher")) if np.isfinite(values).all() else math.nan
 
 
+def median(values: Sequence[float]) -> float | None:
+    """Return the median; NaN where any value is not finite, None where there are no values."""
+    if not len(values):
+        return None
+    return float(np.median(values)) if np.isfinite(values).all() else math.nan
+
+
+def share_above(values: Sequence[float], limit: float | None) -> float | None:
+    """Return the share of values above a limit; NaN where any value is not finite, None without values or limit."""
+    if limit is None or not len(values):
+        return None
+    return float(np.mean(np.asarray(values) > limit)) if np.isfinite(values).all() else math.nan
+
+
+def upper_bound(share: float | None, n: int) -> float | None:
+    """Return the one-sided upper 95 % bound of a share that was seen in n draws (Clopper and Pearson 1934).
+
+    None of 128 bounds it at 0.0231, none of 299 at 0.00997. NaN where the share is not finite, None where there is none.
+    """
+    if share is None or not math.isfinite(share):
+        return share
+    from scipy.stats import binomtest
+
+    test = binomtest(round(share * n), n, alternative="less")
+    return float(test.proportion_ci(confidence_level=0.95, method="exact").high)
+
+
 def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float]) -> float | None:
     """Return mean KL(student || teacher) / (mean KL(base || teacher) + 1e-6).
 
@@ -48,11 +75,12 @@ def relative_kl(student_teacher: Sequence[float], base_teacher: Sequence[float])
     return float(np.mean(student_teacher) / (np.mean(base_teacher) + 1e-6))
 
 
-def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float | None]:
+def run_metrics(on: Sequence[Record], off: Sequence[Record], off_delta_limit: float | None = None) -> dict[str, float | None]:
     """Return the metrics of a run by their MLflow names.
 
     Args:
         on, off: sample records of ON samples and OFF prompts.
+        off_delta_limit: ``thresholds.off_delta_p99_max`` in nats, beyond which OFF prompts are counted; None counts none.
     """
     trials = len(on[0]["correct_random"]) if on else 0
     random = [float(np.mean([record["correct_random"][trial] for record in on])) for trial in range(trials)]
@@ -63,7 +91,11 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
     base_teacher = [record["kl_base_teacher"] for record in on]
     labelled = [record for record in on if "kl_select_teacher_labels" in record]
     select_labels = [record["kl_select_teacher_labels"] for record in labelled]
+    base_labels = [record["kl_base_teacher_labels"] for record in labelled]
+    random_labels = [value for record in labelled for value in record["kl_random_teacher_labels"]]
     deltas_off = [record["phase2_delta_off_select"] for record in off]
+    further_off = [value for record in off for value in record.get("further_kl", ())]
+    over_limit = share_above(deltas_off, off_delta_limit)
     gap = difference(teacher, base)
     gain = difference(select, base)
     return {
@@ -73,6 +105,7 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
         "phase2_on_acc_student_random_mean": random_mean,
         "phase2_on_acc_student_random_std": float(np.std(random)) if trials else None,
         "phase2_on_gain_select": gain,
+        "phase2_on_gain_teacher": gap,
         "phase2_gap_recovered": gain / gap if gap is not None and gain is not None and gap > 0 else None,
         "phase2_delta_on_mean_select": mean(record["phase2_delta_on_select"] for record in on),
         "phase2_answer_logprob_gain_mean": mean(record["phase2_answer_logprob_gain"] for record in on),
@@ -85,11 +118,21 @@ def run_metrics(on: Sequence[Record], off: Sequence[Record]) -> dict[str, float 
         "phase2_on_acc_labels_base": mean(record["correct_base_labels"] for record in labelled),
         "phase2_on_acc_labels_teacher": mean(record["correct_teacher_labels"] for record in labelled),
         "phase2_on_acc_labels_student_select": mean(record["correct_select_labels"] for record in labelled),
+        "phase2_on_acc_labels_student_random_mean": mean(v for record in labelled for v in record["correct_random_labels"]),
+        "phase2_kl_base_teacher_labels_mean": mean(base_labels),
         "phase2_kl_select_teacher_labels_mean": mean(select_labels),
-        "phase2_rel_kl_labels_select": relative_kl(select_labels, [r["kl_base_teacher_labels"] for r in labelled]),
+        "phase2_kl_random_teacher_labels_mean": mean(random_labels),
+        "phase2_rel_kl_labels_select": relative_kl(select_labels, base_labels),
+        "phase2_rel_kl_labels_random": relative_kl(random_labels, base_labels),
         "phase2_off_delta_mean_select": mean(deltas_off),
         "phase2_off_delta_p99_select": p99(deltas_off),
+        "phase2_off_over_limit_share": over_limit,
+        "phase2_off_over_limit_upper": upper_bound(over_limit, len(off)),
         "phase2_off_same_token_share": mean(record["same_token"] for record in off),
+        "phase2_off_base_entropy_median": median([record["base_entropy"] for record in off if "base_entropy" in record]),
+        "phase2_off_further_kl_mean": mean(further_off),
+        "phase2_off_further_kl_p99": p99(further_off),
+        "phase2_off_further_changed_share": mean(not same for record in off for same in record.get("further_same", ())),
         "phase2_attention_causal_drop_spearman": _rank_agreement(on),
         "phase2_gold_coverage_mean": mean(record["gold_coverage"] for record in on if "gold_coverage" in record),
         "phase2_gold_coverage_random_mean": mean(value for record in on for value in record.get("gold_coverage_random", ())),

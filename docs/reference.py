@@ -35,8 +35,9 @@ _GATES = (
     "A check compares an observed value with a limit. A gate passes when each of its checks does; what cannot be decided, "
     "for want of samples or of a finite number, is `insufficient` and never a pass. Gate A asks whether the cache "
     "pipeline holds on this very model, Gate B whether the prefix helps and does no harm, the certificate whether this "
-    "suite computes on the model what the model computes by itself. The tag of a check is `gateA.name` or `gateB.name`; a "
-    "limit in code is a key of `thresholds`."
+    "suite computes on the model what the model computes by itself. A precondition is part of no gate: where it does not hold, "
+    "the gates say less than they seem to. The tag of a check is `gateA.name` or `gateB.name`, and of a precondition its name; "
+    "a limit in code is a key of `thresholds`."
 )
 _SELECTORS = (
     "`select.mode` names one. All choose from the same candidates under the same budget (`span_budget` spans of "
@@ -84,7 +85,13 @@ def gates() -> str:
         "own vocabulary."
     )
     parts = [f"# Gates and checks\n\n{MADE}\n{_paragraph(_GATES)}\n\n{_paragraph(use)}\n"]
-    for title, gate in (("Gate A: the plumbing", "A"), ("Gate B: the effect", "B"), ("Certificate only", None)):
+    titles = {
+        "Gate A: the plumbing": "A",
+        "Gate B: the effect": "B",
+        "Preconditions: what the gates rest on": "precondition",
+        "Certificate only": None,
+    }
+    for title, gate in titles.items():
         rows = [_check_row(check) for check in checks if check.gate == gate]
         head = "| check | means | limit | unit | use |\n| --- | --- | --- | --- | --- |\n"
         parts.append(f"## {title}\n\n{head}" + "".join(rows) + _measures(checks, gate))

@@ -64,7 +64,8 @@ def best_condition(results: Sequence[ConditionResult]) -> Best:
     Rule: among the conditions that are no reference point and pass Gate A (and Gate B, where any of them does), the first by
     ``ranked``: the highest accuracy. Conditions with a KL to the teacher that is not finite are left out. The rule says
     which other candidates the best one is not resolved from: McNemar's exact test of accuracy, as in ``grid_comparisons``,
-    with Holm's correction over these comparisons; and where it is resolved from none, how many samples would be needed.
+    with Holm's correction over these comparisons; and where it is resolved from none, how many samples would be needed. Where
+    the teacher does not gain on base, the rule begins with that.
     """
     unique = unique_up_to_padding(results)
     pass_a = [c for c in unique if not c.reference and c.results.verdicts.get("gateA")]
@@ -74,7 +75,7 @@ def best_condition(results: Sequence[ConditionResult]) -> Best:
         return Best(None, "no winner: no condition that is a candidate (not a reference point) passes Gate A", "none")
     best, *others = pool
     accuracy = _mean(best, ACCURACY, missing=math.nan)
-    rule = f"highest accuracy, {accuracy:.4g}"
+    rule = f"{_caveat(best)}highest accuracy, {accuracy:.4g}"
     tied = 1 + sum(_mean(c, ACCURACY, missing=math.nan) == accuracy for c in others)
     if tied > 1:
         closeness = _closeness(pool)
@@ -96,6 +97,14 @@ def best_condition(results: Sequence[ConditionResult]) -> Best:
     rule += f"; not resolved ({test}, n = {len(values)}) from: "
     names = [row["right"] for row in unresolved]
     return Best(best, rule + listed(names, MAX_RULE_LENGTH - len(rule)), "unresolved")
+
+
+def _caveat(best: ConditionResult) -> str:
+    """Return that the rule says nothing about the selection, where the teacher does not gain."""
+    if not any(check.tag == "teacher_gain" and check.verdict == "fail" for check in best.results.checks):
+        return ""
+    gain = best.results.metrics["phase2_on_gain_teacher"]
+    return f"nothing is decided about the selection, as the teacher itself gains {gain:.4g} on base; "
 
 
 def _too_few(rows: Sequence[dict[str, Any]], test: str) -> str:

@@ -44,7 +44,7 @@ def paired_series(
     pairs = [
         (left_record, right_record)
         for left_record, right_record in zip(left_records, right_records, strict=True)
-        if not quantity.partial or (left_column in left_record and right_column in right_record)
+        if quantity.is_in(left_record) and quantity.is_in(right_record, right_arm)
     ]
     return column_values([pair[0] for pair in pairs], left_column), column_values([pair[1] for pair in pairs], right_column)
 

@@ -67,6 +67,11 @@ class ComparisonResult:
     relations: list[dict[str, Any]]
     identical: list[dict[str, Any]]
 
+    @property
+    def undecided(self) -> list[str]:
+        """What the conditions' verdicts do not decide and why, each reason once."""
+        return list(dict.fromkeys(note for c in self.conditions for note in c.results.undecided))
+
 
 def compare_conditions(name: str, results: Sequence[ConditionResult]) -> ComparisonResult:
     """Compare finished conditions; the first one is what all others are compared with.

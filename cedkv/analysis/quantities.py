@@ -45,7 +45,11 @@ class Quantity:
 
     def having(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records that have this quantity: all of them, unless it is ``partial``."""
-        return [r for r in records if self.column("select") in r] if self.partial else records
+        return [record for record in records if self.is_in(record)]
+
+    def is_in(self, record: Record, arm: str = "select") -> bool:
+        """Return whether a record has this quantity; one that is ``partial`` is not there where its list is empty, either."""
+        return not self.partial or record.get(self.column(arm), []) != []
 
     def column(self, arm: str) -> str:
         """Return the record key of this quantity for an arm: ``correct_select``."""
@@ -116,6 +120,21 @@ OFF_DELTA = Quantity(
     when_lower="OFF prompts move less",
     arms=("select",),
 )
+OFF_FURTHER = Quantity(
+    name="off_further_kl",
+    samples="off",
+    record_column="further_kl",
+    unit="nats",
+    higher_is_better=False,
+    label="KL at further OFF positions",
+    short_label="KL at further OFF positions",
+    axis_title="KL(select || base), nats",
+    caption="KL(select || base) along base's own greedy answer to an OFF prompt, mean over its further positions",
+    when_higher="answers to OFF prompts move more",
+    when_lower="answers to OFF prompts move less",
+    arms=("select",),
+    partial=True,
+)
 GOLD_COVERAGE = Quantity(
     name="gold_coverage",
     samples="on",
@@ -163,4 +182,6 @@ COMPREHENSIVENESS = Quantity(
 )
 JUDGED = (GOLD_COVERAGE, LDS, COMPREHENSIVENESS)
 """How good a selection and its scores are, beside what the student answers."""
-QUANTITIES = {quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, OFF_DELTA, *JUDGED)}
+QUANTITIES = {
+    quantity.name: quantity for quantity in (ACCURACY, KL_TO_TEACHER, KL_AMONG_LABELS, OFF_DELTA, OFF_FURTHER, *JUDGED)
+}

@@ -13,6 +13,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import run_metrics
 from cedkv.selectors.base import query_kind, selector_class
+from cedkv.tasks.load import Unusable
 
 GROUPS = ("query-aware candidates", "query-agnostic candidates", "reference points")
 """The groups that tables, page and figures list conditions in, in this order."""
@@ -46,7 +47,10 @@ class Records:
 
 @dataclass(frozen=True)
 class Results:
-    """What a condition's records say. ``verdicts`` has gateA, and in phase 2 also gateB and phase2: True is pass."""
+    """What a condition's records say.
+
+    checks: of the gates, then preconditions. verdicts: gateA, and in phase 2 also gateB and phase2: True is pass.
+    """
 
     phase: str
     metrics: dict[str, float | None]
@@ -55,6 +59,12 @@ class Results:
     floor: float | None
     comparisons: list[dict[str, Any]]
 
+    @property
+    def undecided(self) -> list[str]:
+        """What the verdicts do not decide and why, as preconditions and checks say it."""
+        preconditions_first = sorted(self.checks, key=lambda check: check.gate != "precondition")
+        return list(dict.fromkeys(check.note for check in preconditions_first if check.note))
+
 
 @dataclass(frozen=True)
 class ConditionResult:
@@ -62,6 +72,7 @@ class ConditionResult:
 
     key: stable and unique in the grid, the changed settings: ``select.mode=random_span``; ``run`` for a single evaluation.
     factors: the settings in which the grid's conditions differ, dotted name -> value of this condition.
+    notes, unusable: of its samples (``tasks.load.Samples``).
     """
 
     key: str
@@ -71,6 +82,8 @@ class ConditionResult:
     records: Records
     results: Results
     factors: dict[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
 
     @property
     def role(self) -> str:
@@ -125,15 +138,15 @@ def collect(records: Iterable[Record], sinks: Sequence[RecordSink] = ()) -> Reco
 
 
 def decide(config: Phase2Config, records: Records, phase: str) -> Results:
-    """Compute metrics, gates and statistics of a condition; phase 1.5 decides Gate A alone."""
-    metrics = run_metrics(records.on, records.off)
+    """Compute metrics, gates, preconditions and statistics of a condition; phase 1.5 decides Gate A alone."""
+    metrics = run_metrics(records.on, records.off, config.thresholds.off_delta_p99_max)
     run = RunRecords(config, records.on, records.off, records.plumbing, records.repro, dict(metrics))
     checks = judge_gate("A", run)
     verdicts = {"gateA": all_pass(checks)}
     metrics["phase2_gateA_pass"] = float(verdicts["gateA"])
     if phase == "2":
         checks_b = judge_gate("B", run)
-        checks = checks + checks_b
+        checks = checks + checks_b + judge_gate("precondition", run)
         verdicts["gateB"] = all_pass(checks_b)
         verdicts["phase2"] = verdicts["gateA"] and verdicts["gateB"]
         metrics["phase2_gateB_pass"] = float(verdicts["gateB"])

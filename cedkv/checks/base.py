@@ -1,7 +1,7 @@
 """What a check is: one object with its name, unit, limit, meaning, and what it is used for. All of them by name.
 
-Gate A, Gate B, the certificate, the tags, docs/gates.md and the mutation table go through ``checks``: a new check is a class
-and its line in ``CHECKS``, or an entry point ``cedkv.checks`` of another package.
+Gate A, Gate B, the preconditions, the certificate, the tags, docs/gates.md and the mutation table go through ``checks``: a new
+check is a class and its line in ``CHECKS``, or an entry point ``cedkv.checks`` of another package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cedkv.metrics_phase2 import largest
 from cedkv.models.loading import LanguageModel
 
 T = TypeVar("T")
-Gate = Literal["A", "B"]
+Gate = Literal["A", "B", "precondition"]
 Verdict = Literal["pass", "fail", "insufficient"]
 
 CHECKS: Registry[Any] = Registry(
@@ -59,6 +59,8 @@ CHECKS: Registry[Any] = Registry(
         "gateB.delta_on": "cedkv.checks.effects:DeltaOn",
         "gateB.rel_kl_to_teacher": "cedkv.checks.effects:RelKlToTeacher",
         "gateB.select_vs_random": "cedkv.checks.effects:SelectVsRandom",
+        "precondition.teacher_gain": "cedkv.checks.effects:TeacherGain",
+        "precondition.off_entropy": "cedkv.checks.effects:OffEntropy",
         "certificate.weights_without_place": "cedkv.checks.probe_checks:WeightsWithoutPlace",
         "certificate.left_alone": "cedkv.checks.probe_checks:ModelLeftAlone",
         "certificate.slots_have_no_place": "cedkv.checks.probe_checks:SlotsHaveNoPlace",
@@ -68,12 +70,16 @@ CHECKS: Registry[Any] = Registry(
     },
     base="cedkv.checks.base:Check",
 )
-"""``gateA.name``, ``gateB.name`` (which are tags of a run too) or ``certificate.name`` -> class."""
+"""``gateA.name``, ``gateB.name``, ``precondition.name`` or ``certificate.name`` -> class."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A check and what was observed: ``observed <relation> limit``, over ``n`` samples. ``gate`` is None in a certificate."""
+    """A check and what was observed: ``observed <relation> limit``, over ``n`` samples. ``gate`` is None in a certificate.
+
+    note: what follows from a result that is not a pass, and what to do; empty where there is nothing to add.
+    decides: False where the observed value decides nothing, however it stands to the limit; ``note`` says why.
+    """
 
     gate: Gate | None
     name: str
@@ -83,11 +89,20 @@ class CheckResult:
     n: int
     unit: str
     meaning: str
+    note: str = ""
+    decides: bool = True
+
+    @property
+    def tag(self) -> str:
+        """The tag of a run that holds the verdict: ``gateB.on_gain``, and of a precondition its name."""
+        return self.name if self.gate == "precondition" else f"gate{self.gate}.{self.name}"
 
     @property
     def verdict(self) -> Verdict:
-        """``insufficient``, which is never a pass, where nothing finite was observed or there is no finite limit."""
-        if self.n < 1 or self.observed is None or self.limit is None:
+        """``insufficient``, which is never a pass, where nothing finite was observed, there is no finite limit, or the
+        observed value does not decide.
+        """
+        if not self.decides or self.n < 1 or self.observed is None or self.limit is None:
             return "insufficient"
         if not (math.isfinite(self.observed) and math.isfinite(self.limit)):
             return "insufficient"
@@ -171,8 +186,9 @@ class Check(ABC):
     """One named comparison with a limit; the first line of a subclass's docstring is its meaning.
 
     Class variables:
-        gate: the gate it belongs to; None for a check of the certificate alone.
-        name: unique in its gate; the tag is ``gate<gate>.<name>``.
+        gate: the gate it belongs to, or ``precondition``, which is part of no gate: where it does not hold, the gates say less
+            than they seem to. None for a check of the certificate alone.
+        name: unique in its gate.
         unit: of observed value and limit.
         threshold: key of ``thresholds`` that sets the limit; empty where the limit is fixed.
         relation: how the observed value must stand to the limit.
@@ -191,8 +207,10 @@ class Check(ABC):
 
     @property
     def key(self) -> str:
-        """Its name among all checks, and its tag: ``gateA.null_effect``."""
-        return f"{'certificate' if self.gate is None else f'gate{self.gate}'}.{self.name}"
+        """Its name among all checks: ``gateA.null_effect``."""
+        if self.gate is None:
+            return f"certificate.{self.name}"
+        return f"{self.gate if self.gate == 'precondition' else f'gate{self.gate}'}.{self.name}"
 
     @abstractmethod
     def judge(self, run: RunRecords) -> CheckResult | None:

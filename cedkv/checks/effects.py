@@ -1,12 +1,16 @@
-"""Checks that are decided from a run's records: that the prefix has an effect at all (Gate A), and that it helps (Gate B)."""
+"""Checks that are decided from a run's records: that the prefix has an effect at all (Gate A), that it helps (Gate B), and that
+the run can say so (preconditions).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
-from cedkv.checks.base import Check, CheckResult, RunRecords
+from cedkv.checks.base import Check, CheckResult, Gate, RunRecords
+from cedkv.core.text import number
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import mean, repro_accuracies
 
@@ -70,12 +74,12 @@ def _other_randoms(record: Record) -> list[float]:
 
 
 class MetricCheck(Check):
-    """A check of Gate B: a metric of the run against a limit.
+    """A metric of the run against a limit; a check of Gate B unless it says otherwise.
 
     metric: name of the observed metric.
     """
 
-    gate = "B"
+    gate: ClassVar[Gate | None] = "B"
     metric: ClassVar[str]
 
     def limit(self, run: RunRecords) -> float | None:
@@ -96,14 +100,19 @@ class OnGain(MetricCheck):
 class OffDeltaP99(MetricCheck):
     """The prefix leaves OFF prompts alone.
 
-    99th percentile (an observed value) of KL(select || base) over OFF prompts.
+    99th percentile (an observed value) of KL(select || base) over OFF prompts. Where ``off_entropy`` does not hold, a small
+    one is ``insufficient``; a large one still fails.
     """
 
     name, unit = "off_delta_p99", "nats"
     metric, threshold = "phase2_off_delta_p99_select", "off_delta_p99_max"
 
     def judge(self, run: RunRecords) -> CheckResult:
-        return self.result(run.metrics[self.metric], self.limit(run), len(run.off))
+        result = self.result(run.metrics[self.metric], self.limit(run), len(run.off))
+        entropy = OffEntropy().judge(run)
+        if entropy is None or entropy.verdict == "pass" or result.verdict != "pass":
+            return result
+        return replace(result, decides=False, note=entropy.note)
 
 
 class DeltaOn(MetricCheck):
@@ -137,3 +146,54 @@ class SelectVsRandom(MetricCheck):
 
     def limit(self, run: RunRecords) -> float | None:
         return run.metrics["phase2_on_acc_student_random_mean"]
+
+
+class TeacherGain(MetricCheck):
+    """The teacher answers more ON samples than base.
+
+    The select arm must gain as much, so where the teacher does not, the gates say nothing about the selection.
+    """
+
+    gate, name, unit, relation = "precondition", "teacher_gain", "accuracy", ">="
+    metric, threshold = "phase2_on_gain_teacher", "on_gain_min"
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        result = super().judge(run)
+        if result.verdict != "fail":
+            return result
+        gain, limit, base = result.observed, result.limit, run.metrics["phase2_on_acc_base"]
+        if base is not None and limit is not None and base > 1 - limit:
+            reason = f"base answers {number(base)} of the samples without any demonstration"
+        else:
+            reason = "this model does not learn this task from the demonstration"
+        return replace(
+            result,
+            note=f"the teacher itself gains {number(gain)} on base (limit {number(limit)}): {reason}, so the verdict says "
+            "nothing about the selection",
+        )
+
+
+class OffEntropy(Check):
+    """Base is uncertain of the next token of most OFF prompts.
+
+    Median entropy of base. Where base is certain (a chat template that forces the first token), any prefix leaves the next
+    token as it is, and its KL shows no harm. It applies where records hold the entropy.
+    """
+
+    gate, name, unit, relation, threshold = "precondition", "off_entropy", "nats", ">=", "off_entropy_min"
+
+    def judge(self, run: RunRecords) -> CheckResult | None:
+        n = sum("base_entropy" in record for record in run.off)
+        if n == 0:
+            return None
+        median = run.metrics["phase2_off_base_entropy_median"]
+        result = self.result(median, run.config.thresholds.off_entropy_min, n)
+        if result.verdict == "pass":
+            return result
+        return replace(
+            result,
+            note=f"base is all but certain of the next token of most OFF prompts (median entropy {number(result.observed)} "
+            f"nats, limit {number(result.limit)}), so its KL shows no harm there: give OFF prompts as plain text "
+            "(model.chat_template=false), other arguments of the template (model.template_kwargs={enable_thinking: false}), or "
+            "documents (data.off_path), and look at the further positions",
+        )

@@ -1,7 +1,8 @@
 """Gates: a gate passes when every one of its checks does. Pure.
 
 Gate A is the plumbing (does the cache pipeline hold), Gate B the effect (does the prefix help, and do no harm). What cannot
-be decided, for want of samples or of a finite number, is ``insufficient`` and never counts as a pass.
+be decided, for want of samples, of a finite number or of a precondition, is ``insufficient`` and never counts as a pass.
+Preconditions are judged like a gate's checks and are part of no verdict.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ def write_report(
         seconds: wall time by stage.
     """
     config, records, results = result.config, result.records, result.results
+    judged = [{**asdict(check), "verdict": check.verdict} for check in results.checks]
     write_json(
         folder / "report_phase2.json",
         {
@@ -114,7 +115,10 @@ def write_report(
             "n_off": len(records.off),
             "n_random_trials": config.eval.n_random_trials,
             "sources": sources,
-            "gates": [{**asdict(check), "verdict": check.verdict} for check in results.checks],
+            "samples": {"notes": result.notes, "unusable": [asdict(left_out) for left_out in result.unusable]},
+            "undecided": results.undecided,
+            "gates": [row for row in judged if row["gate"] != "precondition"],
+            "preconditions": [row for row in judged if row["gate"] == "precondition"],
             "numerical_floor": results.floor,
             "metrics": results.metrics,
             "comparisons": results.comparisons,

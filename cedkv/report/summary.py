@@ -14,7 +14,7 @@ from cedkv.analysis.paired import gap_recovered
 from cedkv.analysis.quantities import QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.text import escape_markdown, number, plural, sentence
-from cedkv.report.text import describe_run
+from cedkv.report.text import beyond_limit, describe_run, samples_of
 
 Section = list[str]
 _LEADS = {
@@ -46,6 +46,8 @@ def _head(comparison: ComparisonResult) -> Section:
     first = results[0]
     passing = {gate: sum(c.results.verdicts.get(gate, False) for c in results) for gate in ("gateA", "gateB")}
     lines = [f"# {comparison.name}", ""]
+    for note in comparison.undecided:
+        lines += [f"**{_escape_bars(sentence(note))}.**", ""]
     if best.condition is None:
         lines += [f"**No winner.** {sentence(best.rule.removeprefix('no winner: '))}."]
     else:
@@ -56,6 +58,8 @@ def _head(comparison: ComparisonResult) -> Section:
         f"{plural(len(results), 'condition')} on the same samples ({run}); {passing['gateA']} pass Gate A, "
         f"{passing['gateB']} pass Gate B.",
     ]
+    for note in dict.fromkeys(line for c in results for line in samples_of(c)):
+        lines += ["", f"{escape_markdown(sentence(note))}."]
     return [*lines, ""]
 
 
@@ -84,6 +88,8 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         "ratio to base",
         "ratio among labels",
         "OFF p99",
+        "OFF prompts",
+        "further OFF p99",
         "Gate A",
         "Gate B",
     )
@@ -106,6 +112,8 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
                 number(m["phase2_rel_kl_to_teacher_select"]),
                 number(m["phase2_rel_kl_labels_select"]),
                 number(m["phase2_off_delta_p99_select"]),
+                beyond_limit(c) or "–",
+                number(m["phase2_off_further_kl_p99"]),
                 *("–" if passed is None else verdict_word(passed) for passed in gates),
             )
         )
@@ -114,7 +122,7 @@ def _conditions(results: Sequence[ConditionResult]) -> Section:
         f"base answers {number(m['phase2_on_acc_base'])}, the teacher {number(m['phase2_on_acc_teacher'])}; "
         f"base's KL to the teacher is {number(m['phase2_kl_base_teacher_mean'])} nats"
     )
-    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=range(2, 10)), ""]
+    return ["## Conditions", "", f"{head} {sentence(levels)}.", "", *_table(columns, rows, numeric=(*range(2, 10), 11)), ""]
 
 
 def _relations(relations: Sequence[dict[str, Any]]) -> Section:

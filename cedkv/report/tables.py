@@ -4,7 +4,7 @@ second one side by side at first, so the second column is one in which runs diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,26 @@ _PER_TRIAL = (
     "kl_random_teacher_labels",
     "gold_coverage_random",
 )
-_OFF = ("sample_id", "phase2_delta_off_select", "prompt_text", "state_of", "same_token", "token_base", "token_select")
+_OFF = (
+    "sample_id",
+    "phase2_delta_off_select",
+    "prompt_text",
+    "state_of",
+    "same_token",
+    "token_base",
+    "token_select",
+    "base_entropy",
+    "base_answer",
+    "further_kl_mean",
+    "further_changed",
+)
+
+
+_WHERE_MEASURED = (
+    *("acc_labels", "rel_kl_labels", "acc_random_labels", "rel_kl_random_labels"),
+    *("off_further_kl", "off_further_p99", "off_further_changed"),
+)
+"""Columns of ``conditions_table`` that are left out where no condition has them."""
 
 
 class OnTable:
@@ -87,8 +106,23 @@ class OnTable:
 
 
 def off_table(off: Sequence[Record], token_text: Callable[[int], str]) -> pd.DataFrame:
-    """Return one row per OFF prompt, with tokens as text."""
-    return _table([row | {name: token_text(row[name]) for name in ("token_base", "token_select")} for row in off], _OFF)
+    """Return one row per OFF prompt, with tokens as text: also base's own answer, and how far its further positions move."""
+    return _table([_off_row(record, token_text) for record in off], _OFF)
+
+
+def _off_row(record: Record, token_text: Callable[[int], str]) -> Record:
+    row = record | {name: token_text(record[name]) for name in ("token_base", "token_select")}
+    if further := record.get("further_kl"):
+        row["base_answer"] = "".join(token_text(token) for token in record["further_token_ids"])
+        row["further_kl_mean"] = float(np.mean(further))
+        row["further_changed"] = sum(not same for same in record["further_same"])
+    return row
+
+
+def off_tokens(off: Sequence[Record]) -> Iterator[int]:
+    """Yield the ids of all tokens whose text is in ``off_table``, repeats included."""
+    for record in off:
+        yield from (record["token_base"], record["token_select"], *record.get("further_token_ids", ()))
 
 
 def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
@@ -101,15 +135,22 @@ def conditions_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
         "rel_kl_to_teacher": "phase2_rel_kl_to_teacher_select",
         "acc_labels": "phase2_on_acc_labels_student_select",
         "rel_kl_labels": "phase2_rel_kl_labels_select",
+        "acc_random_labels": "phase2_on_acc_labels_student_random_mean",
+        "rel_kl_random_labels": "phase2_rel_kl_labels_random",
         "off_delta_p99": "phase2_off_delta_p99_select",
+        "off_over_limit": "phase2_off_over_limit_share",
+        "off_over_limit_upper": "phase2_off_over_limit_upper",
+        "off_further_kl": "phase2_off_further_kl_mean",
+        "off_further_p99": "phase2_off_further_kl_p99",
+        "off_further_changed": "phase2_off_further_changed_share",
         "delta_on": "phase2_delta_on_mean_select",
         "gold_coverage": "phase2_gold_coverage_mean",
         "gold_coverage_random": "phase2_gold_coverage_random_mean",
         "lds": "phase2_lds_mean",
         "comprehensiveness": "phase2_comprehensiveness_mean",
     }
-    if all(result.results.metrics[columns["rel_kl_labels"]] is None for result in results):
-        columns = {column: metric for column, metric in columns.items() if not column.endswith("_labels")}
+    measured = {name for result in results for name, value in result.results.metrics.items() if value is not None}
+    columns = {column: metric for column, metric in columns.items() if metric in measured or column not in _WHERE_MEASURED}
     rows = []
     for result in by_group(results):
         metrics: dict[str, Any] = {column: result.results.metrics[metric] for column, metric in columns.items()}

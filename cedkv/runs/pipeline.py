@@ -19,6 +19,7 @@ from cedkv.config.extensions import providers
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
+from cedkv.core.text import sanitize
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
 from cedkv.inference.head_weights import ensure_head_weights
@@ -31,7 +32,7 @@ from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
 from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME
 from cedkv.report.tables import sample_tables
-from cedkv.report.text import run_name
+from cedkv.report.text import about_samples, run_name
 from cedkv.runs import tracking
 from cedkv.runs.journal import Journal
 from cedkv.runs.lifecycle import ActiveRun, open_run
@@ -80,6 +81,8 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
         check_supported(spec.capabilities, each)
     check_readings(spec, configs)
     samples = load_samples(config, spec.tokenizer, spec.capabilities.max_positions, spec.vocabulary, resolved.texts)
+    for line in about_samples(samples.notes, samples.unusable, len(samples.on), len(samples.off)):
+        click.echo(f"samples: {sanitize(line)}", err=True)
     check_context(spec.capabilities, samples, configs)
     check_lengths(spec, configs, samples.on)
     lm = loading.load(config, spec)
@@ -144,6 +147,8 @@ def depends_on(identity: Mapping[str, Any], conditions: Sequence[Condition], sam
         for sample in digested:
             digest.update(f"{sample!r}\n".encode())
         values |= {f"samples.{kind}.source": source, f"samples.{kind}.digest": digest.hexdigest()}
+    values["samples.notes"] = samples.notes
+    values["samples.unusable"] = [asdict(left_out) for left_out in samples.unusable]
     return {**values, **check_providers(), **identity}
 
 

@@ -31,7 +31,7 @@ from cedkv.report.figures.plotting import save_png, to_svg
 from cedkv.report.page.render import comparison_page, run_page
 from cedkv.report.page.samples import ConditionSamples
 from cedkv.report.summary import summary_markdown
-from cedkv.report.tables import OnTable, conditions_table, off_table
+from cedkv.report.tables import OnTable, conditions_table, off_table, off_tokens
 from cedkv.report.text import aligned, console, console_note, markdown, run_name
 from cedkv.runs import tracking
 from cedkv.runs.journal import NAME as JOURNAL
@@ -40,7 +40,7 @@ from cedkv.runs.lifecycle import ActiveRun
 from cedkv.runs.manifest import TABLES, RunManifest, load_manifest
 from cedkv.runs.progress import Clock
 from cedkv.runs.resolved import ResolvedRun
-from cedkv.tasks.load import Samples
+from cedkv.tasks.load import Samples, Unusable
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class ReportedCondition:
 class ReportContext:
     """What a report says beside the records; all of it is stored in the run's folder.
 
-    sources: where ON and OFF samples come from. runtime: model, device, versions.
+    sources: where ON and OFF samples come from. runtime: model, device, versions. notes, unusable: of ``tasks.load.Samples``.
     """
 
     sources: Mapping[str, str]
     runtime: Mapping[str, Any]
     texts: TokenTexts
+    notes: tuple[str, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
 
 
 def publish_conditions(
@@ -80,9 +82,8 @@ def publish_conditions(
         clock: its times go into a single evaluation's report.
     """
     single = resolved.comparison is None
-    context = ReportContext(
-        {"on": samples.on_source, "off": samples.off_source}, lm.meta, TokenTexts({}, partial(token_text, lm.tokenizer))
-    )
+    sources, texts = {"on": samples.on_source, "off": samples.off_source}, TokenTexts({}, partial(token_text, lm.tokenizer))
+    context = ReportContext(sources, lm.meta, texts, samples.notes, samples.unusable)
     reported = []
     for condition in _named(resolved.conditions, resolved.comparison, resolved.phase):
         manifest = manifests[condition.key]
@@ -93,7 +94,7 @@ def publish_conditions(
         append_lines(manifest.folder / "metrics.jsonl", [{**line, "seconds": manifest.seconds}])
         _set_results(manifest, result)
         if single:
-            click.echo(console(result.config, result.results, len(result.records.on), len(result.records.off)))
+            click.echo(console(result))
             click.echo(
                 f"\nfiles    {manifest.folder}/report.html (and report_phase2.json, metrics.jsonl, config.yaml, artifacts/)"
             )
@@ -128,25 +129,50 @@ def report_condition(
     with SelectionFiles(folder, manifest.run_id, config) as selections:
         collected = collect(records, [selections, on_table, shown])
     results = decide(config, collected, phase)
-    result = ConditionResult(condition.key, condition.label, manifest.run_id, config, collected, results, condition.factors)
+    result = ConditionResult(
+        condition.key,
+        condition.label,
+        manifest.run_id,
+        config,
+        collected,
+        results,
+        condition.factors,
+        context.notes,
+        context.unusable,
+    )
     write_report(folder, result, context.sources, context.runtime, manifest.seconds)
     figures = {caption: to_svg(figure) for caption, figure in run_figures(collected, results).items()}
     write_text(folder / "report.html", run_page(result, shown, figures, context.sources, context.texts))
     save_table(manifest, "phase2_on_samples.json", on_table.frame())
     if collected.off:
         save_table(manifest, "phase2_off_samples.json", off_table(collected.off, context.texts))
-    in_tables = [record[name] for record in collected.off for name in ("token_base", "token_select")]
-    context.texts.save(folder, [*shown.tokens(), *in_tables])
+    context.texts.save(folder, [*shown.tokens(), *off_tokens(collected.off)])
     return ReportedCondition(result, shown)
 
 
 def _set_results(manifest: RunManifest, result: ConditionResult) -> None:
     """Set metrics, tags and description of a finished condition in its manifest."""
     results = result.results
-    tags = {name: verdict_word(value) for name, value in results.verdicts.items()}
-    tags |= {f"gate{check.gate}.{check.name}": check.verdict for check in results.checks}
-    description = markdown(result.config, results, len(result.records.on), len(result.records.off))
-    manifest.set_results({**results.metrics, **_seconds_metrics(manifest.seconds)}, tags, description)
+    tags: dict[str, str] = {check.tag: check.verdict for check in results.checks}
+    tags |= {name: verdict_word(value) for name, value in results.verdicts.items()} | _sample_tags(result)
+    manifest.set_results({**results.metrics, **_seconds_metrics(manifest.seconds)}, tags, markdown(result))
+
+
+def _sample_tags(result: ConditionResult) -> dict[str, str]:
+    """Return how many samples were used, and how many were left out."""
+    counts = {"on": len(result.records.on), "off": len(result.records.off)}
+    counts["unusable"] = sum(left_out.count for left_out in result.unusable)
+    return {f"samples.{name}": str(count) for name, count in counts.items()}
+
+
+def _shared_tags(results: Sequence[ConditionResult]) -> dict[str, str]:
+    """Return the tags of preconditions and of numbers of samples, where all conditions have the same."""
+    values: dict[str, set[str]] = {}
+    for result in results:
+        preconditions = {check.tag: check.verdict for check in result.results.checks if check.gate == "precondition"}
+        for tag, value in {**preconditions, **_sample_tags(result)}.items():
+            values.setdefault(tag, set()).add(value)
+    return {tag: found.pop() if len(found) == 1 else "differs: see the nested runs" for tag, found in values.items()}
 
 
 def publish_comparison(
@@ -165,10 +191,13 @@ def publish_comparison(
     tags |= {"best.run_id": "none" if best is None else best.run_id, "factors": ", ".join(results[0].factors)}
     for gate in ("gateA", "gateB"):
         tags[f"{gate}_passed"] = f"{sum(result.results.verdicts[gate] for result in results)} of {len(results)}"
+    tags |= _shared_tags(results)
     resolved_rows = sum(row["verdict"] != "not resolved" for row in comparison.comparisons)
     metrics = {**_seconds_metrics(manifest.seconds), "conditions": len(results), "comparisons_resolved": resolved_rows}
     manifest.set_results(metrics, tags, summary_markdown(comparison, limit=7900))
     click.echo(f"\n{aligned(results)}\n")
+    for undecided in comparison.undecided:
+        click.echo(f"note     {undecided}")
     for row in (*comparison.relations, *comparison.identical):
         if (note := console_note(row)) is not None:
             click.echo(note)
@@ -195,6 +224,7 @@ def report_comparison(
         "comparison": comparison.name,
         "best": None if best is None else best.key,
         "best_rule": comparison.best.rule,
+        "undecided": comparison.undecided,
         "conditions": table.to_dict("records"),
         "comparisons": comparison.comparisons,
         "questions": comparison.questions,
@@ -237,10 +267,11 @@ def render_again(folder: Path, report_line: Callable[[str], None]) -> None:
     name = manifest.command if manifest.children else None
     header, records_of = read_journal(folder / JOURNAL, list(manifests))
     sources = {kind: str(header[f"samples.{kind}.source"]) for kind in ("on", "off")}
+    notes, unusable = tuple(header.get("samples.notes", ())), _unusable(header.get("samples.unusable", ()))
     reported = []
     for condition in _named(conditions, name, manifest.phase):
         own = manifests[condition.key]
-        context = ReportContext(sources, _read_runtime(own.folder), TokenTexts.load(own.folder))
+        context = ReportContext(sources, _read_runtime(own.folder), TokenTexts.load(own.folder), notes, unusable)
         reported.append(report_condition(own, condition, manifest.phase, records_of(condition.key), context))
         report_line(f"{own.folder}: rendered again")
     if name is not None:
@@ -256,6 +287,11 @@ def save_table(manifest: RunManifest, name: str, table: pd.DataFrame) -> None:
     path = manifest.folder / TABLES / name
     path.parent.mkdir(exist_ok=True)
     table.to_json(path, orient="split", index=False, date_format="iso")
+
+
+def _unusable(stored: Iterable[Record]) -> tuple[Unusable, ...]:
+    """Return the samples that were left out, as a journal's header stores them."""
+    return tuple(Unusable(**{**entry, "examples": tuple(entry["examples"])}) for entry in stored)
 
 
 def _read_runtime(folder: Path) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def off(**changes: object) -> Record:
     }  # fmt: skip
 
 
+def further(*kls: float, entropy: float = 1.0, changed: Sequence[int] = ()) -> Record:
+    """What an OFF prompt has besides: KLs along base's own answer, the positions whose greedy token changes, base's entropy."""
+    return {
+        "base_entropy": entropy, "further_token_ids": list(range(2, 2 + len(kls))), "further_kl": list(kls),
+        "further_same": [position not in changed for position in range(len(kls))],
+    }  # fmt: skip
+
+
 def plumbing(**changes: object) -> Record:
     """The observations of one sample by Gate A, all of them good."""
     return {
@@ -115,7 +123,8 @@ def grid(
     Args:
         conditions: settings, and what differs from samples every gate likes: ``correct`` and ``random`` (one value a sample),
             ``kl`` (select to teacher), ``label_kl`` (the same among labels; None for samples without labels), ``depth`` (of
-            the gold tokens), ``off``, ``base``; each a value or a list of n.
+            the gold tokens), ``off``, ``base``, ``teacher``; each a value or a list of n. ``extra`` and ``off_extra`` go into
+            every record.
     """
     base = config or Phase2Config()
     made = [Condition(str(settings), resolve_over(base, settings)) for settings, _ in conditions]
@@ -130,14 +139,15 @@ def grid(
         kls, deltas = each("kl", 0.5), each("off", 0.01)
         ons = [
             on(sample_id=f"on-{i}", correct_select=right, correct_base=alone, kl_select_teacher=kl, answer_logprob_select=-kl,
-               correct_random=[bool(drawn)] * 2, topk={}, **among_labels(label_kl),
+               correct_random=[bool(drawn)] * 2, topk={}, correct_teacher=taught, **among_labels(label_kl),
                **({} if depth is None else {"gold_depth": depth}), **given.get("extra", {}))
-            for i, (right, alone, kl, drawn, label_kl, depth) in enumerate(
-                zip(each("correct", True), each("base", False), kls, each("random", False), each("label_kl", None),
-                    each("depth", None), strict=True)
+            for i, (right, alone, taught, kl, drawn, label_kl, depth) in enumerate(
+                zip(each("correct", True), each("base", False), each("teacher", True), kls, each("random", False),
+                    each("label_kl", None), each("depth", None), strict=True)
             )
         ]  # fmt: skip
-        offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta) for i, delta in enumerate(deltas)]
+        more = given.get("off_extra", {})
+        offs = [off(sample_id=f"off-{i}", phase2_delta_off_select=delta, **more) for i, delta in enumerate(deltas)]
         repeated = repeats(ons, condition.config.eval.repro_runs)
         records = Records(ons, offs, [plumbing(sample_id=r["sample_id"]) for r in ons], repeated, [2] * n)
         results = decide(condition.config, records, "2")
@@ -148,4 +158,9 @@ def grid(
 
 def gate_b(config: Phase2Config, on: Sequence[Record], off: Sequence[Record]) -> list[CheckResult]:
     """Return the results of Gate B's checks."""
-    return judge_gate("B", RunRecords(config, on, off, metrics=run_metrics(on, off)))
+    return judge_gate("B", judged(config, on, off))
+
+
+def judged(config: Phase2Config, on: Sequence[Record], off: Sequence[Record]) -> RunRecords:
+    """What Gate B and the preconditions decide from."""
+    return RunRecords(config, on, off, metrics=run_metrics(on, off))

@@ -69,7 +69,7 @@ ORDER = (
 
 
 def run_figures(records: Records, results: Results) -> dict[str, Figure]:
-    """Return the figures of one run by caption: accuracy per arm, KL on OFF prompts, select's and base's KL per sample."""
+    """Return the figures of one run by caption: accuracy per arm, KL on OFF prompts and along base's answers, KL per sample."""
     figures: dict[str, Figure] = {}
     with figure_style():
         if records.on:
@@ -85,6 +85,15 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
                 f"n = {len(deltas)}. The 99th percentile must not exceed the limit."
             )
             figures[caption] = off_charts.off_curve(deltas, limit)
+        by_position = off_charts.kl_by_position(records.off)
+        if len(by_position) > 1:
+            first, last = len(by_position[0]), len(by_position[-1])
+            caption = (
+                "How far the prefix moves base's own greedy answers to OFF prompts: median and 99th percentile over prompts of "
+                "KL(select || base) in nats, after 0, 1, 2, ... tokens of that answer, given to both. At 0 it is the next "
+                f"token, which the limit is for. n = {first} prompts{f', {last} at the last position' * (last < first)}."
+            )
+            figures[caption] = off_charts.off_by_position(by_position, limit)
         samples = [
             _SampleKL(base, select, bool(record["correct_select"]))
             for record, base, select in zip(

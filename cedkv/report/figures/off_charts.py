@@ -8,13 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from cedkv.analysis.comparison import series, setting
 from cedkv.analysis.families import MODE
-from cedkv.analysis.quantities import OFF_DELTA
+from cedkv.analysis.quantities import OFF_DELTA, OFF_FURTHER
 from cedkv.analysis.results import ConditionResult
 from cedkv.core.text import number, plural
-from cedkv.metrics_phase2 import p99
+from cedkv.core.values import Record
+from cedkv.metrics_phase2 import median, p99
 from cedkv.report.figures.charts import condition_row, ordered_rows, row_entries
 from cedkv.report.figures.plotting import (
     BLUE,
@@ -48,6 +50,36 @@ def off_curve(deltas: Sequence[float], limit: float | None) -> Figure:
     if limit:
         entries.append(limit_line(axes, limit))
     axes.set(title="share of OFF prompts", xlabel=OFF_DELTA.axis_title)
+    legend(figure, entries)
+    return figure
+
+
+def kl_by_position(off: Sequence[Record]) -> list[list[float]]:
+    """Return KL(select || base) of each OFF prompt that has the position: the next token, then base's own answer."""
+    rows = [[record[OFF_DELTA.column("select")], *record.get(OFF_FURTHER.column("select"), ())] for record in off]
+    longest = max((len(row) for row in rows), default=0)
+    return [[row[position] for row in rows if position < len(row)] for position in range(longest)]
+
+
+def off_by_position(positions: Sequence[Sequence[float]], limit: float | None) -> Figure:
+    """Draw median and 99th percentile of the KL at each position; position 0 is the next token, which the limit is for."""
+    drawn = [(at, values) for at, values in enumerate(map(finite, positions)) if values]
+    lines = {
+        "99th percentile": [(at, p99(values) or 0.0) for at, values in drawn],
+        "median": [(at, median(values) or 0.0) for at, values in drawn],
+    }
+    figure, (axes,) = new_figure("off_by_position", 2.7)
+    shown = [value for line in lines.values() for _, value in line]
+    axis_start = nats_axis(axes, "y", [*shown, *([limit] if limit else [])])
+    entries = []
+    for (name, line), marker, colour in zip(lines.items(), ("D", "o"), (INK, BLUE), strict=True):
+        axes.plot([at for at, _ in line], [max(v, axis_start) for _, v in line], "-", marker=marker, color=colour)
+        entries.append(legend_entry(name, colour, marker, line="-"))
+    if limit:
+        axes.plot([-0.35, 0.35], [limit, limit], color=VERMILION, linestyle="--", linewidth=1.2)
+        entries.append(legend_entry(f"limit {number(limit)}", VERMILION, line="--"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    axes.set(title=OFF_DELTA.axis_title, xlabel="tokens of base's own answer that are given", xlim=(-0.5, len(positions) - 0.5))
     legend(figure, entries)
     return figure
 

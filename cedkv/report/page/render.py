@@ -25,10 +25,10 @@ from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.checks.base import CheckResult
 from cedkv.config.resolve import to_yaml
 from cedkv.core.files import clean
-from cedkv.core.text import number
+from cedkv.core.text import number, sentence
 from cedkv.report.page import samples as page_samples
 from cedkv.report.page.samples import ConditionSamples, SampleIndex, TokenText
-from cedkv.report.text import describe_run, explain, run_name
+from cedkv.report.text import beyond_limit, describe_run, explain, percent, run_name, samples_of
 
 MAX_ROWS = 15
 """Paired comparisons up to which those that are not resolved stay unfolded."""
@@ -63,7 +63,11 @@ def run_page(
         figures,
         results=results,
         comparisons=_paired_table(results.comparisons),
+        undecided=results.undecided,
+        notes=samples_of(result),
         bars=_accuracy_bars(results.metrics),
+        label_bars=_accuracy_bars(results.metrics, "_labels"),
+        beyond=beyond_limit(result),
         run_id=result.run_id,
         sources=sources,
         yaml=to_yaml(config),
@@ -92,6 +96,8 @@ def comparison_page(
         f"{size}, {len(conditions)} conditions",
         samples,
         figures,
+        undecided=comparison.undecided,
+        notes=list(dict.fromkeys(note for c in conditions for note in samples_of(c))),
         first=first,
         conditions=by_group(conditions),
         judged=[quantity for quantity in JUDGED if any(series(c, quantity) for c in conditions)],
@@ -117,6 +123,9 @@ def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures:
         "number": _number,
         "word": verdict_word,
         "explain": explain,
+        "beyond_limit": beyond_limit,
+        "percent": percent,
+        "sentence": sentence,
         "bar_position": _bar_position,
         "mean_and_interval": mean_and_interval,
         "places": _places,
@@ -152,18 +161,23 @@ def _bar_position(check: CheckResult) -> float | None:
     return 50.0 + 50.0 * distance / abs(check.limit)
 
 
-def _accuracy_bars(metrics: dict[str, float | None]) -> list[tuple[str, str, float, float | None]]:
-    """Return, for each arm that was run: name, input, accuracy, standard deviation over random trials."""
+def _accuracy_bars(metrics: dict[str, float | None], labels: str = "") -> list[tuple[str, str, float, float | None]]:
+    """Return, for each arm that was run: name, input, accuracy, standard deviation over random trials.
+
+    Args:
+        labels: ``_labels`` for the accuracy among labels, whose deviation is not measured.
+    """
     arms = (
-        ("base", "the query alone", "phase2_on_acc_base"),
-        ("random", "prefix of random spans + query", "phase2_on_acc_student_random_mean"),
-        ("select", "prefix of the selected spans + query", "phase2_on_acc_student_select"),
-        ("teacher", "whole demonstration + query", "phase2_on_acc_teacher"),
+        ("base", "the query alone", "base"),
+        ("random", "prefix of random spans + query", "student_random_mean"),
+        ("select", "prefix of the selected spans + query", "student_select"),
+        ("teacher", "whole demonstration + query", "teacher"),
     )
+    std = None if labels else metrics["phase2_on_acc_student_random_std"]
     return [
-        (arm, arm_input, accuracy, metrics["phase2_on_acc_student_random_std"] if arm == "random" else None)
-        for arm, arm_input, metric in arms
-        if (accuracy := metrics[metric]) is not None
+        (arm, arm_input, accuracy, std if arm == "random" else None)
+        for arm, arm_input, name in arms
+        if (accuracy := metrics[f"phase2_on_acc{labels}_{name}"]) is not None
     ]
 
 

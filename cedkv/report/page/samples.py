@@ -48,12 +48,12 @@ class ConditionSamples:
         """Yield the ids of all tokens that are shown, repeats included."""
         for sample in self.on:
             source = sample["source"]
-            yield from (*source["demo"], *source["query"], source["answer"])
+            yield from (*source["demo"], *source["query"], *source["answer"])
             for arm in sample["arms"].values():
                 yield from (arm["token"], *(token for token, _ in arm["top"]))
             yield from (trial["token"] for trial in sample["random"])
         for prompt in self.off:
-            yield from (prompt["base"], prompt["select"], *prompt["prompt"])
+            yield from (prompt["base"], prompt["select"], *prompt["prompt"], *prompt["answer"])
 
 
 class SharedValues:
@@ -136,7 +136,7 @@ def _on_sample(record: Record, selection: Record) -> dict[str, Any]:
         "source": {
             "demo": selection["demo_token_ids"],
             "query": selection["query_token_ids"],
-            "answer": selection["answer_token_id"],
+            "answer": selection.get("answer_token_ids", [selection["answer_token_id"]]),
             "kinds": [kind[0] for kind in selection["token_kinds"]],
             "gold": selection.get("gold_tokens"),
             "text": "\n".join(selection[name] for name in ("demo_text", "query_text", "answer_text")),
@@ -178,6 +178,10 @@ def _off_prompt(record: Record) -> dict[str, Any]:
         "select": record["token_select"],
         "state": record["state_of"],
         "prompt": record["token_ids"],
+        "entropy": _short(record.get("base_entropy")),
+        "answer": record.get("further_token_ids", []),
+        "further": [_short(value) for value in record.get("further_kl", [])],
+        "same": [record["same_token"], *record.get("further_same", [])],
     }
 
 

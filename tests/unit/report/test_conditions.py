@@ -35,7 +35,7 @@ def test_tables_and_summary_list_conditions_by_group(results: list[ConditionResu
     assert list(table["query"]) == ["query-aware", "query-aware", "query-agnostic", "query-aware", "query-agnostic"]
     assert list(table["kind"]) == ["candidate"] * 3 + ["oracle", "reference"]
     text = summary_markdown(compare_conditions("x", results))
-    rows = [line.split(" | ") for line in text[text.index("## Conditions") :].splitlines() if line.count(" | ") == 11]
+    rows = [line.split(" | ") for line in text[text.index("## Conditions") :].splitlines() if line.count(" | ") == 13]
     assert [row[:2] for row in rows[2:]] == [
         ["| causal_drop", "query-aware"],
         ["| attention_diversity", "query-aware"],

@@ -11,13 +11,14 @@ function drawSample(box, sample) {
     return;
   }
   const source = data.sources[sample.source];
+  const first = source.answer[0]; // what the arms' next tokens are compared with
   const prefix = prefixOf(Number(choice.condition), sample.id, "left");
   const several = data.conditions.length > 1;
   box.replaceChildren(...[
     el("h3", { id: "sample-name" }, plain(sample.id)),
     el("div", { class: "asked" }, el("span", { class: "label" }, "Query"), row(source.query),
-      el("span", { class: "label" }, "Answer"), piece(source.answer, source.answer)),
-    scroll("Arms", arms(sample, source.answer)),
+      el("span", { class: "label" }, "Answer"), el("span", { class: "greedy" }, source.answer.map((id) => piece(id, id)))),
+    scroll("Arms", arms(sample, first)),
     choice.other ? null : el("dl", { class: "facts" },
       fact("KL ratio to teacher", sample.ratio, "select / base"),
       fact("effect of the prefix", sample.delta, "KL(select ‖ base)"),
@@ -26,7 +27,7 @@ function drawSample(box, sample) {
       judged(sample)),
     ...(choice.other ? demoOfTwo(prefix, prefixOf(Number(choice.other), sample.id, "right")) : demoOfOne(prefix)),
     several ? el("h4", {}, "Under every condition") : null,
-    several ? scroll("Under every condition", conditions(sample.id, source.answer)) : null,
+    several ? scroll("Under every condition", conditions(sample.id, first)) : null,
   ].filter(Boolean));
 }
 
