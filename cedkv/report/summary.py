@@ -59,7 +59,7 @@ def _head(comparison: ComparisonResult) -> Section:
         f"{passing['gateB']} pass Gate B.",
     ]
     for note in dict.fromkeys(line for c in results for line in samples_of(c)):
-        lines += ["", f"{escape_markdown(sentence(note))}."]
+        lines += ["", f"{escape_markdown(note)}."]
     return [*lines, ""]
 
 

@@ -78,7 +78,7 @@ def measures(result: ConditionResult) -> dict[str, str]:
     if (beyond := beyond_limit(result)) is not None:
         lines["OFF prompts"] = beyond
     if (further := further_positions(result.results)) is not None:
-        lines["further on"] = further
+        lines["OFF answers"] = further
     return lines
 
 
@@ -103,10 +103,7 @@ def further_positions(results: Results) -> str | None:
     if changed is None:
         return None
     mean, worst = m["phase2_off_further_kl_mean"], m["phase2_off_further_kl_p99"]
-    return (
-        f"KL at further positions of base's own answer: mean {number(mean)}, p99 {number(worst)} nats; greedy token changes at "
-        f"{percent(changed)}"
-    )
+    return f"KL at further positions: mean {number(mean)}, p99 {number(worst)} nats; greedy token changes at {percent(changed)}"
 
 
 def percent(share: float) -> str:
@@ -164,7 +161,7 @@ def markdown(result: ConditionResult) -> str:
         lines += [f"**{escape_markdown(sentence(note))}.**", ""]
     lines += [escape_markdown(describe_run(config, len(result.records.on), len(result.records.off))), ""]
     lines += [f"{sentence(name)}: {line}  " for name, line in measures(result).items()]
-    lines += [f"{escape_markdown(sentence(line))}.  " for line in samples_of(result)]
+    lines += [f"{escape_markdown(line)}.  " for line in samples_of(result)]
     lines += ["", "| gate | check | observed | limit | n | verdict |", "| --- | --- | ---: | ---: | ---: | --- |"]
     lines += [
         f"| {c.gate} | {c.name} | {number(c.observed)} | {c.relation} {number(c.limit)} | {c.n} | {c.verdict} |"

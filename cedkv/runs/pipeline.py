@@ -40,6 +40,7 @@ from cedkv.runs.manifest import RunManifest, results_settings
 from cedkv.runs.progress import Clock, Progress
 from cedkv.runs.publish import publish_comparison, publish_conditions
 from cedkv.runs.resolved import ResolvedRun
+from cedkv.runs.sample_notes import notes_header
 from cedkv.selectors.base import query_kind, selector_class
 from cedkv.tasks.load import Samples, load_samples
 from cedkv.units import evaluations, plan_samples
@@ -147,9 +148,7 @@ def depends_on(identity: Mapping[str, Any], conditions: Sequence[Condition], sam
         for sample in digested:
             digest.update(f"{sample!r}\n".encode())
         values |= {f"samples.{kind}.source": source, f"samples.{kind}.digest": digest.hexdigest()}
-    values["samples.notes"] = samples.notes
-    values["samples.unusable"] = [asdict(left_out) for left_out in samples.unusable]
-    return {**values, **check_providers(), **identity}
+    return {**values, **notes_header(samples), **check_providers(), **identity}
 
 
 def _provenance(config: Phase2Config) -> dict[str, str]:

@@ -17,7 +17,7 @@ import click
 import pandas as pd
 
 from cedkv.analysis.findings import ComparisonResult, compare_conditions
-from cedkv.analysis.results import ConditionResult, collect, decide, verdict_word
+from cedkv.analysis.results import ConditionResult, collect, decide
 from cedkv.conditions import Condition, factors, labels
 from cedkv.config.resolve import resolve
 from cedkv.core.errors import ConfigError, DataError
@@ -40,6 +40,8 @@ from cedkv.runs.lifecycle import ActiveRun
 from cedkv.runs.manifest import TABLES, RunManifest, load_manifest
 from cedkv.runs.progress import Clock
 from cedkv.runs.resolved import ResolvedRun
+from cedkv.runs.sample_notes import read_notes
+from cedkv.runs.tags import condition_tags, shared_tags
 from cedkv.tasks.load import Samples, Unusable
 
 
@@ -152,27 +154,8 @@ def report_condition(
 
 def _set_results(manifest: RunManifest, result: ConditionResult) -> None:
     """Set metrics, tags and description of a finished condition in its manifest."""
-    results = result.results
-    tags: dict[str, str] = {check.tag: check.verdict for check in results.checks}
-    tags |= {name: verdict_word(value) for name, value in results.verdicts.items()} | _sample_tags(result)
-    manifest.set_results({**results.metrics, **_seconds_metrics(manifest.seconds)}, tags, markdown(result))
-
-
-def _sample_tags(result: ConditionResult) -> dict[str, str]:
-    """Return how many samples were used, and how many were left out."""
-    counts = {"on": len(result.records.on), "off": len(result.records.off)}
-    counts["unusable"] = sum(left_out.count for left_out in result.unusable)
-    return {f"samples.{name}": str(count) for name, count in counts.items()}
-
-
-def _shared_tags(results: Sequence[ConditionResult]) -> dict[str, str]:
-    """Return the tags of preconditions and of numbers of samples, where all conditions have the same."""
-    values: dict[str, set[str]] = {}
-    for result in results:
-        preconditions = {check.tag: check.verdict for check in result.results.checks if check.gate == "precondition"}
-        for tag, value in {**preconditions, **_sample_tags(result)}.items():
-            values.setdefault(tag, set()).add(value)
-    return {tag: found.pop() if len(found) == 1 else "differs: see the nested runs" for tag, found in values.items()}
+    metrics = {**result.results.metrics, **_seconds_metrics(manifest.seconds)}
+    manifest.set_results(metrics, condition_tags(result), markdown(result))
 
 
 def publish_comparison(
@@ -191,7 +174,7 @@ def publish_comparison(
     tags |= {"best.run_id": "none" if best is None else best.run_id, "factors": ", ".join(results[0].factors)}
     for gate in ("gateA", "gateB"):
         tags[f"{gate}_passed"] = f"{sum(result.results.verdicts[gate] for result in results)} of {len(results)}"
-    tags |= _shared_tags(results)
+    tags |= shared_tags(results)
     resolved_rows = sum(row["verdict"] != "not resolved" for row in comparison.comparisons)
     metrics = {**_seconds_metrics(manifest.seconds), "conditions": len(results), "comparisons_resolved": resolved_rows}
     manifest.set_results(metrics, tags, summary_markdown(comparison, limit=7900))
@@ -267,7 +250,7 @@ def render_again(folder: Path, report_line: Callable[[str], None]) -> None:
     name = manifest.command if manifest.children else None
     header, records_of = read_journal(folder / JOURNAL, list(manifests))
     sources = {kind: str(header[f"samples.{kind}.source"]) for kind in ("on", "off")}
-    notes, unusable = tuple(header.get("samples.notes", ())), _unusable(header.get("samples.unusable", ()))
+    notes, unusable = read_notes(header)
     reported = []
     for condition in _named(conditions, name, manifest.phase):
         own = manifests[condition.key]
@@ -287,11 +270,6 @@ def save_table(manifest: RunManifest, name: str, table: pd.DataFrame) -> None:
     path = manifest.folder / TABLES / name
     path.parent.mkdir(exist_ok=True)
     table.to_json(path, orient="split", index=False, date_format="iso")
-
-
-def _unusable(stored: Iterable[Record]) -> tuple[Unusable, ...]:
-    """Return the samples that were left out, as a journal's header stores them."""
-    return tuple(Unusable(**{**entry, "examples": tuple(entry["examples"])}) for entry in stored)
 
 
 def _read_runtime(folder: Path) -> dict[str, Any]:

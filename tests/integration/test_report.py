@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from cedkv.cli.app import main
-from cedkv.runs.manifest import OUTPUTS, load_manifest
+from cedkv.runs.manifest import NOTE, OUTPUTS, load_manifest
+from cedkv.tasks.load import Unusable
 from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.runs import run_comparison, run_phase2
@@ -54,6 +58,32 @@ def test_a_run_is_rendered_again_without_a_model(llama_folder: Path, tmp_path: P
     assert lose_what_is_rendered() >= 7
     done = render(parent())
     assert done.exit_code == 0, done.output
+    assert contents() == before
+
+
+def test_what_is_known_of_samples_is_said_everywhere_and_again(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_out = Unusable("ON", "answer is several tokens", 41, ("<row-3>",))
+
+    def noted(real: Any, *arguments: Any) -> Any:
+        return replace(real(*arguments), notes=("the file is short",), unusable=(left_out,))
+
+    points.LOAD_SAMPLES.wrap(monkeypatch, noted)
+    run_phase2(tiny.config(llama_folder))
+    streams, line = capsys.readouterr(), "41 of 47 ON samples left out: answer is several tokens (first: <row-3>, ...)"
+    assert f"samples: the file is short\nsamples: {line}\n" in streams.err
+    assert line in streams.out
+    folder = parent()
+    assert escape(line) in (folder / "report.html").read_text()
+    known = json.loads((folder / "report_phase2.json").read_text())["samples"]
+    assert known == {"notes": ["the file is short"], "unusable": [asdict(left_out) | {"examples": ["<row-3>"]}]}
+    manifest = load_manifest(folder)
+    assert manifest.tags["samples.unusable"] == "41"
+    assert "41 of 47 ON samples left out" in manifest.tags[NOTE]
+    before = contents()
+    assert lose_what_is_rendered() >= 7
+    assert render(folder).exit_code == 0
     assert contents() == before
 
 

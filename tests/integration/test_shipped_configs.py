@@ -38,7 +38,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_shipped_files_run(path: Path, llama_folder: Path) -> None:
     config, results, selections = run(path, llama_folder)
     assert results.verdicts["gateA"], results.checks
-    assert {check.gate for check in results.checks} == {"A", "B"}
+    assert {check.gate for check in results.checks} == {"A", "B", "precondition"}
     assert {check.verdict for check in results.checks} <= {"pass", "fail"}
     assert len(selections) == config.eval.on_samples
     assert all(len(record["kept_tokens"]) <= config.prefix_len for record in selections)

@@ -56,12 +56,12 @@ def reference(folder: Path) -> Reference:
 
 
 def run_verdicts(folder: Path, overrides: Overrides, without_fault: Reference) -> dict[str, str]:
-    """Return the verdict of every check of Gate A on a small run, and of Gate B under ``LEARNED``; by key."""
+    """Return the verdict of every check of Gate A on a small run, of Gate B and preconditions under ``LEARNED``; by key."""
     limit = f"thresholds.off_delta_p99_max={1.01 * without_fault.off_delta_p99}"
     config, records = _run(folder, (*overrides, limit), without_fault.answers)
     metrics = run_metrics(records.on, records.off)
     run = RunRecords(config, records.on, records.off, records.plumbing, records.repro, metrics)
-    gates = ("A", "B") if overrides == LEARNED else ("A",)
+    gates = ("A", "B", "precondition") if overrides == LEARNED else ("A",)
     results = {check.key: check.judge(run) for check in all_checks() if check.gate in gates}
     return {key: result.verdict for key, result in results.items() if result is not None}
 

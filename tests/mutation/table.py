@@ -1,7 +1,7 @@
 """The mutation table: a planted fault, the key of a check that it makes ``fail``, and the settings of the run.
 
-Keys are those of the registry (``cedkv.checks.base``): ``gateA.name``, ``gateB.name``, and for a finding of the certificate
-``certificate.name``, those that it shares with Gate A included.
+Keys are those of the registry (``cedkv.checks.base``): ``gateA.name``, ``gateB.name``, ``precondition.name``, and for a finding
+of the certificate ``certificate.name``, those that it shares with Gate A included.
 """
 
 from __future__ import annotations
@@ -87,11 +87,17 @@ GATE_B: list[Row] = [
     (arms.select_answers_of_the_next_sample, "gateB.rel_kl_to_teacher", LEARNED),
     (arms.select_at_another_temperature, "gateB.rel_kl_to_teacher", LEARNED),
     (arms.a_query_token_for_the_answer, "gateB.on_gain", LEARNED),
+    (arms.select_counted_as_wrong, "gateB.on_gain", LEARNED),
     (arms.kl_as_a_mean_over_the_vocabulary, "gateB.delta_on", LEARNED),
     (arms.base_answers_are_select_s, "gateB.delta_on", LEARNED),
     (arms.off_kl_in_bits, "gateB.off_delta_p99", LEARNED),
     (arms.off_prompts_compared_with_the_next_one_alone, "gateB.off_delta_p99", LEARNED),
     (arms.select_and_random_swapped, "gateB.select_vs_random", LEARNED),
+]
+PRECONDITIONS: list[Row] = [
+    (arms.teacher_counted_as_base, "precondition.teacher_gain", LEARNED),
+    (arms.base_answers_are_select_s, "precondition.teacher_gain", LEARNED),
+    (arms.entropy_as_a_mean_over_the_vocabulary, "precondition.off_entropy", LEARNED),
 ]
 CERTIFICATE: list[Row] = [
     (weights.a_layer_left_out, "certificate.weights_without_place", ()),
@@ -118,7 +124,7 @@ CERTIFICATE: list[Row] = [
     (prefixes.rotation_unlike_the_model_s, "certificate.rotation_equivariance", ()),
     (prefixes.use_changes_the_prefix, "certificate.source_cache_unchanged", ()),
 ]
-TABLE = GATE_A + GATE_B + CERTIFICATE
+TABLE = GATE_A + GATE_B + PRECONDITIONS + CERTIFICATE
 OUTSIDE: list[Plant] = [
     attention.window_ignored,
     attention.null_query_not_subtracted,
@@ -147,10 +153,11 @@ ALONE: dict[str, Plant] = {
     "gateA.off_alone": arms.off_prompts_under_another_state,
     "gateA.rotation_equivariance": prefixes.keys_turned_by_other_angles,
     "gateA.random_is_another": arms.random_answers_are_select_s,
-    "gateB.on_gain": arms.a_query_token_for_the_answer,
+    "gateB.on_gain": arms.select_counted_as_wrong,
     "gateB.off_delta_p99": arms.off_kl_in_bits,
     "gateB.delta_on": arms.kl_as_a_mean_over_the_vocabulary,
     "gateB.rel_kl_to_teacher": arms.select_at_another_temperature,
+    "precondition.teacher_gain": arms.teacher_counted_as_base,
     "certificate.weights_without_place": weights.a_layer_left_out,
     "certificate.left_alone": arms.all_arms_at_another_temperature,
     "certificate.slots_have_no_place": prefixes.gathered_off_by_one_behind_a_gap,
@@ -168,6 +175,7 @@ ALONE: dict[str, Plant] = {
 NEVER_ALONE: dict[str, str] = {
     "gateA.roundtrip_rel_kl": "what moves the answer moves a bit as well, which roundtrip_exact sees",
     "gateB.select_vs_random": "a select arm below random spans, which know nothing here, does not gain on base either",
+    "precondition.off_entropy": "off_delta_p99 decides nothing where base is certain of the next token",
     "certificate.padding_equivalence": "null slots that take part move the select arm away from the model left alone",
     "certificate.batch_consistency": "the model left alone runs row by row, so left_alone sees a batch that disturbs its rows",
 }

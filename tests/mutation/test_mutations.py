@@ -33,13 +33,24 @@ from tests.mutation.measuring import (
     run_verdicts,
 )
 from tests.mutation.planted import Patch, Plant, arms
-from tests.mutation.table import ALONE, CERTIFICATE, FLOOR_BASED, GATE_A, GATE_B, NEVER_ALONE, OUTSIDE, TABLE, Row
+from tests.mutation.table import (
+    ALONE,
+    CERTIFICATE,
+    FLOOR_BASED,
+    GATE_A,
+    GATE_B,
+    NEVER_ALONE,
+    OUTSIDE,
+    PRECONDITIONS,
+    TABLE,
+    Row,
+)
 from tests.oracle.outside import Plain, Rules
 from tests.oracle.outside_run import compare
 from tests.support import patch_points as points
 from tests.support import tiny
 
-RUNS = GATE_A + GATE_B
+RUNS = GATE_A + GATE_B + PRECONDITIONS
 
 
 def ids(rows: list[Row]) -> list[str]:

@@ -79,9 +79,11 @@ def dealt_out(llama_folder: Path) -> Run:
     return config, records, decide(config, records.collected(), "2")
 
 
-def page_of(run: Run, token_text: Any = hostile) -> str:
+def page_of(run: Run, token_text: Any = hostile, **of_samples: Any) -> str:
+    """The page of a run; ``of_samples``: its ``notes`` and ``unusable``."""
     config, records, results = run
-    result = ConditionResult("run", run_name(config, results.phase), "run-id", config, records.collected(), results)
+    name = run_name(config, results.phase)
+    result = ConditionResult("run", name, "run-id", config, records.collected(), results, **of_samples)
     return run_page(result, records.shown(), {"A <figure>": SVG}, {"on": "<b>on</b>", "off": "off"}, token_text)
 
 

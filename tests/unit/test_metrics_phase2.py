@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from cedkv.core.files import finite_or_none
-from cedkv.metrics_phase2 import difference, largest, mean, p99, repro_accuracies, run_metrics
+from cedkv.metrics_phase2 import difference, largest, mean, median, p99, repro_accuracies, run_metrics, share_above, upper_bound
 from tests.support import making
 
 
@@ -47,6 +48,7 @@ def test_accuracies_and_gain_by_hand() -> None:
     assert metrics["phase2_on_acc_teacher"] == 5 / 8
     assert metrics["phase2_on_acc_student_select"] == 4 / 8
     assert metrics["phase2_on_gain_select"] == 3 / 8
+    assert metrics["phase2_on_gain_teacher"] == 4 / 8
     assert metrics["phase2_gap_recovered"] == 3 / 4
 
 
@@ -58,6 +60,10 @@ def test_among_labels_over_the_samples_that_have_labels() -> None:
     assert metrics["phase2_rel_kl_labels_select"] == pytest.approx(0.4 / 2.000001)
     arms = ("base", "teacher", "student_select")
     assert [metrics[f"phase2_on_acc_labels_{arm}"] for arm in arms] == [0.0, 1.0, 0.5]
+    assert metrics["phase2_on_acc_labels_student_random_mean"] == 0.5
+    assert metrics["phase2_kl_base_teacher_labels_mean"] == 2.0
+    assert metrics["phase2_kl_random_teacher_labels_mean"] == pytest.approx(0.6)
+    assert metrics["phase2_rel_kl_labels_random"] == pytest.approx(0.6 / 2.000001)
     assert {value for name, value in run_metrics(on[2:], []).items() if "labels" in name} == {None}
 
 
@@ -85,6 +91,47 @@ def test_figures_over_off_prompts() -> None:
     assert metrics["phase2_off_delta_p99_select"] == pytest.approx(0.3)
     assert metrics["phase2_off_same_token_share"] == 0.75
     assert metrics["phase2_on_acc_base"] is None
+
+
+def test_share_of_off_prompts_beyond_the_limit_has_an_upper_bound() -> None:
+    """By hand: none of n leaves 5 % for shares up to 1 - 0.05^(1/n); a prompt at the limit is not beyond it."""
+    for n, bound in ((128, 0.0231), (299, 0.00997), (1, 0.95)):
+        metrics = run_metrics([], [making.off(phase2_delta_off_select=1.0)] * n, 1.0)
+        assert metrics["phase2_off_over_limit_share"] == 0.0
+        assert metrics["phase2_off_over_limit_upper"] == pytest.approx(1 - 0.05 ** (1 / n))
+        assert metrics["phase2_off_over_limit_upper"] == pytest.approx(bound, rel=3e-3)
+    off = [making.off(phase2_delta_off_select=delta) for delta in (0.5, 1.5, 0.1, 0.2)]
+    metrics = run_metrics([], off, 1.0)
+    assert metrics["phase2_off_over_limit_share"] == 0.25
+    bound = metrics["phase2_off_over_limit_upper"] or 0.0
+    assert binom.cdf(1, 4, bound) == pytest.approx(0.05), "the share under which one or none of four is seen in 5 % of runs"
+    assert run_metrics([], [off[1]] * 4, 1.0)["phase2_off_over_limit_upper"] == 1.0
+    assert run_metrics([], off)["phase2_off_over_limit_share"] is None
+
+
+def test_a_delta_that_is_not_finite_is_not_counted_as_within_the_limit() -> None:
+    metrics = run_metrics([], [making.off(), making.off(phase2_delta_off_select=math.nan)], 1.0)
+    for name in ("share", "upper"):
+        assert math.isnan(metrics[f"phase2_off_over_limit_{name}"] or 0.0)
+    assert share_above([], 1.0) is upper_bound(None, 0) is median([]) is None
+    assert math.isnan(median([1.0, math.inf, 2.0]) or 0.0)
+
+
+def test_further_positions_are_counted_over_all_prompts_that_have_some() -> None:
+    off = [
+        making.off(**making.further(0.1, 0.3, changed=[1])),
+        making.off(**making.further(0.8, entropy=3.0)),
+        making.off(**making.further(entropy=5.0)),
+        making.off(),
+    ]
+    metrics = run_metrics([], off)
+    assert metrics["phase2_off_further_kl_mean"] == pytest.approx(0.4)
+    assert metrics["phase2_off_further_kl_p99"] == 0.8
+    assert metrics["phase2_off_further_changed_share"] == pytest.approx(1 / 3)
+    assert metrics["phase2_off_base_entropy_median"] == 3.0
+    older = run_metrics([], off[3:])
+    assert {value for name, value in older.items() if "further" in name or "entropy" in name} == {None}
+    assert math.isnan(run_metrics([], [making.off(**making.further(math.nan))])["phase2_off_further_kl_p99"] or 0.0)
 
 
 def test_rank_agreement_is_the_mean_over_samples_that_have_ranks() -> None:

@@ -79,6 +79,30 @@ def kl_as_a_mean_over_the_vocabulary(patch: Patch) -> None:
     points.RECORDED_KL.wrap(patch, lambda real, logprobs, reference: real(logprobs, reference) / logprobs.shape[-1])
 
 
+def teacher_counted_as_base(patch: Patch) -> None:
+    """Whether the teacher is right is taken from base; every distribution stays what it is."""
+
+    def mixed_up(real: Any, *arguments: Any) -> Any:
+        return [{**record, "correct_teacher": record["correct_base"]} for record in real(*arguments)]
+
+    points.ANSWERS.wrap(patch, mixed_up)
+
+
+def select_counted_as_wrong(patch: Patch) -> None:
+    """In the run and in its repetitions alike; every distribution stays what it is."""
+    wrong = {"correct_select": False}
+    points.ANSWERS.wrap(patch, lambda real, *arguments: [{**record, **wrong} for record in real(*arguments)])
+    points.REPRO_RECORD.wrap(patch, lambda real, *arguments: {**real(*arguments), **wrong})
+
+
+def entropy_as_a_mean_over_the_vocabulary(patch: Patch) -> None:
+    def smaller(real: Any, batch: Any, *rest: Any) -> Any:
+        tokens = batch.lm.vocabulary
+        return [{**record, "base_entropy": record["base_entropy"] / tokens} for record in real(batch, *rest)]
+
+    points.OFF_RECORDS.wrap(patch, smaller)
+
+
 def off_kl_in_bits(patch: Patch) -> None:
     points.RECORDED_OFF_KL.wrap(patch, lambda real, *logprobs: real(*logprobs) / math.log(2))
 

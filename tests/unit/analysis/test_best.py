@@ -95,12 +95,23 @@ def test_a_kl_that_is_not_finite_does_not_win() -> None:
     assert "the only candidate that passes gates A and B; there is no other" in best.rule
 
 
+def test_a_rule_says_that_the_teacher_does_not_gain() -> None:
+    taught, untaught = (
+        best_condition(making.grid((ATTENTION, {"teacher": teacher}), (DELIMITER, {"teacher": teacher})))
+        for teacher in (True, False)
+    )
+    caveat = "nothing is decided about the selection, as the teacher itself gains 0 on base; "
+    assert untaught.rule == caveat + taught.rule
+
+
+@pytest.mark.parametrize("teacher", [True, False])
 @pytest.mark.parametrize("worst", [10, 38])
-def test_rule_fits_its_tag(worst: int) -> None:
+def test_rule_fits_its_tag(worst: int, teacher: bool) -> None:
     """Three selectors at eight budgets, resolved from one condition or from none; names that do not fit are counted."""
     settings = [{**mode, "select.span_budget": str(n)} for mode in (ATTENTION, DELIMITER, DROP) for n in range(1, 9)]
     shares = [39, worst, *[38] * (len(settings) - 2)]
-    results = making.grid(*((s, {"correct": right(n, 40)}) for s, n in zip(settings, shares, strict=True)), n=40)
+    given = [{"correct": right(n, 40), "teacher": teacher} for n in shares]
+    results = making.grid(*zip(settings, given, strict=True), n=40)
     rule = best_condition(results).rule
     assert len(rule) <= MAX_RULE_LENGTH
     ending = r"from: attention_diversity · .*, and \d+ more$" if worst == 10 else r"a single test needs \d+ of them$"

@@ -96,6 +96,21 @@ def test_figures_of_a_single_run() -> None:
     ]  # fmt: skip
 
 
+def test_kl_along_base_s_answers_has_a_figure_where_it_was_measured() -> None:
+    """Median and 99th percentile of each position, the next token first; two prompts end before the last position."""
+    (result,) = making.grid(({}, {"off": 0.25, "off_extra": making.further(0.5, 0.75)}), n=10)
+    for i, record in enumerate(result.records.off):
+        record["further_kl"] = [0.1 * (i + 1)] if i < 2 else [0.1 * (i + 1), 2.0]
+    caption, figure = by_name(run_figures(result.records, result.results))["off_by_position"]
+    worst, median, limit = figure.axes[0].get_lines()
+    assert list(worst.get_xdata()) == [0, 1, 2]
+    assert list(worst.get_ydata()) == pytest.approx([0.25, 1.0, 2.0])
+    assert list(median.get_ydata()) == pytest.approx([0.25, 0.55, 2.0])
+    assert list(limit.get_ydata()) == [1.0, 1.0]
+    assert max(limit.get_xdata()) < 1, "the limit is for the next token alone"
+    assert caption.endswith("n = 10 prompts, 8 at the last position.")
+
+
 def test_svg_is_one_harmless_element_with_ids_of_its_own() -> None:
     """Figures share a page: equal ids would make one draw with the marks of another."""
     drawn = [to_svg(figure) for figure in comparison_figures_of(standard()).values()]

@@ -17,6 +17,8 @@ from cedkv.analysis.findings import compare_conditions
 from cedkv.analysis.results import decide
 from cedkv.report.page import render, samples
 from cedkv.report.page.render import embedded
+from cedkv.tasks.load import Unusable
+from tests.support import making
 from tests.support.pages import ARMS, HERE, HOSTILE, Run, compared, hostile, page_of
 
 
@@ -133,6 +135,64 @@ def test_conditions_are_shown_by_group(dealt: Run) -> None:
         ("right", "oracle"),
     ]  # fmt: skip
     assert table.count("<tbody>") == table.count("</tbody>") == 2
+
+
+def test_an_answer_of_several_tokens_and_base_s_own_answer_are_in_the_data(dealt: Run) -> None:
+    config, records, results = dealt
+    first = records.selections[0]
+    selections = [first | {"answer_token_ids": [first["answer_token_id"], 7, 8]}, *records.selections[1:]]
+    off = [record | making.further(0.5, 0.25, entropy=1.5, changed=[1]) for record in records.off]
+    data = data_of(page_of((config, replace(records, selections=selections, off=off), results)))
+    (condition,) = data["conditions"]
+    assert data["sources"][condition["on"][0]["source"]]["answer"] == [first["answer_token_id"], 7, 8]
+    shown = condition["off"][0]
+    (record,) = [record for record in off if record["sample_id"] == shown["id"]]
+    assert (shown["answer"], shown["further"], shown["entropy"]) == ([2, 3], [0.5, 0.25], 1.5)
+    assert shown["same"] == [record["same_token"], True, False]
+    assert {"2", "3", "7", "8"} <= set(data["tokens"])
+
+
+def test_records_of_older_runs_have_no_further_positions(dealt: Run) -> None:
+    config, records, results = dealt
+    added = making.further()
+    old = [{key: value for key, value in record.items() if key not in added} for record in records.off]
+    selections = [{key: value for key, value in r.items() if key != "answer_token_ids"} for r in records.selections]
+    data = data_of(page_of((config, replace(records, off=old, selections=selections), results)))
+    (condition,) = data["conditions"]
+    assert [(shown["answer"], shown["further"], shown["entropy"]) for shown in condition["off"]] == [([], [], None)] * len(old)
+    assert [source["answer"] for source in data["sources"]] == [[r["answer_token_id"]] for r in selections]
+
+
+def test_what_was_not_decided_and_how_samples_were_taken_stand_at_the_head(dealt: Run) -> None:
+    """Above the verdict, of a run and of a comparison; a check that says the same refers to it."""
+    config, records, _ = dealt
+    on = [{**record, "correct_teacher": False} for record in records.on]
+    untaught = replace(records, on=on)
+    results = decide(config, untaught.collected(), "2")
+    for text in (page_of((config, untaught, results)), compared((config, untaught, results))):
+        head = text[text.index("<main>") : text.index('id="verdict"')]
+        assert re.search(r'class="undecided">.*The teacher itself gains -?0\.\d+ on base \(limit 0\.1\)', head)
+        assert text.count("says nothing about the selection") == 1
+    assert "<code>teacher_gain</code> see above" in page_of((config, untaught, results))
+    known = page_of(dealt, notes=("<b>short</b>",), unusable=(Unusable("ON", "too long", 3, ("<i>",)),))
+    head = known[known.index("<main>") : known.index('id="verdict"')]
+    assert "<li>&lt;b&gt;short&lt;/b&gt;.</li>" in head
+    assert "<li>3 of 15 ON samples left out: too long (first: &lt;i&gt;, ...).</li>" in head
+
+
+def test_accuracy_among_labels_is_drawn_where_there_are_labels(dealt: Run) -> None:
+    config, records, _ = dealt
+    labels = making.among_labels(0.25)
+    bare = [{key: value for key, value in record.items() if key not in labels} for record in records.on]
+    without, labelled = (
+        page_of((config, replace(records, on=on), decide(config, replace(records, on=on).collected(), "2")))
+        for on in (bare, [record | labels for record in bare])
+    )
+    assert "Among labels" not in without
+    section = labelled[labelled.index("Among labels") : labelled.index('<dl class="facts">')]
+    found = re.findall(r'<div class="(\w+)">.*?<span class="num">([\d.]+)</span>', section, re.DOTALL)
+    assert found == [("base", "0"), ("random", "0.5"), ("select", "1"), ("teacher", "1")]
+    assert "KL ratio among labels" in labelled
 
 
 def test_a_big_run_is_cut_and_says_so(dealt: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import making
 from tests.support.pages import Run, compared, page_of
 
 pytestmark = pytest.mark.browser
@@ -92,6 +93,26 @@ def test_hostile_tokens_are_shown_and_harmless(chromium: str, dealt: Run, tmp_pa
         assert sign in demos, sign
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\u2028\x00\x1b]", demos)
     assert re.search(rf'title="token 0 · id {first["demo_token_ids"][0]} · \w+ · score [\d.e−]+ · an attention sink', shown)
+
+
+def test_base_s_own_answer_is_shown_with_what_changes(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    """Of two tokens and three positions the first token stays, the second changes, and what would come next stays."""
+    config, records, results = dealt
+    off = [record | making.further(0.5, 0.25, changed=[0]) | {"same_token": True} for record in records.off]
+    off[0] |= {"further_same": [True, True]}
+    selections = [record | {"answer_token_ids": [record["answer_token_id"], 7]} for record in records.selections]
+    run = config, replace(records, off=off, selections=selections), results
+    dom = opened(chromium, tmp_path, page_of(run))
+    own = re.findall(r'<div class="own">(.*?)</div>', dom, re.DOTALL)
+    assert len(own) == len(off)
+    assert sum("1 of 3 positions change, KL 0.375 on average further on" in text for text in own) == len(off) - 1
+    changed = [re.findall(r'<bdi class="piece( changed)?" title="[^"]*token id (\d)\)', text) for text in own]
+    assert changed.count([("", "2"), (" changed", "3")]) == len(off) - 1
+    assert changed.count([("", "2"), ("", "3")]) == 1
+    asked = dom[dom.index('class="asked"') :]
+    assert len(re.findall(r'<bdi class="piece answer"', asked[: asked.index('class="scroll"')])) == 2
+    only = opened(chromium, tmp_path, page_of(run), "changed=1")
+    assert text_of(only, "off-count") == f"{len(off) - 1} of {len(off)} prompts"
 
 
 def test_the_prefix_of_another_sample_is_shown_on_its_own_demo(chromium: str, dealt: Run, tmp_path: Path) -> None:
