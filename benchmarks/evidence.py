@@ -97,15 +97,14 @@ def measure(model: str, seeds: Sequence[int], samples: int, names: Sequence[str]
 
 
 def _answer(lm: Any, configs: Sequence[Phase2Config], some: list[Any], found: Sequence[Found], teacher: list[bool]) -> None:
-    answers = [sample.answer_token_id for sample in some]
     batch = read_batch(lm, configs, some, None, lambda *_: None)
-    teacher += (batch.teacher.logprobs.argmax(dim=1).cpu().numpy() == answers).tolist()
+    teacher += batch.teacher_answers.correct.tolist()
     students = Students(batch, configs)
     for index in students.order:
         choice, own = students.chosen[index].select, found[index]
-        logprobs = students.answer(students.select(choice))
-        own.right += (logprobs.argmax(dim=1).cpu().numpy() == answers).tolist()
-        own.kl += kl(logprobs, batch.teacher.logprobs).tolist()
+        answered = students.answer(students.select(choice))
+        own.right += answered.correct.tolist()
+        own.kl += kl(answered.logprobs, batch.teacher.logprobs).tolist()
         own.kept += [len(placement.kept_tokens) for placement in choice.placements]
 
 

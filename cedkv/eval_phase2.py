@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cedkv.checks.base import CheckInputs, run_checks
 from cedkv.checks.consistency import snapshot
 from cedkv.conditions import Condition
@@ -22,14 +20,16 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
+from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.off import OffAnswers, OffBase, read_off_base
 from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
-from cedkv.recording import answers, heads_record, off_record, on_record, plumbing_records, repro_record, selection_record
+from cedkv.recording import answers, heads_record, off_records, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
 from cedkv.units import (
     READ_WITH_TEACHER,
@@ -72,7 +72,8 @@ def _execute(
         return read_batch(lm, configs, [sample], None, _silent, keep=[0])
 
     step("base", len(on))
-    base = next_token_logprobs(lm, [s.base_ids for s in on], batch.names)
+    reader = AnswerReader([sample.answer_token_ids for sample in batch.samples])
+    base = reader.read(next_token_logprobs(lm, [s.base_ids for s in on], batch.names, further=reader.further))
     off = OffPrompts(
         [samples.off[j] for j in unit.off],
         [unit.on.index(j % len(samples.on)) for j in unit.off],
@@ -80,7 +81,7 @@ def _execute(
     off_base = None
     if off.prompts:
         step("OFF base", len(off.prompts))
-        off_base = next_token_logprobs(lm, [u.token_ids for u in off.prompts], off.names)
+        off_base = read_off_base(lm, [u.token_ids for u in off.prompts], off.names, sizes.off_tokens)
     for name, rows in evidence_evaluations(configs, on).items():
         if name not in READ_WITH_TEACHER:
             step(name, rows)
@@ -143,9 +144,9 @@ class ConditionArms:
 def _run_condition(
     students: Students,
     arms: ConditionArms,
-    base: torch.Tensor,
+    base: Answers,
     off: OffPrompts,
-    off_base: torch.Tensor | None,
+    off_base: OffBase | None,
     gate_a_rows: list[int],
     step: Announce,
 ) -> list[Record]:
@@ -153,7 +154,7 @@ def _run_condition(
     then attention to gold tokens.
 
     Args:
-        base, off_base: log-probabilities without a prefix, (B, vocabulary) and (OFF prompts, vocabulary).
+        base, off_base: what is answered without a prefix, to ON samples and to OFF prompts.
         gate_a_rows: rows on which Gate A is measured.
     """
     batch, config, selected, chosen = students.batch, arms.config, arms.selected, arms.chosen
@@ -163,7 +164,7 @@ def _run_condition(
     off_select = None
     if off_base is not None:
         step("OFF select", len(off.prompts))
-        off_select = _off_select(students, off, selected)
+        off_select = _off_select(students, off, selected, off_base)
         records += _off_records(batch, off, off_base, off_select)
     randoms = []
     for trial, choice in enumerate(chosen.randoms, 1):
@@ -171,9 +172,9 @@ def _run_condition(
         randoms.append(students.answer_random(choice))
     if gate_a_rows:
         step("gate A", len(gate_a_rows))
-        inputs = _check_inputs(batch, arms, base, select, off, off_select, gate_a_rows)
+        inputs = _check_inputs(batch, arms, base, select, off, off_base, off_select, gate_a_rows)
         records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
-    by_arm = {"base": base, "teacher": batch.teacher.logprobs, "select": select}
+    by_arm = {"base": base, "teacher": batch.teacher_answers, "select": select}
     answers_of = answers(by_arm, randoms, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)
     for row, sample in enumerate(batch.samples):
         selection, placement = selected.choice.selections[row], selected.choice.placements[row]
@@ -212,22 +213,19 @@ def _repeat(
         students = Students(reshuffled, configs)
         for index in students.order:
             select = students.answer(students.select(students.chosen[index].select))
-            records[conditions[index].key] += [dict(repro_record(repeat, s, select[row])) for row, s in enumerate(samples)]
+            records[conditions[index].key] += [dict(repro_record(repeat, s, select, row)) for row, s in enumerate(samples)]
     return records
 
 
-def _off_select(students: Students, off: OffPrompts, selected: student.Student) -> torch.Tensor:
-    """Return (OFF prompts, vocabulary) log-probabilities under the select arm's prefixes."""
-    return students.answer_off(selected, [prompt.student_ids for prompt in off.prompts], off.names, off.owners)
+def _off_select(students: Students, off: OffPrompts, selected: student.Student, base: OffBase) -> OffAnswers:
+    """Return what OFF prompts are answered under the select arm's prefixes."""
+    return students.answer_off(selected, [prompt.student_ids for prompt in off.prompts], off.names, off.owners, base)
 
 
-def _off_records(batch: Batch, off: OffPrompts, off_base: torch.Tensor, off_select: torch.Tensor) -> list[Record]:
-    deltas = kl(off_select, off_base).tolist()
-    base_tokens, select_tokens = off_base.argmax(dim=1).tolist(), off_select.argmax(dim=1).tolist()
-    return [
-        dict(off_record(prompt, batch.names[off.owners[i]], base_tokens[i], select_tokens[i], deltas[i]))
-        for i, prompt in enumerate(off.prompts)
-    ]
+def _off_records(batch: Batch, off: OffPrompts, off_base: OffBase, off_select: OffAnswers) -> list[Record]:
+    deltas = kl(off_select.logprobs, off_base.logprobs).tolist()
+    owners = [batch.names[owner] for owner in off.owners]
+    return [dict(record) for record in off_records(off.prompts, owners, off_base, off_select, deltas)]
 
 
 def _snapshots(batch: Batch, selected: student.Student, rows: list[int]) -> list[KVPrefix]:
@@ -241,28 +239,36 @@ def _snapshots(batch: Batch, selected: student.Student, rows: list[int]) -> list
 def _check_inputs(
     batch: Batch,
     arms: ConditionArms,
-    base: torch.Tensor,
-    select: torch.Tensor,
+    base: Answers,
+    select: Answers,
     off: OffPrompts,
-    off_select: torch.Tensor | None,
+    off_base: OffBase | None,
+    off_select: OffAnswers | None,
     rows: list[int],
 ) -> CheckInputs:
     """Return the inputs of the measured checks for some rows of the batch."""
     selected, teacher = arms.selected, batch.teacher
     owners = [selected.choice.owners[row] for row in rows]
-    off_alone = [] if off_select is None else [(k, off.prompts[i], off_select[i]) for k, i in off.first_of(rows[:OFF_ALONE])]
+    off_alone, off_further = [], []
+    if off_base is not None and off_select is not None:
+        first = off.first_of(rows[:OFF_ALONE])
+        off_alone = [(k, off.prompts[i], off_select.logprobs[i]) for k, i in first]
+        answered = [(k, i, off_base.tokens[i]) for k, i in first if off_base.tokens[i]]
+        off_further = [(k, off.prompts[i], tokens, off_select.kl[i, : len(tokens)].tolist()) for k, i, tokens in answered]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],
         owners=[batch.samples[owner] for owner in owners],
-        base=base[rows],
+        base=base.logprobs[rows],
         teacher=teacher.logprobs[rows],
-        select=select[rows],
+        select=select.logprobs[rows],
+        answers={"teacher": batch.teacher_answers.tokens[rows], "select": select.tokens[rows]},
         demo=teacher.demo_prefixes(rows),
         selections=[selected.choice.selections[row] for row in rows],
         evidence=[arms.chosen.evidence[owner] for owner in owners],
         placements=[selected.choice.placements[row] for row in rows],
         prefix=selected.prefix.rows(rows),
         off=off_alone,
+        off_further=off_further,
         untouched=arms.untouched,
         cached=batch.cached,
         alone=arms.alone,

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
+from cedkv.inference.answers import Answers
 from cedkv.inference.forward import among_labels, kl
+from cedkv.inference.off import OffAnswers, OffBase
 from cedkv.inference.quality import GoldMass, Quality, gold_coverage
 from cedkv.models.tokenizer import token_text
 from cedkv.records import HeadsRecord, OffRecord, OnRecord, PlumbingRecord, PrefixRecord, ReproRecord, SelectionRecord, TopToken
@@ -17,45 +19,45 @@ from cedkv.selectors.base import attention_score
 
 
 def answers(
-    arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], samples: Sequence[OnSample], tokenizer: Any, topk: int
+    arms: dict[str, Answers], randoms: Sequence[Answers], samples: Sequence[OnSample], tokenizer: Any, topk: int
 ) -> list[Record]:
     """Return what B samples answer under every arm: one part of their records each.
 
     Args:
-        arms: base, teacher, select -> (B, vocabulary) log-probabilities.
+        arms: base, teacher, select -> what the B samples answer.
         randoms: the same for each random trial.
         samples: the B samples.
         topk: tokens of each arm's distribution to keep.
     """
-    base, teacher, select = arms["base"], arms["teacher"], arms["select"]
-    answers_at = torch.tensor([sample.answer_token_id for sample in samples], device=base.device)
+    base, teacher, select = (arms[name].logprobs for name in ("base", "teacher", "select"))
     columns: dict[str, list[Any]] = {}
-    for name, logprobs in arms.items():
-        greedy = logprobs.argmax(dim=1)
-        columns[f"token_{name}"] = greedy.tolist()
-        columns[f"correct_{name}"] = (greedy == answers_at).tolist()
-        columns[f"answer_logprob_{name}"] = _token_logprobs(logprobs, answers_at).tolist()
-    tokens, n = [logprobs.argmax(dim=1) for logprobs in randoms], len(samples)
+    for name, arm in arms.items():
+        columns[f"token_{name}"] = arm.logprobs.argmax(dim=1).tolist()
+        columns[f"correct_{name}"] = arm.correct.tolist()
+        columns[f"answer_logprob_{name}"] = arm.answer.tolist()
+    n = len(samples)
     columns |= {
-        "token_random": _by_sample([trial.tolist() for trial in tokens], n),
-        "correct_random": _by_sample([(trial == answers_at).tolist() for trial in tokens], n),
-        "answer_logprob_random": _by_sample([_token_logprobs(trial, answers_at).tolist() for trial in randoms], n),
+        "token_random": _by_sample([trial.logprobs.argmax(dim=1).tolist() for trial in randoms], n),
+        "correct_random": _by_sample([trial.correct.tolist() for trial in randoms], n),
+        "answer_logprob_random": _by_sample([trial.answer.tolist() for trial in randoms], n),
         "kl_base_teacher": kl(base, teacher).tolist(),
         "kl_select_teacher": kl(select, teacher).tolist(),
-        "kl_random_teacher": _by_sample([kl(trial, teacher).tolist() for trial in randoms], n),
-        "kl_random_base": _by_sample([kl(trial, base).tolist() for trial in randoms], n),
+        "kl_random_teacher": _by_sample([kl(trial.logprobs, teacher).tolist() for trial in randoms], n),
+        "kl_random_base": _by_sample([kl(trial.logprobs, base).tolist() for trial in randoms], n),
         "phase2_delta_on_select": kl(select, base).tolist(),
-        "phase2_answer_logprob_gain": (_token_logprobs(select, answers_at) - _token_logprobs(base, answers_at)).tolist(),
+        "phase2_answer_logprob_gain": (arms["select"].answer - arms["base"].answer).tolist(),
     }
     columns["rel_kl_to_teacher"] = [
         student / (alone + 1e-6)
         for student, alone in zip(columns["kl_select_teacher"], columns["kl_base_teacher"], strict=True)
     ]
-    tops = {name: _top(logprobs, tokenizer, topk) for name, logprobs in arms.items()}
+    tops = {name: _top(arm.logprobs, tokenizer, topk) for name, arm in arms.items()}
     return [
         {
             **{name: values[row] for name, values in columns.items()},
-            **_answers_among_labels({name: arm[row] for name, arm in arms.items()}, [trial[row] for trial in randoms], sample),
+            **_answers_among_labels(
+                {name: arm.logprobs[row] for name, arm in arms.items()}, [trial.logprobs[row] for trial in randoms], sample
+            ),
             "topk": {name: top[row] for name, top in tops.items()},
         }
         for row, sample in enumerate(samples)
@@ -122,20 +124,37 @@ def on_record(
     return record  # type: ignore[return-value]  # put together from columns
 
 
-def off_record(sample: OffSample, state_of: str, token_alone: int, token_under: int, delta: float) -> OffRecord:
-    """Return the record of one OFF prompt: greedy tokens alone and under a prefix, and KL(select || base) in nats."""
-    return {
-        "type": "sample",
-        "kind": "off",
-        "sample_id": sample.sample_id,
-        "state_of": state_of,
-        "token_base": token_alone,
-        "token_select": token_under,
-        "same_token": token_alone == token_under,
-        "phase2_delta_off_select": delta,
-        "prompt_text": sample.prompt_text,
-        "token_ids": list(sample.token_ids),
-    }
+def off_records(
+    prompts: Sequence[OffSample], states_of: Sequence[str], base: OffBase, select: OffAnswers, deltas: Sequence[float]
+) -> list[OffRecord]:
+    """Return the records of N OFF prompts.
+
+    Args:
+        states_of: the ON sample whose prefix each runs under.
+        base, select: what they are answered alone, and under the prefixes.
+        deltas: KL(select || base) of the token after the prompt, in nats.
+    """
+    alone, under = base.logprobs.argmax(dim=1).tolist(), select.logprobs.argmax(dim=1).tolist()
+    entropies, kls, same = base.entropy().tolist(), select.kl.tolist(), select.same.tolist()
+    return [
+        {
+            "type": "sample",
+            "kind": "off",
+            "sample_id": prompt.sample_id,
+            "state_of": states_of[i],
+            "token_base": alone[i],
+            "token_select": under[i],
+            "same_token": alone[i] == under[i],
+            "phase2_delta_off_select": deltas[i],
+            "base_entropy": entropies[i],
+            "further_token_ids": list(base.tokens[i]),
+            "further_kl": kls[i][: len(base.tokens[i])],
+            "further_same": same[i][: len(base.tokens[i])],
+            "prompt_text": prompt.prompt_text,
+            "token_ids": list(prompt.token_ids),
+        }
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def selection_record(
@@ -157,6 +176,7 @@ def selection_record(
         "demo_token_ids": list(sample.demo_token_ids),
         "query_token_ids": list(sample.query_token_ids),
         "answer_token_id": sample.answer_token_id,
+        "answer_token_ids": list(sample.answer_token_ids),
         "token_kinds": list(sample.token_kinds),
         "label_token_ids": list(sample.label_token_ids),
         "scores": (evidence.attention if quality.worth is None else quality.worth).tolist(),
@@ -197,16 +217,15 @@ def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float
     ]
 
 
-def repro_record(repeat: int, sample: OnSample, logprobs: torch.Tensor) -> ReproRecord:
-    """Return the select arm of one sample in a repetition; ``logprobs`` is (vocabulary,)."""
-    token = int(logprobs.argmax())
+def repro_record(repeat: int, sample: OnSample, select: Answers, row: int) -> ReproRecord:
+    """Return the select arm of one sample in a repetition, of what its batch answers."""
     return {
         "type": "repro",
         "repeat": repeat,
         "sample_id": sample.sample_id,
-        "token_select": token,
-        "correct_select": token == sample.answer_token_id,
-        "answer_logprob_select": float(logprobs[sample.answer_token_id]),
+        "token_select": int(select.logprobs[row].argmax()),
+        "correct_select": bool(select.correct[row]),
+        "answer_logprob_select": float(select.answer[row]),
     }
 
 
@@ -218,11 +237,6 @@ def _prefix(selection: Selection, placement: Placement) -> PrefixRecord:
         "query_start": placement.query_start,
         "prefix_slots": placement.slots,
     }
-
-
-def _token_logprobs(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the (B,) log-probability of one token per row."""
-    return logprobs.gather(1, tokens[:, None])[:, 0]
 
 
 def _by_sample(by_trial: Sequence[Sequence[Any]], n: int) -> list[list[Any]]:

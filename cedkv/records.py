@@ -92,7 +92,8 @@ class OnRecord(TypedDict):
     lds: NotRequired[float]
     """Rank correlation of scores with the teacher's answers under span masks (``quality.lds``); with ``eval.lds_masks``."""
     comprehensiveness: NotRequired[float]
-    """log p_teacher(answer) - log p_teacher without the selected spans(answer), in nats; with ``eval.lds_masks``."""
+    """log p_teacher - log p_teacher without the selected spans, of the answer's first token, in nats; with
+    ``eval.lds_masks``."""
 
 
 class OffRecord(TypedDict):

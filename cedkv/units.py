@@ -17,8 +17,9 @@ from cedkv.inference.quality import judging_evaluations
 from cedkv.selectors.base import candidates, create, selector_class
 from cedkv.tasks.load import Samples
 
-UNIT, UNIT_OFF, UNIT_TOKENS = 32, 128, 32_768
-"""Largest unit where the batch size is ``auto``: ON samples, OFF prompts, and tokens of demo + query."""
+UNIT, UNIT_OFF, UNIT_TOKENS, UNIT_FURTHER = 32, 128, 32_768, 1024
+"""Largest unit where the batch size is ``auto``: ON samples, OFF prompts, tokens of demo + query, and tokens of base's own
+answers to OFF prompts, after each of which the logits of the whole vocabulary are kept."""
 READ_WITH_TEACHER = frozenset({"other query", "null query", "replay"})
 """Evidence that is read together with the teacher, in repetitions too; repetitions take the rest from the run itself."""
 NOT_DRAWN_BY = {
@@ -47,7 +48,7 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
 
     Args:
         n_on, n_off: numbers of ON samples and OFF prompts.
-        longest: tokens of the longest demo + query; the longer, the smaller the units, so that memory stays bounded.
+        longest: tokens of the longest demo + query + answer; the longer, the smaller the units, so that memory stays bounded.
 
     Raises:
         ConfigError: a selector uses partners (2i, 2i + 1), and they cannot be in one batch.
@@ -55,7 +56,8 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
     groups = batch_groups(conditions, n_on)
     size = conditions[0].config.rows_per_pass
     if size is None:
-        size = max(len(groups[0]), min(UNIT, UNIT_TOKENS // longest, UNIT_OFF * n_on // max(1, n_off)))
+        most_off = min(UNIT_OFF, UNIT_FURTHER // max(1, conditions[0].config.eval.off_tokens))
+        size = max(len(groups[0]), min(UNIT, UNIT_TOKENS // longest, most_off * n_on // max(1, n_off)))
     units: list[Unit] = []
     for on in join_groups(groups, size):
         owners = set(on)
@@ -66,7 +68,8 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
 
 def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase) -> list[Unit]:
     """Return the units of a run on these samples; see ``plan``."""
-    return plan(conditions, len(samples.on), len(samples.off), phase, max(len(s.teacher_ids) for s in samples.on))
+    longest = max(len(s.teacher_ids) + len(s.answer_token_ids) - 1 for s in samples.on)
+    return plan(conditions, len(samples.on), len(samples.off), phase, longest)
 
 
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: Sequence[OnSample]) -> int:

@@ -52,6 +52,8 @@ CHECKS: Registry[Any] = Registry(
         "gateA.boundary_replay": "cedkv.checks.reference:BoundaryReplay",
         "gateA.unseen_layers": "cedkv.checks.reference:UnseenLayers",
         "gateA.off_alone": "cedkv.checks.reference:OffAlone",
+        "gateA.answer_alone": "cedkv.checks.answers:AnswerAlone",
+        "gateA.off_further_alone": "cedkv.checks.answers:OffFurtherAlone",
         "gateA.rotation_equivariance": "cedkv.checks.consistency:RotationEquivariance",
         "gateA.random_is_another": "cedkv.checks.effects:RandomIsAnother",
         "gateB.on_gain": "cedkv.checks.effects:OnGain",
@@ -119,7 +121,11 @@ class CheckInputs:
     demo: the samples' demo caches, demo token t in slot t.
     untouched: copies of the demo caches and of the prefixes, made before any arm has run over them.
     cached: returns a value by key, computed once for all conditions of the batch.
+    answers: teacher, select -> (B, most answer tokens) log-probabilities of the tokens of the samples' answers
+        (``inference.answers.Answers.tokens``); empty where no answers were read.
     off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
+    off_further: the same rows, where base's own answer to the prompt has a token: (row, OFF prompt, the answer's tokens,
+        KL(select || base) after each of them).
     alone: runs the teacher on one sample in a batch of its own.
     """
 
@@ -136,7 +142,9 @@ class CheckInputs:
     alone: Callable[[OnSample], Batch]
     selections: Sequence[Selection] = ()
     evidence: Sequence[Evidence] = ()
+    answers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     off: Sequence[tuple[int, OffSample, torch.Tensor]] = ()
+    off_further: Sequence[tuple[int, OffSample, tuple[int, ...], list[float]]] = ()
     _own_cache: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -21,6 +21,7 @@ from cedkv.inference.evidence import token_score
 from cedkv.inference.forward import kl, log_softmax, next_token_logprobs, prefill
 from cedkv.inference.passes import token_scores
 from cedkv.inference.prefix import encode
+from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import SelectionTask, create, select_tokens
 
@@ -31,6 +32,13 @@ def alone_batch(inputs: CheckInputs, sample: OnSample) -> Batch:
     return batch
 
 
+def alone_prefix(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int) -> KVPrefix:
+    """Return a row's prefix, made in a batch of one."""
+    owner, placement = inputs.owners[row], inputs.placements[row]
+    demo = alone_batch(inputs, owner).teacher.demo
+    return encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0], config.prefix.boundary_replay)
+
+
 def alone_student(
     lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int, query: Sequence[int], name: str
 ) -> torch.Tensor:
@@ -39,9 +47,7 @@ def alone_student(
     Args:
         name: sample id of the query, for errors.
     """
-    owner, placement = inputs.owners[row], inputs.placements[row]
-    demo = alone_batch(inputs, owner).teacher.demo
-    prefix = encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0], config.prefix.boundary_replay)
+    prefix = alone_prefix(lm, config, inputs, row)
     return next_token_logprobs(lm, [query], [name], prefix, lm.injection_layers(config.layer_scope.injection))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """``schema_version`` of every JSON object and JSON line that is written here."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cedkv.core.values import OnSample
+from cedkv.inference.answers import Answers
 from cedkv.inference.teacher import TeacherOutput
 from cedkv.models.loading import LanguageModel
 
@@ -19,9 +20,8 @@ Announce = Callable[[str, int], None]
 class Batch:
     """B samples and everything about them that conditions share.
 
-    teacher: the teacher's pass over demo + query. other_query, null_query, replay: what was read with each sample's other
-    query, a null query, and a replay of its demo; None where
-        no condition needs it.
+    teacher: the teacher's pass over demo + query. teacher_answers: what it answers. other_query, null_query, replay: what was
+        read with each sample's other query, a null query, and a replay of its demo; None where no condition needs it.
     partners: for each row the row whose prefix ``wrong_demo`` gives it; None where no condition uses partners.
     drops: what was found by hiding spans or trying selections, by sample, which a repetition takes from the run itself.
     """
@@ -29,6 +29,7 @@ class Batch:
     lm: LanguageModel
     samples: list[OnSample]
     teacher: TeacherOutput
+    teacher_answers: Answers
     other_query: TeacherOutput | None = None
     null_query: TeacherOutput | None = None
     replay: TeacherOutput | None = None

@@ -18,6 +18,7 @@ from torch.nn.functional import avg_pool1d
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Evidence, OnSample
 from cedkv.inference.ablation import answer_odds, causal_drops, divergence
+from cedkv.inference.answers import AnswerReader
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.forward import require_finite
 from cedkv.inference.passes import extra_queries, needed_evidence, plan_passes, replay_rows, span_drop, token_scores
@@ -70,7 +71,8 @@ def read_batch(
 
     announce("teacher", len(samples))
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
-    teacher = read_teacher(lm, demos, queries, names, reader(passes.own), keep)
+    answers = AnswerReader([s.answer_token_ids for s in samples])
+    teacher = read_teacher(lm, demos, queries, names, reader(passes.own), keep, answers.further)
 
     outputs: dict[str, TeacherOutput] = {}
     for name, extra in extra_queries(passes, lm.tokenizer, samples).items():
@@ -82,6 +84,7 @@ def read_batch(
         lm=lm,
         samples=samples,
         teacher=teacher,
+        teacher_answers=answers.read(teacher.logprobs),
         other_query=outputs.get("other query"),
         null_query=outputs.get("null query"),
         replay=outputs.get("replay"),

@@ -58,7 +58,8 @@ class Quality:
     worth: (L,) the selector's score of each demo token (``Selector.worth``).
     gold_coverage: share of the gold tokens that are kept.
     lds: rank correlation of the sum of the visible tokens' scores with the teacher's answer under ``masked``.
-    comprehensiveness: fall of the answer's log-probability when the selected spans are hidden from the teacher, in nats.
+    comprehensiveness: fall of the log-probability of the answer's first token when the selected spans are hidden from the
+        teacher, in nats.
     """
 
     worth: NDArray[np.float64] | None = None
@@ -149,8 +150,8 @@ def _masked_answers(batch: Batch, row: int, n: int, span_len: int, seed: int) ->
 def lds(worth: NDArray[np.float64] | None, answers: MaskedAnswers, sample: OnSample, span_len: int) -> float | None:
     """Return the linear datamodelling score (Park et al. 2023, arXiv 2303.14186; of contexts ContextCite, 2409.00729).
 
-    Spearman's rank correlation over the masks between the sum of the visible tokens' scores and the log-odds of the teacher's
-    answer. As in the score of a span, the demo's first token, an attention sink, does not count.
+    Spearman's rank correlation over the masks between the sum of the visible tokens' scores and the log-odds of the first
+    token of the teacher's answer. As in the score of a span, the demo's first token, an attention sink, does not count.
 
     Returns:
         From -1 to 1; None where the selector ranks no tokens, or a side is constant.
@@ -165,7 +166,8 @@ def lds(worth: NDArray[np.float64] | None, answers: MaskedAnswers, sample: OnSam
 def comprehensiveness(batch: Batch, spans: Sequence[tuple[Span, ...]], announce: Announce) -> list[float]:
     """Return log p_teacher(answer) - log p_teacher without the spans(answer) of every sample, in nats.
 
-    ERASER (DeYoung et al. 2020, arXiv 1911.03429). The spans' tokens are hidden; BOS and sinks outside them are not.
+    ERASER (DeYoung et al. 2020, arXiv 1911.03429). The spans' tokens are hidden; BOS and sinks outside them are not. Of an
+    answer of several tokens it is the first one's: what the query reads out of the demo, before any of the answer is given.
 
     Args:
         spans: of each sample; those that were hidden before, under another condition, are not hidden again.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 import torch
 
 Rows = tuple[torch.Tensor, ...]
-"""Tensors whose first dimension counts the same rows: log-probabilities alone, or keys and values of every layer."""
+"""Tensors whose first dimension counts the same rows: answers, or keys and values of every layer."""
 
 
 class SharedRows:

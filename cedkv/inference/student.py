@@ -11,16 +11,16 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, Placement, Selection
+from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.batch import Batch
 from cedkv.inference.evidence import read_evidence
 from cedkv.inference.forward import next_token_logprobs
+from cedkv.inference.off import OffAnswers, OffBase, OffReader
 from cedkv.inference.prefix import encode_kept, kv_source
 from cedkv.inference.sharing import Rows, SharedRows, neighbours_first
 from cedkv.kv.cache import KVPrefix, Layers, assemble
@@ -144,23 +144,24 @@ class Students:
         """Return the prefixes of a select arm."""
         return Student(choice, self._prefix(choice, range(len(self.batch.samples))))
 
-    def answer(self, student: Student) -> torch.Tensor:
-        """Return the log-probabilities (B, vocabulary) after each sample's query, under its prefix."""
+    def answer(self, student: Student) -> Answers:
+        """Return what each sample answers under its prefix."""
 
         def compute(rows: list[int]) -> Rows:
-            return (answer(self.batch, student.choice, rows, student.prefix.rows(rows)),)
+            return answer(self.batch, student.choice, rows, student.prefix.rows(rows))
 
-        return self._answered.take(student.choice.answer_keys, compute)[0]
+        return Answers(*self._answered.take(student.choice.answer_keys, compute))
 
     def answer_off(
-        self, student: Student, prompts: Sequence[Sequence[int]], names: Sequence[str], owners: Sequence[int]
-    ) -> torch.Tensor:
-        """Return the log-probabilities (OFF prompts, vocabulary) after each prompt, under the prefix of its owner.
+        self, student: Student, prompts: Sequence[Sequence[int]], names: Sequence[str], owners: Sequence[int], base: OffBase
+    ) -> OffAnswers:
+        """Return what each OFF prompt is answered under the prefix of its owner.
 
         Args:
             prompts: token ids of each OFF prompt.
             names: ids of the prompts, for errors.
             owners: for each prompt, the row of the sample whose prefix it runs under.
+            base: what base answers to the prompts.
         """
 
         def compute(indices: list[int]) -> Rows:
@@ -169,18 +170,20 @@ class Students:
                 [names[i] for i in indices],
                 [owners[i] for i in indices],
             )
-            injection = student.choice.injection
-            return (next_token_logprobs(self.batch.lm, rows, row_names, student.prefix, injection, row_owners),)
+            reader, injection = OffReader(base, indices), student.choice.injection
+            return reader.read(
+                next_token_logprobs(self.batch.lm, rows, row_names, student.prefix, injection, row_owners, reader.further)
+            )
 
-        return self._off_answered.take(student.choice.query_keys(owners), compute)[0]
+        return OffAnswers(*self._off_answered.take(student.choice.query_keys(owners), compute))
 
-    def answer_random(self, choice: Choice) -> torch.Tensor:
-        """Return the log-probabilities (B, vocabulary) of a random trial, whose prefixes nothing else needs."""
+    def answer_random(self, choice: Choice) -> Answers:
+        """Return what each sample answers in a random trial, whose prefixes nothing else needs."""
 
         def compute(rows: list[int]) -> Rows:
-            return (answer(self.batch, choice, rows, self._prefix(choice, rows)),)
+            return answer(self.batch, choice, rows, self._prefix(choice, rows))
 
-        return self._answered.take(choice.answer_keys, compute)[0]
+        return Answers(*self._answered.take(choice.answer_keys, compute))
 
     def _prefix(self, choice: Choice, rows: Sequence[int]) -> KVPrefix:
         """Return the prefixes of some rows of a choice."""
@@ -242,7 +245,8 @@ def _encode(batch: Batch, choice: Choice, rows: Sequence[int]) -> tuple[Layers, 
     return encode_kept(batch.lm, choice.kv_source, samples, placements, batch.teacher.demo, demo_rows, replay)
 
 
-def answer(batch: Batch, choice: Choice, rows: Sequence[int], prefix: KVPrefix) -> torch.Tensor:
-    """Return the log-probabilities (rows, vocabulary) after the queries of some rows; row i of ``prefix`` is of rows[i]."""
-    queries, names = [batch.samples[row].query_token_ids for row in rows], [batch.names[row] for row in rows]
-    return next_token_logprobs(batch.lm, queries, names, prefix, choice.injection)
+def answer(batch: Batch, choice: Choice, rows: Sequence[int], prefix: KVPrefix) -> Answers:
+    """Return what some rows answer; row i of ``prefix`` is of rows[i]."""
+    samples, names = [batch.samples[row] for row in rows], [batch.names[row] for row in rows]
+    reader, queries = AnswerReader([s.answer_token_ids for s in samples]), [s.query_token_ids for s in samples]
+    return reader.read(next_token_logprobs(batch.lm, queries, names, prefix, choice.injection, None, reader.further))

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from cedkv.inference.forward import (
+    Further,
     Ids,
     full_demo_prefix,
+    given_tokens,
     last_logits,
     left_padded,
-    log_softmax,
     map_rows,
     prefill,
+    read_logits,
     require_finite,
     zeros_like_kv,
 )
@@ -73,6 +75,7 @@ def read_teacher(
     names: Sequence[str],
     reader: AttentionReader,
     keep: Collection[int] = (),
+    further: Further | None = None,
 ) -> TeacherOutput:
     """Run demo + query for B samples: distribution, attention, and the demo's K/V.
 
@@ -84,6 +87,8 @@ def read_teacher(
         names: sample ids, for errors.
         reader: what to read.
         keep: samples whose demo's K/V is kept (needed by gather, causal drop, and the plumbing checks).
+        further: tokens that follow the queries, and what takes the distributions after them. Nothing that ``reader`` reads
+            sees them.
 
     Raises:
         NumericsError: a logit is not finite, or a key or value of a shared demo.
@@ -94,23 +99,24 @@ def read_teacher(
         index = {demo: row for row, demo in enumerate(unique)}
         keys, values = prefill(lm, unique, [range(len(demo)) for demo in unique], [first_name[demo] for demo in unique])
         prefix = full_demo_prefix(keys, values, [len(demo) for demo in unique])
-        output = read_queries(lm, prefix, [index[tuple(demo)] for demo in demos], queries, names, reader)
+        output = read_queries(lm, prefix, [index[tuple(demo)] for demo in demos], queries, names, reader, further=further)
         return output if keep else replace(output, demo=None, demo_row={})
     sequences = [tuple(demo) + tuple(query) for demo, query in zip(demos, queries, strict=True)]
+    given = given_tokens(further, len(demos))
     demo_row = {sample: row for row, sample in enumerate(sorted(keep))}
     collector = _Collector(len(demos), reader)
     kept_kv: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def compute(indices: list[int]) -> torch.Tensor:
         nonlocal kept_kv
-        ids, mask, positions = left_padded([sequences[i] for i in indices], lm.device)
-        use_cache = any(i in demo_row for i in indices)
-        starts = [ids.shape[1] - len(sequences[i]) for i in indices]
+        ids, mask, positions = left_padded([sequences[i] for i in indices], lm.device, [given[i] for i in indices])
+        use_cache, after = any(i in demo_row for i in indices), max(len(given[i]) for i in indices)
+        starts = [ids.shape[1] - after - len(sequences[i]) for i in indices]
         demo_spans = [(start, start + len(demos[i])) for start, i in zip(starts, indices, strict=True)]
-        with collector.reading(lm, indices, [len(queries[i]) for i in indices], demo_spans):
-            output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=use_cache, logits_to_keep=1)
-        logits = output.logits[:, -1]
-        require_finite(logits, "teacher logits", [names[i] for i in indices])
+        with collector.reading(lm, indices, [len(queries[i]) for i in indices], demo_spans, after):
+            output = lm.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=use_cache, logits_to_keep=1 + after
+            )
         if use_cache:
             pass_kv = read_cache(output.past_key_values)
             if kept_kv is None:
@@ -123,9 +129,9 @@ def read_teacher(
                         if i in demo_row:
                             length = len(demos[i])
                             buffer[demo_row[i], :, :length] = tensor[row, :, starts[row] : starts[row] + length]
-        return log_softmax(logits)
+        return read_logits(output.logits[:, -1 - after :], "teacher logits", indices, names, further)
 
-    logprobs = map_rows(lm, [len(sequence) for sequence in sequences], compute)
+    logprobs = map_rows(lm, [len(row) + len(tokens) for row, tokens in zip(sequences, given, strict=True)], compute)
     demo = None
     if kept_kv is not None:
         demo = full_demo_prefix(tuple(kept_kv[0]), tuple(kept_kv[1]), [len(demos[i]) for i in sorted(demo_row)])
@@ -141,6 +147,7 @@ def read_queries(
     names: Sequence[str],
     reader: AttentionReader,
     query_rows: Sequence[int] | None = None,
+    further: Further | None = None,
 ) -> TeacherOutput:
     """Run B queries over demos that were prefilled already; otherwise as ``read_teacher``.
 
@@ -148,6 +155,7 @@ def read_queries(
         demo: the demos' K/V, slot t = demo token t.
         owners: for each query, the row of ``demo`` it runs over.
         query_rows: for each query, how many of its last tokens are read as its rows; None for all.
+        further: as in ``read_teacher``.
 
     Raises:
         NumericsError: a logit is not finite.
@@ -155,14 +163,16 @@ def read_queries(
     collector = _Collector(len(queries), reader)
     lengths = demo.visible.sum(dim=1).tolist()
     counts = [len(query) for query in queries] if query_rows is None else query_rows
+    given = given_tokens(further, len(queries))
 
     def compute(indices: list[int]) -> torch.Tensor:
-        with collector.reading(lm, indices, [counts[i] for i in indices], [(0, lengths[owners[i]]) for i in indices]):
-            logits = last_logits(lm, [queries[i] for i in indices], demo.rows([owners[i] for i in indices]), None)
-        require_finite(logits, "teacher logits", [names[i] for i in indices])
-        return log_softmax(logits)
+        rows, some, prefix = [queries[i] for i in indices], [given[i] for i in indices], demo.rows([owners[i] for i in indices])
+        demo_spans, after = [(0, lengths[owners[i]]) for i in indices], max(map(len, some))
+        with collector.reading(lm, indices, [counts[i] for i in indices], demo_spans, after):
+            logits = last_logits(lm, rows, prefix, None, some)
+        return read_logits(logits, "teacher logits", indices, names, further)
 
-    logprobs = map_rows(lm, [len(query) for query in queries], compute)
+    logprobs = map_rows(lm, [len(query) + len(tokens) for query, tokens in zip(queries, given, strict=True)], compute)
     return collector.output(logprobs, demo, dict(enumerate(owners)), names)
 
 
@@ -176,15 +186,15 @@ class _Collector:
 
     @contextmanager
     def reading(
-        self, lm: LanguageModel, indices: Sequence[int], query_rows: Sequence[int], demo: Sequence[tuple[int, int]]
+        self, lm: LanguageModel, indices: Sequence[int], query_rows: Sequence[int], demo: Sequence[tuple[int, int]], after: int
     ) -> Iterator[None]:
         """Read the pass that runs inside the context.
 
         Args:
             indices: the samples of the pass.
-            query_rows, demo: as in ``PassRows``.
+            query_rows, demo, after: as in ``PassRows``.
         """
-        rows = PassRows(query_rows, demo, {})
+        rows = PassRows(query_rows, demo, after)
         pass_reader = self._reader.fresh(rows)
         with ExitStack() as stack:
             if self._reader.over_input:

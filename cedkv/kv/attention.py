@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +63,14 @@ class AttentionCall:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Return the attention weights of the query rows ``[start, stop)``, (B, H_q, rows, T)."""
         return attention_rows(self.query, self.key, self.mask, self.form, start, stop)
+
+    def without_last(self, n: int) -> AttentionCall:
+        """Return the call as it would be without its last ``n`` tokens, which no token before them sees."""
+        if n == 0:
+            return self
+        query, key, value = (tensor[:, :, :-n] for tensor in (self.query, self.key, self.value))
+        mask = None if self.mask is None else self.mask[:, :, :-n, : key.shape[2]]
+        return replace(self, query=query, key=key, value=value, mask=mask)
 
 
 class CallObserver(Protocol):

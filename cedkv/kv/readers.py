@@ -29,11 +29,13 @@ class PassRows:
 
     query_rows: per row, how many of the last tokens are the query's.
     demo: per row, the slots ``[start, end)`` of its demo among the keys.
+    after: columns behind the queries, of tokens that are given after them: readers see neither their rows nor their keys.
     input_norms: attention module -> (B, T_q) norms of its input, where they are measured.
     """
 
     query_rows: Sequence[int]
     demo: Sequence[tuple[int, int]]
+    after: int = 0
     input_norms: dict[Any, torch.Tensor] = field(default_factory=dict)
 
 
@@ -260,6 +262,7 @@ class AttentionReader:
     def observe(self, call: AttentionCall) -> None:
         """Read one layer's call."""
         if call.layer in self.layers:
+            call = call.without_last(self.rows.after)
             for reader in self.readers:
                 for reading, scores in reader.read(call, self.rows).items():
                     self.maps.setdefault(reading, {})[call.layer] = scores

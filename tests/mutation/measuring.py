@@ -100,7 +100,11 @@ def _run(folder: Path, overrides: Overrides, answers: Mapping[str, int]) -> tupl
     """Run the engine with other right answers."""
     config, lm = _load(folder, *overrides)
     samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
-    on = [replace(sample, answer_token_ids=(answers.get(sample.sample_id, sample.answer_token_id),)) for sample in samples.on]
+    more = slice(3 if config.data.answer == "whole" else 0)  # answers of one to four tokens
+    on = [
+        replace(s, answer_token_ids=(answers.get(s.sample_id, s.answer_token_id), *s.demo_token_ids[5 : 5 + i % 4][more]))
+        for i, s in enumerate(samples.on)
+    ]
     samples, conditions = replace(samples, on=on), [Condition("run", config)]
     units = plan_samples(conditions, samples, "2")
     records: list[Record] = []

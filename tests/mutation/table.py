@@ -13,7 +13,8 @@ from tests.mutation.planted import Plant, arms, attention, precision, prefixes, 
 
 GATHER, SINKS, SOME_LAYERS = "prefix.kv_source=gather", "select.keep_sink=3", "layer_scope.injection=[0,2]"
 REPLAY = "prefix.boundary_replay=2"
-ABSOLUTE, ONE_OFF = "injection.positioning_mode=absolute", "eval.off_samples=1"
+ABSOLUTE, ONE_OFF, WHOLE = "injection.positioning_mode=absolute", "eval.off_samples=1", "data.answer=whole"
+NEXT_ONLY = "eval.off_tokens=0"
 PRODUCTS_IN_FLOAT16 = precision.products_in(torch.float16)
 PREFIX_KEPT_IN_FLOAT16 = precision.prefix_kept_in(torch.float16)
 STORED_IN_BFLOAT16 = precision.stored_in(torch.bfloat16)
@@ -62,8 +63,13 @@ GATE_A: list[Row] = [
     (samples.attention_off_by_one, "gateA.attention_alone", ()),
     (samples.keep_sink_ignored, "gateA.selection_rules", (SINKS,)),
     (samples.a_kept_token_lost, "gateA.selection_rules", ()),
-    (arms.off_prompts_under_another_state, "gateA.off_alone", ()),
-    (arms.off_prompts_under_another_state, "gateA.off_alone", (GATHER, SOME_LAYERS)),
+    (arms.off_prompts_under_another_state, "gateA.off_alone", (NEXT_ONLY,)),
+    (arms.off_prompts_under_another_state, "gateA.off_alone", (GATHER, SOME_LAYERS, NEXT_ONLY)),
+    (arms.answers_given_one_position_late, "gateA.answer_alone", (WHOLE, NEXT_ONLY)),
+    (arms.answers_given_backwards, "gateA.answer_alone", (GATHER, WHOLE)),
+    (arms.answers_given_one_position_late, "gateA.off_further_alone", ()),
+    (arms.off_answers_compared_one_token_late, "gateA.off_further_alone", (SOME_LAYERS,)),
+    (arms.off_answers_compared_one_token_late, "gateA.off_further_alone", ()),
     (arms.random_answers_are_select_s, "gateA.random_is_another", ()),
     (arms.base_answers_are_select_s, "gateA.nonzero_effect", ()),
     (arms.state_of_an_earlier_batch, "gateA.repro_tolerance", LEARNED),
@@ -151,6 +157,8 @@ ALONE: dict[str, Plant] = {
     "gateA.boundary_replay": prefixes.replayed_tokens_see_later_ones,
     "gateA.unseen_layers": prefixes.hidden_from_the_wrong_layers,
     "gateA.off_alone": arms.off_prompts_under_another_state,
+    "gateA.answer_alone": arms.answers_given_one_position_late,
+    "gateA.off_further_alone": arms.off_answers_compared_one_token_late,
     "gateA.rotation_equivariance": prefixes.keys_turned_by_other_angles,
     "gateA.random_is_another": arms.random_answers_are_select_s,
     "gateB.on_gain": arms.select_counted_as_wrong,

@@ -9,15 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from cedkv.core.values import Evidence, OffSample, OnEpisode, OnSample, Placement, Record, Selection, Span
+from cedkv.inference.answers import AnswerReader, Answers
+from cedkv.inference.off import OffAnswers, OffBase
 from cedkv.inference.quality import Quality
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.recording import answers, off_record, on_record, repro_record, selection_record
+from cedkv.recording import answers, off_records, on_record, repro_record, selection_record
 from tests.support import making
 
 VOCABULARY = 50
 ANSWER = 7
 EPISODE = OnEpisode("on-1", "demo", "query", " a", ())
-SAMPLE = OnSample(EPISODE, (3, 4, 5, 6, 8, 9), (10, 11), (ANSWER,), making.kinds("diadia"))
+SAMPLE = OnSample(EPISODE, (3, 4, 5, 6, 8, 9), (10, 11), (ANSWER,), making.kinds("diadia"), label_token_ids=(5, ANSWER, 9))
 SELECTION = Selection((Span(0, 2, 0.4), Span(3, 5, 0.2)), (0, 1, 3, 4))
 ATTENTION = np.array([0.5, 0.4, 0.0, 0.1, 0.3, 0.2])
 
@@ -61,9 +63,13 @@ def recorded(
 ) -> Record:
     """The record of the second of three samples; its neighbours answer otherwise, so that a mix-up of rows would show."""
     other = logprobs(9, 1)
-    arms = {name: torch.stack([other, its, other]) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
-    trials = [torch.stack([other, its, other]) for its in randoms]
     samples = [replace(SAMPLE, answer_token_ids=(3,)), SAMPLE, replace(SAMPLE, answer_token_ids=(4,))]
+
+    def read(its: torch.Tensor) -> Answers:
+        return AnswerReader([sample.answer_token_ids for sample in samples]).read(torch.stack([other, its, other]))
+
+    arms = {name: read(its) for name, its in (("base", base), ("teacher", TEACHER), ("select", select))}
+    trials = [read(its) for its in randoms]
     measured = answers(arms, trials, samples, Decoder(), 3)
     return on_record(SAMPLE, measured[1], evidence, selection, [], span_len, Quality())
 
@@ -119,14 +125,6 @@ def test_tokens_and_correctness(record: Record) -> None:
     assert record["correct_random"] == [True, False, False]
 
 
-def test_labels_are_the_answers_that_the_demo_knows_and_the_own_one() -> None:
-    """The first token of every run of answer tokens, without repeats; one label is none to choose among."""
-    assert SAMPLE.label_token_ids == (5, ANSWER, 9)
-    runs = replace(SAMPLE, demo_token_ids=(9, 8, 9, 4, 6, 8), token_kinds=making.kinds("aadaaa"))
-    assert runs.label_token_ids == (4, ANSWER, 9)
-    assert replace(SAMPLE, token_kinds=making.kinds("didddd")).label_token_ids == ()
-
-
 def test_answers_among_labels(record: Record) -> None:
     """Restricted to the labels and renormalised, written out in numpy; the random trials one by one."""
     labels = [5, ANSWER, 9]
@@ -146,10 +144,9 @@ def test_answers_among_labels(record: Record) -> None:
         assert record[f"correct_{arm}_labels"] == (labels[among(values).argmax()] == ANSWER)
     assert record["correct_random_labels"] == [labels[among(r).argmax()] == ANSWER for r in RANDOMS]
     assert record["correct_random_labels"][1] is False
-    alone = answers(
-        {"base": BASE[None], "teacher": TEACHER[None], "select": SELECT[None]}, [],
-        [replace(SAMPLE, token_kinds=making.kinds("didddd"))], Decoder(), 3,
-    )  # fmt: skip
+    arms = {"base": BASE, "teacher": TEACHER, "select": SELECT}
+    read = {name: AnswerReader([SAMPLE.answer_token_ids]).read(its[None]) for name, its in arms.items()}
+    alone = answers(read, [], [replace(SAMPLE, label_token_ids=())], Decoder(), 3)
     assert not [name for name in alone[0] if name.endswith("_labels")]
 
 
@@ -191,13 +188,21 @@ def test_advisory_causal_drop() -> None:
 
 def test_off_and_repeated_records() -> None:
     sample = OffSample("off-9", "Why?", (1, 2, 3), has_bos=False)
-    moved, kept = off_record(sample, "on-1", 2, ANSWER, 0.25), off_record(sample, "on-1", 2, 2, 0.0)
+    base = OffBase(torch.stack([BASE, BASE]), [(2, 6), ()], torch.zeros(2, 2, VOCABULARY))
+    select = OffAnswers(
+        torch.stack([SELECT, BASE]), torch.tensor([[0.5, 0.25], [0.0, 0.0]]), torch.tensor([[False, True], [True, True]])
+    )
+    moved, kept = off_records([sample, sample], ["on-1", "on-1"], base, select, [0.25, 0.0])
     assert (moved["token_base"], moved["token_select"], moved["same_token"]) == (2, ANSWER, False)
     assert (moved["phase2_delta_off_select"], moved["state_of"], moved["token_ids"]) == (0.25, "on-1", [1, 2, 3])
+    assert (moved["further_token_ids"], moved["further_kl"], moved["further_same"]) == ([2, 6], [0.5, 0.25], [False, True])
+    assert kept["further_token_ids"] == kept["further_kl"] == kept["further_same"] == []
+    p = _softmax(BASE.numpy().astype(np.float64))
+    assert moved["base_entropy"] == pytest.approx(-(p * np.log(p)).sum(), rel=1e-5)
     assert kept["same_token"] is True
     assert run_metrics([], [moved, kept])["phase2_off_delta_mean_select"] == 0.125
     assert run_metrics([], [moved, kept])["phase2_off_same_token_share"] == 0.5
-    again = repro_record(2, SAMPLE, RANDOMS[1])
+    again = repro_record(2, SAMPLE, AnswerReader([(3,), (ANSWER,)]).read(torch.stack([BASE, RANDOMS[1]])), 1)
     assert (again["repeat"], again["token_select"], again["correct_select"]) == (2, 5, False)
     assert again["answer_logprob_select"] == pytest.approx(float(RANDOMS[1][ANSWER]))
 

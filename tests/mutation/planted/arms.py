@@ -6,19 +6,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from cedkv.inference.answers import AnswerReader, Answers
 from tests.mutation.planted import Patch
 from tests.support import patch_points as points
-
-Logprobs = torch.Tensor
 
 
 def random_answers_are_select_s(patch: Patch) -> None:
     first: dict[int, Any] = {}
 
-    def remembered(real: Any, batch: Any, choice: Any, rows: Any, prefix: Any) -> Logprobs:
-        return first.setdefault(id(batch), real(batch, choice, rows, prefix))[list(rows)]
+    def remembered(real: Any, batch: Any, choice: Any, rows: Any, prefix: Any) -> Answers:
+        return first.setdefault(id(batch), real(batch, choice, rows, prefix)).rows(rows)
 
     points.ANSWER.wrap(patch, remembered)
 
@@ -33,22 +30,24 @@ def random_spans_are_select_s(patch: Patch) -> None:
 def base_answers_are_select_s(patch: Patch) -> None:
     """Base has the prefix as well."""
 
-    def mixed_up(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
+    def mixed_up(real: Any, by_arm: dict[str, Answers], *rest: Any) -> Any:
         return real({**by_arm, "base": by_arm["select"]}, *rest)
 
     points.ANSWERS.wrap(patch, mixed_up)
 
 
 def select_and_random_swapped(patch: Patch) -> None:
-    def mixed_up(real: Any, by_arm: dict[str, Logprobs], randoms: list[Logprobs], *rest: Any) -> Any:
+    def mixed_up(real: Any, by_arm: dict[str, Answers], randoms: list[Answers], *rest: Any) -> Any:
         return real({**by_arm, "select": randoms[0]}, [by_arm["select"], *randoms[1:]], *rest)
 
     points.ANSWERS.wrap(patch, mixed_up)
 
 
 def select_answers_of_the_next_sample(patch: Patch) -> None:
-    def mixed_up(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
-        return real({**by_arm, "select": by_arm["select"].roll(-1, dims=0)}, *rest)
+    def mixed_up(real: Any, by_arm: dict[str, Answers], randoms: Any, samples: Any, *rest: Any) -> Any:
+        of_next = by_arm["select"].logprobs.roll(-1, dims=0)
+        read = AnswerReader([sample.answer_token_ids[:1] for sample in samples]).read(of_next)
+        return real({**by_arm, "select": read}, randoms, samples, *rest)
 
     points.ANSWERS.wrap(patch, mixed_up)
 
@@ -56,8 +55,9 @@ def select_answers_of_the_next_sample(patch: Patch) -> None:
 def select_at_another_temperature(patch: Patch) -> None:
     """Greedy tokens stay what they are."""
 
-    def flatter(real: Any, by_arm: dict[str, Logprobs], *rest: Any) -> Any:
-        return real({**by_arm, "select": (0.01 * by_arm["select"]).log_softmax(dim=-1)}, *rest)
+    def flatter(real: Any, by_arm: dict[str, Answers], *rest: Any) -> Any:
+        logprobs = (0.01 * by_arm["select"].logprobs).log_softmax(dim=-1)
+        return real({**by_arm, "select": by_arm["select"]._replace(logprobs=logprobs)}, *rest)
 
     points.ANSWERS.wrap(patch, flatter)
 
@@ -110,16 +110,47 @@ def off_kl_in_bits(patch: Patch) -> None:
 def off_prompts_compared_with_the_next_one_alone(patch: Patch) -> None:
     """KL(an OFF prompt under a prefix || another OFF prompt alone); Gate A looks at OFF prompts under a prefix only."""
 
-    def shifted(real: Any, lm: Any, rows: Any, names: Any, prefix: Any = None, *rest: Any) -> Any:
-        logprobs = real(lm, rows, names, prefix, *rest)
-        return logprobs.roll(-1, dims=0) if prefix is None and names[0].startswith("off") else logprobs
+    def shifted(real: Any, *arguments: Any) -> Any:
+        base = real(*arguments)
+        return replace(base, logprobs=base.logprobs.roll(-1, dims=0))
 
-    points.BASE_LOGPROBS.wrap(patch, shifted)
+    points.OFF_BASE.wrap(patch, shifted)
+
+
+def off_answers_compared_one_token_late(patch: Patch) -> None:
+    """KL(after a token of base's answer under a prefix || after the next one alone)."""
+
+    def late(real: Any, *arguments: Any) -> Any:
+        base = real(*arguments)
+        return replace(base, further=base.further.roll(-1, dims=1))
+
+    points.OFF_BASE.wrap(patch, late)
+
+
+def answers_given_one_position_late(patch: Patch) -> None:
+    """What follows a prompt in its pass leaves a position out, in every arm alike."""
+
+    def late(real: Any, rows: Any, device: Any, given: Any = ()) -> Any:
+        ids, mask, positions = real(rows, device, given)
+        after = max(map(len, given), default=0)
+        positions[:, positions.shape[1] - after :] += 1
+        return ids, mask, positions
+
+    points.LEFT_PADDED_ARMS.wrap(patch, late)
+
+
+def answers_given_backwards(patch: Patch) -> None:
+    """Tokens that follow a prompt are given last one first, under a prefix only."""
+
+    def backwards(real: Any, lm: Any, rows: Any, prefix: Any, layers: Any, given: Any = ()) -> Any:
+        return real(lm, rows, prefix, layers, [tuple(tokens)[::-1] for tokens in given])
+
+    points.LAST_LOGITS.wrap(patch, backwards)
 
 
 def off_prompts_under_another_state(patch: Patch) -> None:
-    def rotated(real: Any, students: Any, off: Any, state: Any) -> Any:
-        return real(students, replace(off, owners=off.owners[1:] + off.owners[:1]), state)
+    def rotated(real: Any, students: Any, off: Any, *rest: Any) -> Any:
+        return real(students, replace(off, owners=off.owners[1:] + off.owners[:1]), *rest)
 
     points.OFF_PROMPTS.wrap(patch, rotated)
 

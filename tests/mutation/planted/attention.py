@@ -64,8 +64,8 @@ def seen_where_hidden(patch: Patch) -> None:
 def a_gap_in_the_teacher_s_positions(patch: Patch) -> None:
     """All tokens behind the first are one position too far, in a batch as well as alone."""
 
-    def with_gap(real: Any, rows: Any, device: Any) -> Any:
-        ids, mask, positions = real(rows, device)
+    def with_gap(real: Any, *arguments: Any) -> Any:
+        ids, mask, positions = real(*arguments)
         return ids, mask, positions + (positions > 0)
 
     points.LEFT_PADDED_TEACHER.wrap(patch, with_gap)
@@ -87,12 +87,12 @@ def incremental_query_one_position_late(patch: Patch) -> None:
 def teacher_read_at_a_padded_slot(patch: Patch) -> None:
     """Short rows are aligned at their start, and read at the batch's last slot all the same."""
 
-    def right(real: Any, rows: Any, device: Any) -> Any:
+    def right(real: Any, *arguments: Any) -> Any:
         return tuple(
             torch.stack(
-                [torch.roll(row, int(mask.sum()) - len(row)) for row, mask in zip(part, real(rows, device)[1], strict=True)]
+                [torch.roll(row, int(mask.sum()) - len(row)) for row, mask in zip(part, real(*arguments)[1], strict=True)]
             )
-            for part in real(rows, device)
+            for part in real(*arguments)
         )
 
     points.LEFT_PADDED_TEACHER.wrap(patch, right)

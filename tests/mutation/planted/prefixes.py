@@ -43,9 +43,9 @@ def prefix_at_wrong_positions(patch: Patch) -> None:
 def a_place_by_slot(patch: Patch) -> None:
     """Queries are placed by counting slots, as where ``position_ids`` are ignored: gaps close."""
 
-    def closing(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+    def closing(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, *rest: Any) -> Any:
         prefix = None if prefix is None else replace(prefix, query_start=torch.full_like(prefix.query_start, prefix.slots))
-        return real(lm, rows, prefix, layers)
+        return real(lm, rows, prefix, *rest)
 
     points.LAST_LOGITS.wrap(patch, closing)
 
@@ -189,18 +189,18 @@ def null_pad_visible_in_the_arms(patch: Patch) -> None:
 def mask_one_short(patch: Patch) -> None:
     """The last kept token is masked out."""
 
-    def short(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+    def short(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, *rest: Any) -> Any:
         if prefix is not None:
             last = prefix.visible.cumsum(dim=1) == prefix.visible.sum(dim=1, keepdim=True)
             prefix = replace(prefix, visible=prefix.visible & ~last)
-        return real(lm, rows, prefix, layers)
+        return real(lm, rows, prefix, *rest)
 
     points.LAST_LOGITS_WITH_TEACHER.wrap(patch, short)
 
 
 def padding_visible(patch: Patch) -> None:
-    def seen(real: Any, rows: Any, device: Any) -> Any:
-        ids, mask, positions = real(rows, device)
+    def seen(real: Any, *arguments: Any) -> Any:
+        ids, mask, positions = real(*arguments)
         return ids, torch.ones_like(mask), positions
 
     points.LEFT_PADDED.wrap(patch, seen)
@@ -256,4 +256,4 @@ def cache_of_an_earlier_prefix(patch: Patch) -> None:
 
 
 def prefix_without_effect(patch: Patch) -> None:
-    points.LAST_LOGITS.wrap(patch, lambda real, lm, rows, prefix, layers: real(lm, rows, None, None))
+    points.LAST_LOGITS.wrap(patch, lambda real, lm, rows, prefix, layers, *rest: real(lm, rows, None, None, *rest))

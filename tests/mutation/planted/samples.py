@@ -14,10 +14,10 @@ from tests.support import patch_points as points
 
 
 def swapped_samples(patch: Patch) -> None:
-    def swapped(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, layers: Any) -> Any:
+    def swapped(real: Any, lm: Any, rows: Any, prefix: KVPrefix | None, *rest: Any) -> Any:
         n = len(rows)
         prefix = prefix.rows([(i + 1) % n for i in range(n)]) if prefix is not None and n > 1 else prefix
-        return real(lm, rows, prefix, layers)
+        return real(lm, rows, prefix, *rest)
 
     points.LAST_LOGITS.wrap(patch, swapped)
 
@@ -59,8 +59,8 @@ def row_0_s_attention_for_all(patch: Patch) -> None:
 def attention_off_by_one(patch: Patch) -> None:
     """In padded rows the demo is looked for one slot too early."""
 
-    def early(real: Any, self: Any, lm: Any, indices: Any, query_rows: Any, demos: Any) -> Any:
-        return real(self, lm, indices, query_rows, [(max(0, start - 1), end - (start > 0)) for start, end in demos])
+    def early(real: Any, self: Any, lm: Any, indices: Any, query_rows: Any, demos: Any, after: int) -> Any:
+        return real(self, lm, indices, query_rows, [(max(0, start - 1), end - (start > 0)) for start, end in demos], after)
 
     points.COLLECT_READINGS.wrap(patch, early)
 

@@ -1,0 +1,133 @@
+"""Gate A: what is read after the next token (whole answers, base's answers to OFF prompts), found again token by token.
+
+The arms give all tokens in one pass. Here the model decodes: each token in a pass of its own, over a cache that grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cedkv.checks.base import CheckInputs, MeasuredCheck
+from cedkv.checks.reference import alone_prefix
+from cedkv.config.schema import Phase2Config
+from cedkv.inference.decoding import decode
+from cedkv.inference.forward import Ids, kl, log_softmax
+from cedkv.kv.cache import KVPrefix
+from cedkv.models.loading import LanguageModel
+
+
+def _decoded(
+    lm: LanguageModel,
+    rows: Sequence[Ids],
+    names: Sequence[str],
+    given: Sequence[Ids],
+    prefix: KVPrefix | None = None,
+    injection_layers: frozenset[int] | None = None,
+) -> list[list[torch.Tensor]]:
+    """Return per row the log-probabilities, (vocabulary,), after 0, 1, ... of its given tokens, decoded one by one."""
+    after: list[list[torch.Tensor]] = [[] for _ in rows]
+
+    def choose(done: int, indices: list[int], logits: torch.Tensor) -> torch.Tensor:
+        for row, logprobs in zip(indices, log_softmax(logits), strict=True):
+            after[row][done:] = [logprobs] if done <= len(given[row]) else []
+        following = [given[row][done] if done < len(given[row]) else given[row][-1] for row in indices]
+        return torch.tensor(following, device=logits.device)
+
+    decode(lm, rows, names, max(map(len, given)), choose, prefix, injection_layers)
+    return after
+
+
+def _square_root_limit(config: Phase2Config) -> float:
+    """Return sqrt(2 x KL limit): a KL of d moves (log-)probabilities by about sqrt(2 d)."""
+    return float(np.sqrt(2 * config.kl_limit("batch_kl_max")))
+
+
+class AnswerAlone(MeasuredCheck):
+    """Tokens of an answer, decoded one at a time = all in one pass.
+
+    Largest difference of the log-probability of an answer's token, under teacher and select. It applies where an answer has
+    several tokens.
+    """
+
+    name, unit = "answer_alone", "nats"
+
+    def limit(self, config: Phase2Config) -> float:
+        return _square_root_limit(config)
+
+    def expected(self, config: Phase2Config) -> bool:
+        return False
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
+        several = [row for row, sample in enumerate(inputs.samples) if len(sample.answer_token_ids) > 1]
+        if not several:
+            return None
+        injection = lm.injection_layers(config.layer_scope.injection)
+        worst: list[float | None] = [None] * len(inputs.samples)
+        teacher = inputs.cached(self.name, lambda: self._differences(lm, inputs, several, "teacher"))
+        select = self._differences(lm, inputs, several, "select", inputs.prefix.rows(several), injection)
+        for row, pair in zip(several, zip(teacher, select, strict=True), strict=True):
+            worst[row] = float(np.max(pair))  # NaN stays NaN
+        return worst
+
+    def _differences(
+        self,
+        lm: LanguageModel,
+        inputs: CheckInputs,
+        rows: Sequence[int],
+        arm: str,
+        prefix: KVPrefix | None = None,
+        injection: frozenset[int] | None = None,
+    ) -> list[float]:
+        """Return the largest difference over the tokens of each of some samples' answers."""
+        samples, names = [inputs.samples[row] for row in rows], [inputs.names[row] for row in rows]
+        prompts = [sample.teacher_ids if prefix is None else sample.query_token_ids for sample in samples]
+        given = [sample.answer_token_ids[:-1] for sample in samples]
+        differences = []
+        for row, sample, after in zip(rows, samples, _decoded(lm, prompts, names, given, prefix, injection), strict=True):
+            found = [float(logprobs[token]) for logprobs, token in zip(after, sample.answer_token_ids, strict=True)]
+            differences.append(float(np.abs(np.subtract(found, inputs.answers[arm][row, : len(found)].tolist())).max()))
+        return differences
+
+
+class OffFurtherAlone(MeasuredCheck):
+    """Along base's own answer to an OFF prompt, decoded one token at a time in a batch of one = in the batch.
+
+    Largest difference of KL(select || base) after a token of the answer, for some samples that have an OFF prompt. It applies
+    where ``eval.off_tokens`` is set.
+    """
+
+    name, unit = "off_further_alone", "nats"
+
+    def limit(self, config: Phase2Config) -> float:
+        return _square_root_limit(config)
+
+    def expected(self, config: Phase2Config) -> bool:
+        return False
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
+        injection = lm.injection_layers(config.layer_scope.injection)
+        worst: list[float | None] = [None] * len(inputs.samples)
+        for row, prompt, tokens, batched in inputs.off_further:
+            prefix, names, given = alone_prefix(lm, config, inputs, row), [prompt.sample_id], [tokens]
+            under = torch.stack(_decoded(lm, [prompt.student_ids], names, given, prefix, injection)[0][1:])
+            base = _uncached(lm, prompt.token_ids, tokens)
+            worst[row] = float(np.abs(np.subtract(kl(under, base).tolist(), batched)).max())
+        return worst if inputs.off_further else None
+
+
+@torch.inference_mode()
+def _uncached(lm: LanguageModel, prompt: Ids, tokens: Ids) -> torch.Tensor:
+    """Return the log-probabilities after each token of base's answer, (tokens, vocabulary), from one row without a cache."""
+    ids = torch.tensor([[*prompt, *tokens]], device=lm.device)
+    positions = torch.arange(ids.shape[1], device=lm.device)[None]
+    output = lm.model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=len(tokens),
+    )
+    return log_softmax(output.logits[0, -len(tokens) :])
