@@ -1,10 +1,11 @@
 """The engine against the forward limit: the tokens that must go through the model, each once, in bare forward calls.
 
 Which tokens must: for each ON sample the query alone, demo + query, the kept tokens and the query of the select arm and of
-every random trial, those that keep the same tokens once; for OFF prompts what they all begin with (a chat template's head)
-once alone and once under each prefix, and the rest of each prompt twice. Gate A's checks and repetitions run tokens again on
-purpose, so neither side has them here; what they add is a row of its own. Chance beginnings that rows have in common are not
-counted as shared.
+every random trial, those that keep the same tokens once, and behind every query the answer without its last token; for OFF
+prompts what they all begin with (a chat template's head) once alone and once under each prefix, and the rest of each prompt
+twice, with base's own answer to it behind. Gate A's checks and repetitions run tokens again on purpose, so neither side has
+them here; what they add is a row of its own. So is what base's own answers add: decoding them takes passes of one token that
+wait for each other, for which bare calls know no limit. Chance beginnings that rows have in common are not counted as shared.
 
 The limit has no mask, no cache, no padding (rows of a call have their mean length) and nothing after the logits. It runs on
 the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/models/cpu.py``), another
@@ -31,7 +32,7 @@ BUDGETS = (256, 384, 512, 768, 1024, 2048)
 def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
     """Wall time of the engine over that of the bare calls."""
     lm, every = loaded()
-    config, some = results_only(quickstart()), part(every, 0, samples)
+    config, some = results_only(quickstart("eval.off_tokens=0")), part(every, 0, samples)
     lengths = needed(some, engine(lm, config, some))
     tokens = sum(lengths)
     budget = min(BUDGETS, key=lambda size: min(seconds(lambda: bare(lm, lengths[::4], size)) for _ in range(2)))
@@ -45,7 +46,9 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
         with _torch_linears(lm):
             plain = [seconds(lambda: bare(lm, lengths, budget)) for _ in range(2)]
         found.append(row("torch's own matrix products over the engine's, forward limit", min(plain) * speed / tokens))
-    whole = paired([lambda: engine(lm, quickstart(), some)], [lambda: engine(lm, config, some)])
+    answers = paired([lambda: engine(lm, results_only(quickstart()), some)], [lambda: engine(lm, config, some)])
+    found.append(row("with base's own answers to OFF prompts (eval.off_tokens=8) over without", median_ratio(answers)))
+    whole = paired([lambda: engine(lm, quickstart("eval.off_tokens=0"), some)], [lambda: engine(lm, config, some)])
     found.append(row(f"with Gate A's checks (on all {samples}) and repetitions over without", median_ratio(whole)))
     return found
 
@@ -55,9 +58,11 @@ def needed(samples: Samples, records: Sequence[Record]) -> list[int]:
     lengths = []
     chosen = {record["sample_id"]: record for record in records if record["type"] == "selection"}
     for sample in samples.on:
-        query, record = len(sample.query_token_ids), chosen[sample.sample_id]
-        lengths += [len(sample.base_ids), len(sample.teacher_ids)]
+        record, after = chosen[sample.sample_id], len(sample.answer_token_ids) - 1
+        query = len(sample.query_token_ids) + after
+        lengths += [len(sample.base_ids) + after, len(sample.teacher_ids) + after]
         lengths += [len(kept) + query for kept in {tuple(state["kept_tokens"]) for state in (record, *record["random"])}]
+    lengths += 2 * [len(record["further_token_ids"]) for record in records if record.get("kind") == "off"]
     for rows_, times in (([u.token_ids for u in samples.off], 1), ([u.student_ids for u in samples.off], len(samples.on))):
         head = _common(rows_)
         lengths += [head] * min(times, len(rows_)) + [len(ids) - head for ids in rows_]

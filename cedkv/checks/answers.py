@@ -93,7 +93,7 @@ class AnswerAlone(MeasuredCheck):
 
 
 class OffFurtherAlone(MeasuredCheck):
-    """Along base's own answer to an OFF prompt, decoded one token at a time in a batch of one = in the batch.
+    """The effect along base's answer to an OFF prompt, decoded in a batch of one = in the batch.
 
     Largest difference of KL(select || base) after a token of the answer, for some samples that have an OFF prompt. It applies
     where ``eval.off_tokens`` is set.

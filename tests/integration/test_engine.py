@@ -47,11 +47,12 @@ def test_every_sample_is_in_exactly_one_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_on", "n_off", "longest", "largest"), [(64, 128, 100, 32), (64, 1000, 100, 8), (64, 0, 4096, 8), (4, 4, 10**6, 1)]
+    ("n_on", "n_off", "longest", "off_tokens", "largest"),
+    [(64, 128, 100, 8, 32), (64, 1000, 100, 8, 8), (64, 0, 4096, 8, 8), (4, 4, 10**6, 8, 1), (64, 128, 100, 128, 4)],
 )
-def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, largest: int) -> None:
-    """Many OFF prompts a state, or long demos, must not make a unit that memory cannot hold."""
-    config = tiny.config("x", "runtime.batch_size=auto")
+def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, off_tokens: int, largest: int) -> None:
+    """Many OFF prompts a state, long answers to them, or long demos, must not make a unit that memory cannot hold."""
+    config = tiny.config("x", "runtime.batch_size=auto", f"eval.off_tokens={off_tokens}")
     units = plan([Condition("run", config)], n_on, n_off, "2", longest)
     assert max(len(unit.on) for unit in units) == largest
     assert sum(len(unit.on) for unit in units) == n_on
@@ -207,12 +208,13 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
         counted["teacher"] += len(demos)
         return real(lm, demos, *rest, **named)
 
-    def base(real: Any, lm: object, rows: list[object], names: object, prefix: object = None, *rest: object) -> object:
-        counted["base"] += len(rows) * (prefix is None)
-        return real(lm, rows, names, prefix, *rest)
+    def base(real: Any, lm: object, rows: list[object], *rest: object, **named: object) -> object:
+        counted["base"] += len(rows)
+        return real(lm, rows, *rest, **named)
 
     points.READ_TEACHER.wrap(monkeypatch, teacher)
     points.BASE_LOGPROBS.wrap(monkeypatch, base)
+    points.OFF_BASE.wrap(monkeypatch, base)
     steps: list[tuple[str, int]] = []
     modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))

@@ -44,6 +44,7 @@ class Rules:
     pooling_kernel: int = 1
     value_weighted: bool = False
     null_query: Sequence[int] | None = None
+    off_tokens: int = 8
     free: bool = False
     """The select arm's spans may be anywhere and of any length; those of the random arm may not."""
 
@@ -76,8 +77,21 @@ class Plain:
 
     def logprobs(self, tokens: Sequence[int], start: int = 0, state: State | None = None) -> np.ndarray:
         """Log-probabilities after the last token, in float64."""
-        logits = self.run(tokens, start, state).logits[0, -1].numpy().astype(np.float64)
-        return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        return self.after(tokens, (), start, state)[0]
+
+    def after(self, tokens: Sequence[int], given: Sequence[int], start: int = 0, state: State | None = None) -> np.ndarray:
+        """Log-probabilities after the last token and after each token given behind it, (1 + given, vocabulary)."""
+        logits = self.run([*tokens, *given], start, state).logits[0, len(tokens) - 1 :].numpy().astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    def generate(self, tokens: Sequence[int], n: int) -> list[int]:
+        """What transformers' own greedy decoding gives behind the tokens, at most n tokens, the one that ends it included."""
+        if n == 0:
+            return []
+        ids = torch.tensor([list(tokens)])
+        made = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0)
+        return made[0, len(tokens) :].tolist()
 
     @torch.inference_mode()
     def logprobs_without(self, demo: Sequence[int], query: Sequence[int], hidden: Collection[int]) -> np.ndarray:

@@ -44,7 +44,7 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 def agrees(found: Comparison) -> bool:
     assert found.problems == []
     assert found.compared > 200
-    assert found.worst.keys() - {"score", "gold_coverage"} == {"logprob", "kl", "metric"}
+    assert found.worst.keys() - {"score", "gold_coverage"} == {"logprob", "answer", "kl", "metric"}
     assert found.worst.pop("score", 0.0) < 1e-5
     assert max(found.worst.values()) < 1e-4, found.worst
     return True
@@ -99,6 +99,43 @@ def test_every_way_to_choose_spans(
     """Also with spans that overlap, whose kept tokens must not repeat, and a window longer than any query."""
     evaluate(usual_folder, *overrides)
     assert agrees(compare(RUN, plain(usual_folder), rules))
+
+
+@pytest.mark.parametrize("folder", ["llama_folder", "bos_folder"])
+@pytest.mark.parametrize(
+    "overrides", [(), ("prefix.kv_source=gather", "layer_scope.injection=[1,2]", "eval.off_tokens=3"), ("eval.off_tokens=0",)],
+    ids=["", "gather", "off_tokens=0"],
+)  # fmt: skip
+def test_answers_of_several_tokens(
+    folder: str,
+    overrides: tuple[str, ...],
+    evaluate: Callable[..., None],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One to four tokens in a batch: what the teacher generates, with a wrong last token in every other sample."""
+    where = request.getfixturevalue(folder)
+
+    def longer(real: Any, *arguments: Any) -> Any:
+        samples = real(*arguments)
+        return replace(samples, on=[with_answer(plain(where), s, i + 1, i % 2 == 0) for i, s in enumerate(samples.on)])
+
+    points.LOAD_SAMPLES.wrap(monkeypatch, longer)
+    evaluate(where, "eval.on_samples=4", "data.answer=whole", *overrides)
+    tokens = int(dict(setting.split("=") for setting in overrides).get("eval.off_tokens", 8))
+    found = compare(RUN, plain(where), replace(RULES, off_tokens=tokens))
+    assert found.worst["answer"] < 2e-5
+    assert agrees(found)
+    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    assert [line["correct_teacher"] for line in lines if line.get("kind") == "on"] == [True, False, True, False]
+    assert all(len(line["further_kl"]) == tokens for line in lines if line.get("kind") == "off")
+
+
+def with_answer(model: Plain, sample: Any, n: int, right: bool) -> Any:
+    answer = model.generate(sample.teacher_ids, n)
+    answer[-1] = answer[-1] if right else (answer[-1] + 1) % 300
+    labels = tuple(sorted({*sample.label_token_ids, answer[0]}))
+    return replace(sample, answer_token_ids=tuple(answer), label_token_ids=labels)
 
 
 POOLINGS = {

@@ -34,7 +34,7 @@ def test_everything_promised_is_written_and_logged(finished: tuple[Path, object]
     names = ("teacher_incremental", "null_effect", "nonzero_effect", "roundtrip_rel_kl", "repro_tolerance",
              "keep_all_absolute", "padding_equivalence", "batch_consistency", "rotation_equivariance",
              "source_cache_unchanged", "roundtrip_exact", "attention_alone", "selection_rules", "kv_precision", "arithmetic",
-             "left_alone", "off_alone", "random_is_another")  # fmt: skip
+             "left_alone", "off_alone", "off_further_alone", "random_is_another")  # fmt: skip
     assert {check["name"]: check["verdict"] for check in report["gates"] if check["gate"] == "A"} == dict.fromkeys(
         names, "pass"
     )
