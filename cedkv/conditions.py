@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol, TypeVar
 
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import COMPARISONS
@@ -16,7 +17,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import preview
 
-MODE, POSITIONING = "select.mode", "injection.positioning_mode"
+TASK, MODE, POSITIONING = "data.task", "select.mode", "injection.positioning_mode"
 PADDING, KV_SOURCE = "prefix.padding_mode", "prefix.kv_source"
 POSITIONING_DEFAULTS = {
     POSITIONING: ["compact", "absolute"],
@@ -42,6 +43,33 @@ class Condition:
     config: Phase2Config
 
 
+class HasConfig(Protocol):
+    """A condition, or what came out of one."""
+
+    @property
+    def config(self) -> Phase2Config:
+        """Its configuration."""
+
+
+ConditionT = TypeVar("ConditionT", bound=HasConfig)
+
+
+def by_task(conditions: Sequence[ConditionT]) -> dict[str, list[ConditionT]]:
+    """Return the conditions of each task in their order, by the task's name; those of one task have the same samples.
+
+    The name is empty where all conditions have the same samples: what is named by task is then named as in a single run.
+    """
+    groups: dict[str, list[ConditionT]] = {}
+    for condition in conditions:
+        groups.setdefault(condition.config.data.task, []).append(condition)
+    return groups if len(groups) > 1 else {"": list(conditions)}
+
+
+def in_task(task: str, name: str) -> str:
+    """Return what something of one task is called in a run of several: ``symbol_lookup/unit/00000``; see ``by_task``."""
+    return f"{task}/{name}" if task else name
+
+
 def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | None]) -> list[Condition]:
     """Return the conditions of a comparison; the first value of each list makes the first condition, the reference.
 
@@ -50,8 +78,9 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
         config: settings that are not in a list.
         lists: option name (of ``COMPARISONS``) -> comma-separated values, or None for a list that is not given
             (``select_modes`` may also be ``all``). The conditions are the product of the lists; where none is given,
-            ``ablate_selector`` takes its standard set and ``compare_positioning`` its full grid. ``ablate_selector`` judges
-            scores too: with ``LDS_MASKS`` masks where ``eval.lds_masks`` is null.
+            ``ablate_selector`` takes its standard set and ``compare_positioning`` its full grid. ``tasks`` repeats these
+            conditions on each task. ``ablate_selector`` judges scores too: with ``LDS_MASKS`` masks where ``eval.lds_masks``
+            is null.
 
     Raises:
         ConfigError: a list with an empty or a repeated value, a value that its key rejects, a condition with contradicting
@@ -60,6 +89,12 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
     if name == "ablate_selector" and config.eval.lds_masks is None:
         config = resolve_over(config, {"eval.lds_masks": str(LDS_MASKS)})
     values = {COMPARISONS[name][option][0]: _values(option, text) for option, text in lists.items() if text is not None}
+    tasks = values.pop(TASK, [])
+    if tasks and config.data.on_path is not None:
+        raise ConfigError(
+            f"tasks = {preview(', '.join(tasks))} generate ON episodes and data.on_path = {preview(config.data.on_path)} "
+            "names a file of them; leave one of the two out"
+        )
     if name == "compare_positioning":
         # tokens run again in a gathered prefix alone
         sources = {KV_SOURCE: ["gather"]} if "prefix.boundary_replay" in values else {}
@@ -68,6 +103,8 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
         grid = _product(values)
     else:
         grid = _standard_set(config)
+    if tasks:
+        grid = [{TASK: task, **settings} for task in tasks for settings in grid]
     distinct: dict[str, Condition] = {}
     for settings in grid:
         resolved = _resolve(config, settings)
@@ -90,8 +127,13 @@ def labels(conditions: Sequence[Condition]) -> dict[str, str]:
     """Return for each condition's key a short label.
 
     Where the conditions are a complete product, a label has every setting that varies: ``compact · gather · sink 4``;
-    otherwise the selector, and the settings that differ from the first condition.
+    otherwise the selector, and the settings that differ from the first condition. It says nothing of the task: conditions of
+    two tasks that are alike otherwise have the same label.
     """
+    return {key: label for group in by_task(conditions).values() for key, label in _labels_in_task(group).items()}
+
+
+def _labels_in_task(conditions: Sequence[Condition]) -> dict[str, str]:
     varied = factors(conditions)
     first = next(iter(varied.values()))
     sizes = [len({str(values[name]) for values in varied.values()}) for name in first]
@@ -100,7 +142,7 @@ def labels(conditions: Sequence[Condition]) -> dict[str, str]:
     for condition in conditions:
         values = varied[condition.key]
         shown = {name: value for name, value in values.items() if is_product or value != first[name]}
-        parts = [] if is_product and MODE not in shown else [condition.config.select.mode.removesuffix("_span")]
+        parts = [] if is_product and shown and MODE not in shown else [condition.config.select.mode.removesuffix("_span")]
         parts += [_label(name, shown[name]) for name in sorted(shown, key=lambda name: name != POSITIONING) if name != MODE]
         label_of[condition.key] = " · ".join(parts)
     return label_of
@@ -135,6 +177,8 @@ def _resolve(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Config:
     """Return the configuration of a condition; an error names the condition by its key."""
     if MODE in settings and settings[MODE] != config.select.mode:
         settings = {"select.params": "{}", **settings}  # another selector has other parameters
+    if TASK in settings and settings[TASK] != config.data.task:
+        settings = {"data.params": "{}", **settings}
     try:
         return resolve_over(config, settings)
     except ConfigError as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cedkv.conditions import Condition
+from cedkv.conditions import Condition, in_task
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
@@ -41,7 +41,7 @@ class Unit:
     off: tuple[int, ...]
 
 
-def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1) -> list[Unit]:
+def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1, task: str = "") -> list[Unit]:
     """Return the units of a run: its samples in batches.
 
     OFF prompt j runs under the prefix of ON sample ``j mod n_on``. Phase 1.5 has no OFF prompts.
@@ -49,6 +49,7 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
     Args:
         n_on, n_off: numbers of ON samples and OFF prompts.
         longest: tokens of the longest demo + query + answer; the longer, the smaller the units, so that memory stays bounded.
+        task: of these samples, in a run of several tasks (``by_task``): part of the units' keys.
 
     Raises:
         ConfigError: a selector uses partners (2i, 2i + 1), and they cannot be in one batch.
@@ -62,14 +63,14 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
     for on in join_groups(groups, size):
         owners = set(on)
         off = tuple(j for j in range(n_off) if j % n_on in owners) if phase == "2" else ()
-        units.append(Unit(f"unit/{len(units):05d}", on, off))
+        units.append(Unit(in_task(task, f"unit/{len(units):05d}"), on, off))
     return units
 
 
-def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase) -> list[Unit]:
+def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase, task: str = "") -> list[Unit]:
     """Return the units of a run on these samples; see ``plan``."""
     longest = max(len(s.teacher_ids) + len(s.answer_token_ids) - 1 for s in samples.on)
-    return plan(conditions, len(samples.on), len(samples.off), phase, longest)
+    return plan(conditions, len(samples.on), len(samples.off), phase, longest, task)
 
 
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: Sequence[OnSample]) -> int:

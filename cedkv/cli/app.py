@@ -219,7 +219,7 @@ def report_command(folder: str, debug: bool) -> None:
     """
     with _report_errors(debug):
         with _without_garbage_collection():
-            from cedkv.runs.publish import render_again
+            from cedkv.runs.render import render_again
 
         render_again(Path(os.path.abspath(folder)), click.echo)
 

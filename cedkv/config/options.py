@@ -70,6 +70,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
 
 COMPARISONS: dict[str, dict[str, tuple[str, str]]] = {
     "ablate_selector": {
+        "tasks": ("data.task", "generators of ON episodes: every other list on each of them"),
         "select_modes": ("select.mode", "selectors, or all"),
         "span_budgets": ("select.span_budget", "spans at most"),
         "span_lens": ("select.span_len", "tokens in a span"),

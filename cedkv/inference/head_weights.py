@@ -91,9 +91,15 @@ def ensure_head_weights(
             click.echo(f"fitted_heads: fitting head weights on {len(samples)} held-out episodes, {rows:,} rows ...", err=True)
             fitted = fit(lm, configs, samples, source, score)
             write_text(path, json.dumps(asdict(fitted), allow_nan=False) + "\n")
-        lm.measured[head_weights_key(score.reading)] = torch.tensor(fitted.weights)
         found.append(fitted)
+    use_head_weights(lm, configs, found)
     return found
+
+
+def use_head_weights(lm: LanguageModel, configs: Sequence[Phase2Config], fitted: Sequence[HeadWeights]) -> None:
+    """Give the model the weights that ``ensure_head_weights`` returned for these configurations, in place of any others."""
+    for score, weights in zip(fitted_scores(configs), fitted, strict=True):
+        lm.measured[head_weights_key(score.reading)] = torch.tensor(weights.weights)
 
 
 def held_out_samples(lm: LanguageModel, config: Phase2Config) -> tuple[list[OnSample], str]:

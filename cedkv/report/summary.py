@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from cedkv.analysis.best import by_group
 from cedkv.analysis.comparison import unique_up_to_padding
 from cedkv.analysis.findings import ComparisonResult
+from cedkv.analysis.leaderboard import Leaderboard
 from cedkv.analysis.paired import gap_recovered
 from cedkv.analysis.quantities import QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.core.text import escape_markdown, number, plural, sentence
+from cedkv.report.leaderboard import leaderboard_markdown
 from cedkv.report.text import beyond_limit, describe_run, samples_of
 
 Section = list[str]
@@ -30,6 +33,24 @@ def summary_markdown(comparison: ComparisonResult, limit: int | None = None) -> 
     Args:
         limit: most characters; beyond it, sections and rows of tables are left out from the end, and the text says so.
     """
+    return _fit(_sections(comparison), limit)
+
+
+def tasks_markdown(name: str, board: Leaderboard, comparisons: Mapping[str, ComparisonResult], limit: int | None = None) -> str:
+    """Return the summary of a comparison on several tasks: the matrix, then what is said of each task.
+
+    Args:
+        limit: as for ``summary_markdown``.
+    """
+    sections = [[f"# {name}", ""], *leaderboard_markdown(board)]
+    for task, comparison in comparisons.items():
+        head, *rest = _sections(comparison)
+        sections.append([f"## {escape_markdown(task)}", *head[1:]])
+        sections += [[re.sub("^## ", "### ", line) for line in section] for section in rest]
+    return _fit(sections, limit)
+
+
+def _sections(comparison: ComparisonResult) -> list[Section]:
     sections = [
         _head(comparison),
         _questions(comparison.questions),
@@ -38,7 +59,7 @@ def summary_markdown(comparison: ComparisonResult, limit: int | None = None) -> 
         _identical(comparison.identical),
         _comparisons(comparison.comparisons),
     ]
-    return _fit([section for section in sections if section], limit)
+    return [section for section in sections if section]
 
 
 def _head(comparison: ComparisonResult) -> Section:

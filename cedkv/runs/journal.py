@@ -5,8 +5,9 @@ The first line says what the run depends on; each further line is a unit with th
     {"sha256":"...","header":{...}}
     {"sha256":"...","unit":"unit/00000","sizes":[812,790],"records":[[...],[...]]}
 
-The digest covers the rest of its line. A last line that does not match its digest was being written when the process or the
-machine stopped: the line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is
+In a run of several tasks a unit is of one of them (``symbol_lookup/unit/00000``), and conditions of the others have no records
+there. The digest covers the rest of its line. A last line that does not match its digest was being written when the process or
+the machine stopped: the line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is
 Python's dialect: NaN stays NaN, so that gates decide the same after a resume.
 """
 
@@ -72,10 +73,13 @@ class Journal:
     def append(self, unit: str, records: Mapping[str, Sequence[Record]]) -> None:
         """Write a finished unit, which is on disk when this returns.
 
+        Args:
+            records: the records of the conditions that the unit has, by their key.
+
         Raises:
             RunInterrupted: the disk is full.
         """
-        parts = [_dumps(list(records[key])) for key in self._conditions]
+        parts = [_dumps(list(records.get(key, ()))) for key in self._conditions]
         head = _dumps({"unit": unit, "sizes": [len(part) for part in parts]})[:-1].encode()
         offset = self._end + _CONTENT_START + len(head) - 1 + len(_RECORDS)
         self._write(_with_digest(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))

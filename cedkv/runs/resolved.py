@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cedkv.conditions import Condition, build_conditions
+from cedkv.conditions import Condition, build_conditions, by_task
 from cedkv.config.options import COMPARISONS, Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
@@ -25,13 +25,13 @@ class ResolvedRun:
 
     config: settings that all conditions share are taken from this configuration.
     conditions: one for a single evaluation.
-    texts: the samples as text.
+    texts: the samples of each task (``by_task``) as text.
     """
 
     manifest: RunManifest
     config: Phase2Config
     conditions: tuple[Condition, ...]
-    texts: SampleTexts
+    texts: dict[str, SampleTexts]
     resumed: bool = False
 
     @property
@@ -87,8 +87,10 @@ def resolve_run(
         conditions = tuple(build_conditions(command, config, lists or {}))
     else:
         conditions = (Condition("run", config),)
-    texts = read_sample_texts(config)
-    _check_evidence(conditions, texts)
+    texts = {}
+    for task, group in by_task(conditions).items():
+        texts[task] = read_sample_texts(group[0].config)
+        _check_evidence(group, texts[task])
     manifest = resumed or new_manifest(command, phase, config, lists or {})
     return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
 

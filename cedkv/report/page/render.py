@@ -110,7 +110,24 @@ def comparison_page(
 
 
 def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures: dict[str, str], **context: Any) -> str:
-    script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return render_page(
+        "page.html.j2",
+        _SCRIPTS,
+        kind=kind,
+        title=title,
+        subtitle=subtitle,
+        figures=figures,
+        data=embedded({"kind": kind, **samples.data}),
+        max_samples=page_samples.MAX_SAMPLES,
+        n_on=max(condition["n_on"] for condition in samples.conditions),
+        n_off=max(condition["n_off"] for condition in samples.conditions),
+        **context,
+    )
+
+
+def render_page(template: str, scripts: Sequence[str], **context: Any) -> str:
+    """Return a page whose Content-Security-Policy allows no script but these files, joined."""
+    script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         loader=FileSystemLoader([_FOLDER / "templates", _FOLDER / "static"]),
@@ -130,19 +147,7 @@ def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures:
         "mean_and_interval": mean_and_interval,
         "places": _places,
     }
-    return environment.get_template("page.html.j2").render(
-        kind=kind,
-        title=title,
-        subtitle=subtitle,
-        figures=figures,
-        data=embedded({"kind": kind, **samples.data}),
-        script=script,
-        digest=digest,
-        max_samples=page_samples.MAX_SAMPLES,
-        n_on=max(condition["n_on"] for condition in samples.conditions),
-        n_off=max(condition["n_off"] for condition in samples.conditions),
-        **context,
-    )
+    return environment.get_template(template).render(script=script, digest=digest, **context)
 
 
 def embedded(data: dict[str, Any]) -> str:

@@ -1,0 +1,63 @@
+"""Render a finished run again from its folder, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cedkv.conditions import Condition, by_task, in_task
+from cedkv.config.resolve import resolve
+from cedkv.core.errors import ConfigError, DataError
+from cedkv.report.artifacts import RUNTIME, TokenTexts
+from cedkv.runs.journal import NAME as JOURNAL
+from cedkv.runs.journal import read_journal
+from cedkv.runs.manifest import load_manifest
+from cedkv.runs.publish import ReportContext, named_conditions, report_condition
+from cedkv.runs.publish_comparison import compare_tasks, report_comparison
+from cedkv.runs.sample_notes import read_notes
+
+
+def render_again(folder: Path, report_line: Callable[[str], None]) -> None:
+    """Write a finished run's report again from its folder, without a model; the same version writes the same bytes.
+
+    Raises:
+        ConfigError: no folder of a run, a nested run of a comparison, or a run that is not finished.
+        DataError: its journal is damaged, or it was stored by a version that did not keep all of this.
+    """
+    manifest = load_manifest(folder)
+    if manifest.parent is not None:
+        raise ConfigError(
+            f"{str(folder)!r} is a condition of comparison {manifest.parent}: render the comparison, it renders its "
+            "conditions too"
+        )
+    if manifest.metrics_at is None:
+        raise ConfigError(f"run {manifest.run_id} is not finished ({manifest.status}): --resume {manifest.run_id} first")
+    manifests = {key: load_manifest(folder.parent / run_id) for key, run_id in manifest.children.items()} or {"run": manifest}
+    conditions = [Condition(key, resolve(m.folder / "config.yaml")) for key, m in manifests.items()]
+    name = manifest.command if manifest.children else None
+    header, records_of = read_journal(folder / JOURNAL, list(manifests))
+    task_of = {condition.key: task for task, group in by_task(conditions).items() for condition in group}
+    reported = []
+    for condition in named_conditions(conditions, name, manifest.phase):
+        own, task = manifests[condition.key], task_of[condition.key]
+        sources = {kind: str(header[in_task(task, f"samples.{kind}") + ".source"]) for kind in ("on", "off")}
+        notes = read_notes(header, in_task(task, "samples"))
+        context = ReportContext(sources, _read_runtime(own.folder), TokenTexts.load(own.folder), *notes)
+        reported.append(report_condition(own, condition, manifest.phase, records_of(condition.key), context))
+        report_line(f"{own.folder}: rendered again")
+    if name is not None:
+        comparisons = compare_tasks(name, [report.result for report in reported])
+        runtime = _read_runtime(next(iter(manifests.values())).folder)
+        report_comparison(manifest, comparisons, reported, runtime, TokenTexts.load(folder))
+        report_line(f"{folder}: rendered again")
+
+
+def _read_runtime(folder: Path) -> dict[str, Any]:
+    path = folder / "artifacts" / RUNTIME
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it was damaged or removed") from None
+    return {name: value for name, value in content.items() if name != "schema_version"}
