@@ -21,7 +21,7 @@ from cedkv.analysis.ranks import Array, MeanRanks, Outcomes, mean_ranks
 from cedkv.analysis.results import ConditionResult
 from cedkv.core.text import number, plural
 from cedkv.core.values import Record
-from cedkv.metrics_phase2 import mean, relative_kl
+from cedkv.metrics_phase2 import difference, mean, relative_kl
 
 Column = tuple[str, str]
 """Model and task."""
@@ -32,7 +32,8 @@ class Entry:
     """What a method did on a task with a model: the records of its ON samples, of one run or several pooled.
 
     reference: a point of reference (an oracle is one too), which is not ranked. query: whether its selector sees the query.
-    off_p99: 99th percentile of the OFF prompts' KL, the largest of the runs'.
+    off_p99: 99th percentile of the OFF prompts' KL, the largest of the runs'. gain_min: of ``thresholds.on_gain_min``, what
+    select must gain on base to pass: a teacher that gains less decides nothing about selection.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Entry:
     run_ids: tuple[str, ...]
     on: Sequence[Record]
     off_p99: float | None
+    gain_min: float
 
     @property
     def column(self) -> Column:
@@ -76,7 +78,7 @@ class ColumnHead:
     """A model on a task.
 
     n: samples that the ranked methods have in common.
-    counts: why the column does not count for the overall rank; empty where it does.
+    left_out: why the column does not count for the overall rank; empty where it does.
     """
 
     model: str
@@ -84,12 +86,8 @@ class ColumnHead:
     n: int
     acc_base: float | None
     acc_teacher: float | None
+    teacher_gains: bool
     left_out: str
-
-    @property
-    def teacher_gains(self) -> bool:
-        """Whether the teacher answers more than base; where it does not, nothing is decided about selection."""
-        return teacher_gains(self.acc_base, self.acc_teacher)
 
 
 @dataclass(frozen=True)
@@ -168,13 +166,8 @@ class Leaderboard:
         if self.counted:
             return "no two candidates were run on the same samples of every task"
         if not any(head.teacher_gains for head in self.columns.values()):
-            return "on no task does the teacher answer more than base, so nothing is decided about selection"
+            return "on no task does the teacher gain on base, so nothing is decided about selection"
         return "on no task where the teacher gains are there two candidates on the same samples"
-
-
-def teacher_gains(acc_base: float | None, acc_teacher: float | None) -> bool:
-    """Return whether the teacher answers more than base does."""
-    return acc_base is not None and acc_teacher is not None and acc_teacher > acc_base
 
 
 def rank_with_interval(row: Row) -> str:
@@ -194,6 +187,7 @@ def entry_of(result: ConditionResult) -> Entry:
         run_ids=(result.run_id,),
         on=result.records.on,
         off_p99=result.results.metrics["phase2_off_delta_p99_select"],
+        gain_min=config.thresholds.on_gain_min,
     )
 
 
@@ -315,12 +309,13 @@ def _head(column: Column, samples: _Samples) -> ColumnHead:
     ids = set(samples.ids)
     on = [record for record in _longest(samples.entries).on if str(record["sample_id"]) in ids] or _longest(samples.entries).on
     base, teacher = (mean(bool(record[f"correct_{arm}"]) for record in on) for arm in ("base", "teacher"))
-    left_out = ""
-    if not teacher_gains(base, teacher):
-        left_out = "the teacher does not gain on base: nothing is decided about selection"
+    gain, gain_min, left_out = difference(teacher, base), samples.entries[0].gain_min, ""
+    gains = gain is not None and gain >= gain_min
+    if not gains:
+        left_out = f"the teacher gains {number(gain)} on base (limit {gain_min:g}): nothing is decided about selection"
     elif len(samples.comparable) < 2:
         left_out = "fewer than two candidates on the same samples"
-    return ColumnHead(*column, n=len(ids), acc_base=base, acc_teacher=teacher, left_out=left_out)
+    return ColumnHead(*column, n=len(ids), acc_base=base, acc_teacher=teacher, teacher_gains=gains, left_out=left_out)
 
 
 def _longest(entries: Sequence[Entry]) -> Entry:

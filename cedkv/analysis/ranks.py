@@ -77,8 +77,9 @@ def ranks(drawn: Array, outcomes: Outcomes) -> Array:
     Args:
         drawn: how often each sample is drawn, (R, samples).
     """
-    kl = _means(drawn, outcomes.select) / (_means(drawn, outcomes.base) + 1e-6)
-    kl = np.where(np.isnan(kl), np.inf, kl).round(9)  # infinite over infinite; smaller differences are rounding
+    select, base = _means(drawn, outcomes.select), _means(drawn, outcomes.base)
+    kl = np.divide(select, base + 1e-6, out=np.full_like(select, np.inf), where=np.isfinite(select) & np.isfinite(base))
+    kl = kl.round(9)  # smaller differences are rounding
     # counts of right answers are whole numbers: ranks by KL, below 1, decide between equal ones
     closeness: Array = rankdata(kl, axis=1) / (kl.shape[1] + 1)
     found: Array = rankdata(closeness - drawn @ outcomes.right, axis=1)

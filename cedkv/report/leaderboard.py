@@ -142,8 +142,8 @@ def frame(board: Leaderboard) -> pd.DataFrame:
 
 def describe(board: Leaderboard) -> str:
     """Return how large the leaderboard is, in words."""
-    parts = [plural(len(board.rows), "method"), plural(len(board.tasks), "task"), plural(len(board.models), "model")]
-    return ", ".join(parts)
+    models = board.models[0] if len(board.models) == 1 else plural(len(board.models), "model")
+    return f"{models}, {plural(len(board.tasks), 'task')}, {plural(len(board.rows), 'method')}"
 
 
 def _cut(text: str, width: int) -> str:

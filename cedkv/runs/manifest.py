@@ -91,7 +91,7 @@ class RunManifest:
         Parameters are the resolved configuration under its dotted names (MLflow's limit: 6,000 characters per value).
         """
         write_config(config, self.folder)
-        self.params = {key: redact(_param(value))[:6000] for key, value in config.dotted().items()}
+        self.params = params(config)
         self.save()
 
     def save(self) -> None:
@@ -110,6 +110,11 @@ class RunManifest:
     def finish(self, status: str) -> None:
         """Set the final status (FINISHED, FAILED or KILLED) and the end time; what MLflow has is then out of date."""
         self.status, self.end_time, self.logged = status, now(), False
+
+
+def params(config: Phase2Config) -> dict[str, str]:
+    """Return a configuration as MLflow's parameters: dotted name -> text."""
+    return {key: redact(_param(value))[:6000] for key, value in config.dotted().items()}
 
 
 _MANIFEST = TypeAdapter(RunManifest)

@@ -12,9 +12,12 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -27,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import preview, redact, sanitize
+from cedkv.core.text import near_match, preview, redact, sanitize
 from cedkv.runs import journal
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, RunManifest, is_run_id, now
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
@@ -211,6 +214,104 @@ class MlflowTracker:
             if not self._warned:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
             self._warned = True
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as MLflow has it; ``start_time`` is in ms since 1970."""
+
+    run_id: str
+    status: str
+    start_time: int
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+class ExperimentReader:
+    """Reads the runs of an experiment, and their tables."""
+
+    def __init__(self, timeout: int) -> None:
+        """Create a reader; ``timeout``: longest wait for a call, in seconds."""
+        self._tracker = MlflowTracker(timeout)
+
+    def runs(self, experiment: str, query: str = "") -> list[StoredRun]:
+        """Return the runs that are not deleted, the latest first.
+
+        Args:
+            experiment: its name or, only digits, its id.
+            query: MLflow's search filter, ``tags.team = 'a'``.
+
+        Raises:
+            ConfigError: there is no such experiment, MLflow rejects the filter, or does not answer.
+        """
+        with self._reported():
+            experiments = self._pages(lambda client, token: client.search_experiments(page_token=token))
+            by_name = {each.name: each.experiment_id for each in experiments}
+            experiment_id = by_name.get(experiment, experiment if experiment in by_name.values() else None)
+            if experiment_id is None:
+                raise ConfigError(
+                    f"there is no experiment {preview(experiment)} at {_uri()}{near_match(experiment, by_name)} "
+                    "(MLFLOW_TRACKING_URI, or --tracking-uri, says where to look)"
+                )
+            found = self._pages(
+                lambda client, token: client.search_runs(
+                    [experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
+                )
+            )
+            return [
+                StoredRun(
+                    run.info.run_id,
+                    run.info.status,
+                    run.info.start_time or 0,
+                    dict(run.data.params),
+                    dict(run.data.metrics),
+                    dict(run.data.tags),
+                )
+                for run in found
+            ]
+
+    def table(self, run_id: str, name: str) -> list[dict[str, Any]] | None:
+        """Return the rows of a table at the run's root; None where the run has none that can be read.
+
+        Raises:
+            ConfigError: MLflow does not answer.
+        """
+        with self._reported(), TemporaryDirectory() as folder:
+            artifacts = self._tracker._call(lambda client: client.list_artifacts(run_id))
+            if name not in {artifact.path for artifact in artifacts}:
+                return None
+            path = self._tracker._call(lambda client: client.download_artifacts(run_id, name, folder))
+            try:
+                content = json.loads(Path(path).read_text(encoding="utf-8"))
+                return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+            except (ValueError, KeyError, TypeError):
+                return None
+
+    def _pages(self, search: Callable[..., Any]) -> list[Any]:
+        """Return what a search, given the client and the ``token`` of a page, finds on all pages."""
+        found, token = list[Any](), None
+        while True:
+            page = self._tracker._call(partial(search, token=token))
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turn an error of MLflow into ConfigError."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"MLflow at {_uri()}: {sanitize(' '.join(str(error).split()))[:400]}") from None
+
+
+def use_tracking_uri(uri: str) -> None:
+    """Look for runs at this address instead of ``MLFLOW_TRACKING_URI``."""
+    mlflow.set_tracking_uri(uri)
 
 
 def describe_datasets(tables: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:
