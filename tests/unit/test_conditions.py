@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from cedkv.conditions import LEFT_OUT, build_conditions, factors, labels
+from cedkv.conditions import LEFT_OUT, build_conditions, by_task, factors, labels
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import EvalBlock, Phase2Config
 from cedkv.core.errors import ConfigError
 from tests.support import tiny
+from tests.support.tasks import other_lookup
 
 
 def config(*overrides: str) -> Phase2Config:
@@ -120,3 +121,28 @@ def test_scores_are_judged_by_masks_in_ablate_selector_alone() -> None:
 def test_a_label_spells_a_switch_as_a_configuration_does() -> None:
     found = build_conditions("ablate_selector", Phase2Config(), {"null_queries": "false,true"})
     assert list(labels(found).values()) == ["null_query false", "null_query true"]
+
+
+def test_tasks_repeat_the_conditions_and_reset_the_parameters_of_another_task() -> None:
+    with other_lookup() as other:
+        lists = {"tasks": f"{other},symbol_lookup", "select_modes": "random_span,delimiter_span"}
+        found = build_conditions("ablate_selector", config(f"data.task={other}", "data.params={shift: 3}"), lists)
+        assert [(c.config.data.task, c.config.select.mode) for c in found] == [
+            (other, "random_span"), (other, "delimiter_span"), ("symbol_lookup", "random_span"),
+            ("symbol_lookup", "delimiter_span"),
+        ]  # fmt: skip
+        assert [c.config.data.params for c in found] == [{"shift": 3}] * 2 + [{}] * 2
+        assert found[2].key == "data.task=symbol_lookup, select.mode=random_span"
+        assert list(labels(found).values()) == ["random", "delimiter"] * 2
+        assert [len(group) for group in by_task(found).values()] == [2, 2]
+        one_each = build_conditions("ablate_selector", config(), {**lists, "select_modes": "random_span"})
+        assert list(labels(one_each).values()) == ["random", "random"]
+        standard = build_conditions("ablate_selector", config(), {"tasks": f"symbol_lookup,{other}"})
+        assert len(standard) == 2 * len(build_conditions("ablate_selector", config(), {}))
+    with pytest.raises(ConfigError, match="did you mean 'symbol_lookup'"):
+        build_conditions("ablate_selector", config(), {"tasks": "symbol_lokup"})
+
+
+def test_conditions_of_one_task_are_one_group_without_a_name() -> None:
+    found = build_conditions("compare_positioning", config(), {})
+    assert by_task(found) == {"": found}
