@@ -39,6 +39,11 @@ def _as_text(value: Any) -> Any:
     return {str(key): str(word) if isinstance(word, int | float) else word for key, word in value.items()}
 
 
+def _as_texts(value: Any) -> Any:
+    """Return a list with its numbers as text: an id may be a number."""
+    return [str(item) if type(item) is int else item for item in value] if isinstance(value, list) else value
+
+
 Template = Annotated[
     str, Field(min_length=1, max_length=4096), BeforeValidator(_with_line_breaks), AfterValidator(_check_template)
 ]
@@ -65,7 +70,7 @@ class DataBlock(Block):
     verbalizer: Names | Literal["symbols"] | None = None
     answer: Literal["single", "first", "whole"] = "single"
     unusable: Literal["refuse", "skip"] = "refuse"
-    sample_ids: Annotated[list[Text], Field(min_length=1)] | None = None
+    sample_ids: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_texts)] | None = None
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:

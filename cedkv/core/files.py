@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,15 +17,15 @@ SCHEMA_VERSION = "1.2"
 
 
 @contextmanager
-def open_user_text(path: Path, max_bytes: int | None = None) -> Iterator[TextIO]:
-    """Open a text file for reading; a byte-order mark, which some editors write, is skipped.
+def open_user_bytes(path: Path, max_bytes: int | None = None) -> Iterator[BufferedReader]:
+    """Open a file for reading.
 
     Args:
         max_bytes: largest size that is accepted; None for any.
 
     Raises:
-        ValueError: no such file, not a regular file, too large, not readable, or (while it is read) not UTF-8; the message
-            says which.
+        ValueError: no such file, not a regular file, too large, not readable, or (while its text is read) not UTF-8; the
+            message says which.
     """
     try:
         status = path.stat()
@@ -32,12 +33,19 @@ def open_user_text(path: Path, max_bytes: int | None = None) -> Iterator[TextIO]
             raise ValueError(f"it is {_kind(status.st_mode)}, not a file")
         if max_bytes is not None and status.st_size > max_bytes:
             raise ValueError(f"it has {status.st_size:,} bytes, {max_bytes:,} are allowed")
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
             yield file
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
+
+
+@contextmanager
+def open_user_text(path: Path, max_bytes: int | None = None) -> Iterator[TextIO]:
+    """Open a text file as ``open_user_bytes`` does; a byte-order mark, which some editors write, is skipped."""
+    with open_user_bytes(path, max_bytes) as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
+        yield file
 
 
 def _kind(mode: int) -> str:

@@ -30,9 +30,7 @@ from cedkv.inference.evidence import head_map, head_weights_key, read_batch
 from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
 from cedkv.models.loading import LanguageModel
-from cedkv.tasks.jsonl import TooFewLinesError
-from cedkv.tasks.load import load_samples
-from cedkv.tasks.texts import read_sample_texts
+from cedkv.tasks.load import Samples, load_samples
 
 EPISODES = 48
 """Held-out episodes to fit on."""
@@ -105,23 +103,31 @@ def use_head_weights(lm: LanguageModel, configs: Sequence[Phase2Config], fitted:
 def held_out_samples(lm: LanguageModel, config: Phase2Config) -> tuple[list[OnSample], str]:
     """Return episodes that a run of this configuration does not evaluate, and where they come from.
 
+    A generator gives those of another seed, a file the samples behind those that are evaluated.
+
     Raises:
-        DataError: the user's file has too few lines beyond ``eval.on_samples``.
+        DataError: the user's file has too few samples beyond those that are evaluated.
     """
-    seed = FIT_SEED + (config.seed == FIT_SEED)
-    evaluated = config.eval.on_samples if config.data.on_path is not None else 0
-    sizes = config.eval.model_copy(update={"on_samples": evaluated + EPISODES, "off_samples": 1})
-    other = config.model_copy(update={"seed": seed, "eval": sizes})
-    try:
-        texts = read_sample_texts(other)
-    except TooFewLinesError as error:
+    data, seed = config.data, config.seed
+    if data.on_path is None:
+        seed, evaluated = FIT_SEED + (seed == FIT_SEED), set[str]()
+    else:
+        evaluated = {sample.sample_id for sample in _samples(lm, config).on}
+    sizes = config.eval.model_copy(update={"on_samples": len(evaluated) + EPISODES, "off_samples": 1})
+    update = {"seed": seed, "eval": sizes, "data": data.model_copy(update={"sample_ids": None})}
+    samples = _samples(lm, config.model_copy(update=update))
+    others = [sample for sample in samples.on if sample.sample_id not in evaluated][:EPISODES]
+    if len(others) < EPISODES:
         raise DataError(
-            f"{config.data.on_path}: {error.lines} lines, of which {evaluated} are evaluated (eval.on_samples, -P max_on), and "
-            f"fitted_heads fits its weights on {EPISODES} others; add {evaluated + EPISODES - error.lines} lines, or use "
-            "another selector"
-        ) from None
-    samples = load_samples(other, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary, texts)
-    return list(samples.on[evaluated:]), samples.on_source
+            f"{data.on_path or data.task}: {len(samples.on)} samples, of which {len(samples.on) - len(others)} are evaluated "
+            f"(eval.on_samples, -P max_on), and fitted_heads fits its weights on {EPISODES} others; add "
+            f"{EPISODES - len(others)}, or use another selector"
+        )
+    return others, samples.on_source
+
+
+def _samples(lm: LanguageModel, config: Phase2Config) -> Samples:
+    return load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
 
 
 def fit(

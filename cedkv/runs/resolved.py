@@ -16,7 +16,15 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
+from cedkv.tasks.from_rows import RowTask
 from cedkv.tasks.texts import FileEpisodes, SampleTexts, read_sample_texts
+
+_MADE = {
+    "gold": "a shot or text that holds the answer (data.balance=true shows every label) for every row",
+    "shots": "solved examples in the demonstration of every row",
+    "other_query_text": "another question about the demonstration of every row",
+}
+"""What rows must have for an episode made of them to have a field."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,7 @@ def resolve_run(
 
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:
-    """Raise DataError if a selector needs evidence that a sample of the user's file does not give."""
-    if not isinstance(texts.on, FileEpisodes):
-        return
+    """Raise DataError if a selector needs evidence that a sample of the user's file, or the task, does not give."""
     from cedkv.selectors.base import configured_score, create  # imports numpy, which a bad configuration need not wait for
 
     reads: dict[str, set[str]] = {}
@@ -107,13 +113,18 @@ def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None
         reading = selector.token_score(configured_score(condition.config)).reading
         needed = {*selector.needs, *(["other_query_text"] if getattr(reading, "query", "own") == "other" else [])}
         reads.setdefault(condition.config.select.mode, set()).update(needed)
+    config, task = conditions[0].config, texts.on
     for field in ("gold", "shots", "other_query_text"):
-        needing = [mode for mode, needed in reads.items() if field in needed]
-        without = next((episode.sample_id for episode in texts.on.read if getattr(episode, field) is None), None)
-        if needing and without is not None:
+        needing = ", ".join(mode for mode, needed in reads.items() if field in needed)
+        if needing and isinstance(task, FileEpisodes | RowTask):
+            without = task.lacking(field, config.data, config.seed, config.eval.on_samples)
+            if without is not None:
+                has = f'"{field}" in every line' if isinstance(task, FileEpisodes) else _MADE[field]
+                raise DataError(f"sample {without}: {needing} needs {has} of data.on_path; add it, or leave out what needs it")
+        elif needing and field not in task.gives:
             raise DataError(
-                f'sample {without}: {", ".join(needing)} needs "{field}" in every line of data.on_path; add it, or leave out '
-                "what needs it"
+                f"{needing} needs {field}, which not every episode of data.task = {config.data.task} has; use another task or "
+                "data.on_path, or leave out what needs it"
             )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from cedkv.config.extensions import TASKS
@@ -15,7 +15,7 @@ from cedkv.core.text import preview
 from cedkv.core.values import OffSample, OnSample
 from cedkv.tasks import off_prompts
 from cedkv.tasks.base import TaskRequest
-from cedkv.tasks.texts import SampleTexts, read_sample_texts
+from cedkv.tasks.texts import SampleTexts, read_sample_texts, shortfalls
 from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 
 
@@ -62,12 +62,12 @@ def load_samples(
     """
     data, sizes = config.data, config.eval
     texts = texts or read_sample_texts(config)
-    off = tuple(tokenize_off(tokenizer, prompt.sample_id, prompt.text) for prompt in texts.off)
+    off = tuple(tokenize_off(tokenizer, prompt.sample_id, prompt.text) for prompt in texts.off[: sizes.off_samples])
     request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
     with TASKS.errors_named(data.task):
-        episodes, on_source = list(itertools.islice(texts.on.episodes(request), request.n)), texts.on.source(request)
-    if len(episodes) != sizes.on_samples:
-        raise DataError(f"data.task = {data.task} gives {len(episodes)} episodes where eval.on_samples = {sizes.on_samples}")
+        episodes, on_source = list(islice(texts.on.episodes(request), sizes.on_samples)), texts.on.source(request)
+    if not episodes:
+        raise DataError(f"data.task = {data.task} gives no episode")
     on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
     _check_prefix_len(config, on)
     _check_positions(on, off, config.prefix_len, max_positions)
@@ -79,7 +79,9 @@ def load_samples(
         )
         if repeated is not None:
             raise DataError(f"two {kind} samples have the id {preview(repeated)}; give every sample its own id")
-    return Samples(on, off, on_source, data.off_path or f"off_prompts(seed={config.seed})")
+    off_source = data.off_path or f"off_prompts(seed={config.seed})"
+    notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)))
+    return Samples(on, off, on_source, off_source, notes)
 
 
 def _check_prefix_len(config: Phase2Config, on: Sequence[OnSample]) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from cedkv.config.data import DataBlock
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
 from cedkv.core.registry import build
+from cedkv.core.text import plural, preview
 from cedkv.core.values import OnEpisode
-from cedkv.tasks import jsonl, off_prompts
+from cedkv.tasks import off_prompts
 from cedkv.tasks.base import Task, TaskRequest
+from cedkv.tasks.columns import Columns, find_columns
+from cedkv.tasks.episode_rows import EPISODE_COLUMNS, read_episodes
+from cedkv.tasks.from_contexts import context_rows, record_rows
+from cedkv.tasks.from_rows import RowTask, picked, shot_rows
+from cedkv.tasks.off_rows import read_off
+from cedkv.tasks.rows import MAX_ROWS, Row, Rows, read_rows
+
+MAX_SEARCH = 100_000
+"""How many samples of a generator are made at most to find those of ``data.sample_ids``."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +50,132 @@ class FileEpisodes(Task):
     def source(self, request: TaskRequest) -> str:
         return self.path
 
+    def pick(self, ids: Sequence[str]) -> FileEpisodes:
+        """Return the task of these samples, in this order. Raises DataError: there is no such id."""
+        known = [episode.sample_id for episode in self.read]
+        return replace(self, read=tuple(self.read[i] for i in picked(known, ids, self.path)))
+
+    def lacking(self, field: str, data: DataBlock, seed: int, n: int) -> str | None:
+        """Return the id of one of the first ``n`` samples that lacks a field of ``OnEpisode``; None for none."""
+        return next((episode.sample_id for episode in self.read[:n] if getattr(episode, field) is None), None)
+
+
+@dataclass(frozen=True)
+class PickedEpisodes(Task):
+    """Some episodes of a generator, by their ids."""
+
+    task: Task
+    ids: tuple[str, ...]
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return self.task.gives
+
+    def episodes(self, request: TaskRequest) -> Iterator[OnEpisode]:
+        """Yield the episodes in the order of the ids. Raises DataError: no such id among the first ``MAX_SEARCH``."""
+        wanted, found, known = set(self.ids), dict[str, OnEpisode](), list[str]()
+        for episode, _ in zip(self.task.episodes(replace(request, n=MAX_SEARCH)), range(MAX_SEARCH), strict=False):
+            known.append(episode.sample_id)
+            if episode.sample_id in wanted:
+                found[episode.sample_id] = episode
+            if len(found) == len(wanted):
+                break
+        else:
+            picked(known, self.ids, f"{self.source(request)}, of which {len(known):,} were looked at,")
+        yield from (found[sample_id] for sample_id in self.ids)
+
+    def source(self, request: TaskRequest) -> str:
+        return self.task.source(request)
+
 
 @dataclass(frozen=True)
 class SampleTexts:
     """The samples of a run as text.
 
-    on: the source of ON episodes: a generator, or a user's file, read. off: OFF prompts.
+    on: the source of ON episodes: a generator, or a user's file, read. off: OFF prompts. notes: what a reader of the run
+    should know about the files, a sentence each. columns: which columns of a file episodes are built from; None where no are.
     """
 
     on: Task
     off: tuple[OffText, ...]
+    notes: tuple[str, ...] = ()
+    columns: Columns | None = None
 
 
 def read_sample_texts(config: Phase2Config) -> SampleTexts:
     """Read the files that a configuration names, and set up the generators in place of those that it does not.
 
     Raises:
-        DataError: as ``jsonl.read_on``; or more OFF prompts are asked for than are built in.
+        DataError: a file that cannot be read or used, with the line or row; an id of ``data.sample_ids`` that it does not
+            have; or more OFF prompts are asked for than are built in.
     """
-    data, sizes = config.data, config.eval
-    on: Task
+    data = config.data
+    columns = None
     if data.on_path is None:
-        on = build(TASKS.get(data.task), data.params, "data.params")
+        on: Task = build(TASKS.get(data.task), data.params, "data.params")
+        notes = list[str]()
     else:
-        on = FileEpisodes(data.on_path, tuple(jsonl.read_on(data.on_path, sizes.on_samples)))
+        on, columns, notes = read_on(data.on_path, config)
+    if data.sample_ids is not None:
+        ids = tuple(data.sample_ids)
+        repeated = next((name for name in ids if ids.count(name) > 1), None)
+        if repeated is not None:
+            raise DataError(f"data.sample_ids names {preview(repeated)} twice; leave one of them out")
+        on = on.pick(ids) if isinstance(on, FileEpisodes | RowTask) else PickedEpisodes(on, ids)
+    off, more = _off(config)
+    return SampleTexts(on, tuple(off), (*notes, *more), columns)
+
+
+def read_on(path: str, config: Phase2Config) -> tuple[FileEpisodes | RowTask, Columns | None, list[str]]:
+    """Return the task of a user's file, the columns that it builds episodes from, and notes on it. Raises DataError."""
+    data = config.data
+    in_order = data.sample_ids is None and data.unusable == "refuse"
+
+    def limit(first: Row) -> int:
+        return config.eval.on_samples if in_order and EPISODE_COLUMNS & first.values.keys() else MAX_ROWS
+
+    rows = read_rows(path, "data.on_path", limit)
+    if EPISODE_COLUMNS & rows.rows[0].values.keys():
+        return FileEpisodes(path, tuple(read_episodes(rows.rows))), None, _cut(rows)
+    columns = find_columns(rows, data.fields, "data.on_path")
+    if columns.kind == "records":
+        task: tuple[RowTask, list[str]] = record_rows(rows, columns, data, config.seed)
+    elif columns.kind != "shots":
+        task = context_rows(rows, columns, data, config.seed)
+    else:
+        shots = None
+        if data.shots_from is not None:
+            shot_file = read_rows(data.shots_from, "data.shots_from")
+            shots = shot_file, find_columns(shot_file, data.fields, "data.shots_from")
+        task = shot_rows(rows, columns, shots, data, config.seed)
+    return task[0], columns, [*_cut(rows), *task[1]]
+
+
+def shortfalls(config: Phase2Config, on_source: str, n_on: int, n_off: int) -> list[str]:
+    """Return notes on what there are fewer of than asked for; samples picked by id are as many as asked for."""
+    sizes, ids = config.eval, config.data.sample_ids
+    counts = (
+        (on_source, "eval.on_samples", min(sizes.on_samples, len(ids or ()) or sizes.on_samples), n_on),
+        (config.data.off_path or "the built-in prompts", "eval.off_samples", sizes.off_samples, n_off),
+    )
+    sample = "usable sample" if config.data.unusable == "skip" else "sample"
+    return [
+        f"{source} has {plural(found, sample)}, fewer than {key} = {wanted}: all of them are taken"
+        for source, key, wanted, found in counts
+        if found < wanted
+    ]
+
+
+def _cut(rows: Rows) -> list[str]:
+    return [f"{rows.path}: only the first {len(rows.rows):,} rows are read"] if rows.cut else []
+
+
+def _off(config: Phase2Config) -> tuple[list[OffText], list[str]]:
+    data, n = config.data, config.eval.off_samples
     if data.off_path is not None:
-        return SampleTexts(on, tuple(OffText(*line) for line in jsonl.read_off(data.off_path, sizes.off_samples)))
+        read, notes = read_off(data.off_path, data, n if data.unusable == "refuse" else MAX_ROWS)
+        return [OffText(*prompt) for prompt in read], notes
     try:
-        prompts = off_prompts.prompts(sizes.off_samples, config.seed)
+        return [OffText(*prompt) for prompt in off_prompts.prompts(n, config.seed)], []
     except ValueError as error:
         raise DataError(f"{error}: lower eval.off_samples (-P max_off) or give more with data.off_path") from None
-    return SampleTexts(on, tuple(OffText(*prompt) for prompt in prompts))

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from cedkv.config.options import COMPARISONS, OPTIONS
 from cedkv.config.resolve import resolve
 from cedkv.core.errors import DataError
-from cedkv.tasks.jsonl import read_off, read_on
+from cedkv.tasks.episode_rows import read_episodes, read_prompts
+from cedkv.tasks.rows import read_rows
 from cedkv.tasks.tokenize import tokenize_off, tokenize_on
 from tests.support import tiny
 from tests.support.hostile import (
@@ -183,16 +184,17 @@ def test_samples(tokenizer: Any, examples: int) -> None:
         content = text.encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "surrogatepass")
         Path("own.jsonl").write_bytes(content)
         try:
+            rows = read_rows("own.jsonl", f"data.{kind}_path", lambda _: 1).rows
             if kind == "on":
-                for episode in read_on("own.jsonl", 1):
+                for episode in read_episodes(rows):
                     json.dumps(repr(tokenize_on(tokenizer, episode)), ensure_ascii=False).encode()
             else:
-                for sample_id, prompt in read_off("own.jsonl", 1):
+                for sample_id, prompt in read_prompts(rows):
                     json.dumps(repr(tokenize_off(tokenizer, sample_id, prompt)), ensure_ascii=False).encode()
         except DataError as error:
             said = str(error)
             assert re.match(
-                r"own\.jsonl:\d+: |own\.jsonl: 0 lines|data\.o\w+_path = 'own\.jsonl' cannot be read: |sample ", said
+                r"own\.jsonl:\d+: |own\.jsonl: (no rows|row 1)|data\.o\w+_path = 'own\.jsonl' cannot be read: |sample ", said
             ), said
             assert len(said) < 3000, said
         return kind, content

@@ -128,7 +128,9 @@ def test_a_file_with_too_few_lines_says_how_many(
     llama_folder: Path, tmp_path: Path, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on = lines(30, tmp_path / "on.jsonl")
-    with pytest.raises(DataError, match=rf"30 lines, of which 6 are evaluated.*on {EPISODES} others; add {6 + EPISODES - 30}"):
+    with pytest.raises(
+        DataError, match=rf"30 samples, of which 6 are evaluated.*on {EPISODES} others; add {6 + EPISODES - 30}"
+    ):
         run_in(tmp_path / "run", monkeypatch, on, model=llama_folder)
     assert fits == []
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from cedkv.core.errors import DataError
-from cedkv.tasks.jsonl import read_off, read_on
+from cedkv.core.values import OnEpisode
+from cedkv.tasks.episode_rows import as_line, read_episodes, read_prompts
 from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.rows import read_rows
 from tests.support import tiny
 
 ON = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
@@ -25,6 +27,14 @@ def write(path: Path, *lines: object) -> str:
     return str(path)
 
 
+def read_on(path: str, n: int) -> list[OnEpisode]:
+    return read_episodes(read_rows(path, "data.on_path", lambda _: n).rows)
+
+
+def read_off(path: str, n: int) -> list[tuple[str, str]]:
+    return read_prompts(read_rows(path, "data.off_path", lambda _: n).rows)
+
+
 def pieces(path: Path, *lines: object) -> list[tuple[str, str]]:
     """Text and kind of each range of the first line's demo."""
     (first, *_) = read_on(write(path, *lines), len(lines))
@@ -38,12 +48,7 @@ def load(on: str | None, off: str | None, *overrides: str) -> Samples:
 
 def test_generated_samples_written_and_read_are_the_same(tmp_path: Path) -> None:
     made = load(None, None)
-    on = [
-        {"id": s.sample_id, "demo_text": s.episode.demo_text, "query_text": s.episode.query_text,
-         "answer_text": s.episode.answer_text, "demo_kinds": s.episode.char_kinds,
-         "gold": s.episode.gold, "other_query_text": s.episode.other_query_text, "shots": s.episode.shots}
-        for s in made.on
-    ]  # fmt: skip
+    on = [as_line(sample.episode) for sample in made.on]
     off = [{"id": sample_id, "prompt_text": prompt} for sample_id, prompt in _texts(made)]
     again = load(write(tmp_path / "on.jsonl", *on), write(tmp_path / "off.jsonl", *off))
     assert (again.on, again.off) == (made.on, made.off)
@@ -80,7 +85,7 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ('{"demo_text": NaN}', "NaN is not JSON"),
         ('{"demo_text": -Infinity}', "-Infinity is not JSON"),
         ("[" * 100_000, "not a JSON object"),
-        ("3", "line: input should be an object, found 3"),
+        ("3", "a row should be an object, found 3"),
         ({**ON, "demo_text": None}, "demo_text: input should be a valid string, found None"),
         ({**ON, "query_text": ""}, "query_text: string should have at least 1 character, found ''"),
         ({**ON, "answer_text": 3}, "answer_text: input should be a valid string, found 3"),
@@ -88,7 +93,7 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ({**ON, "anwser": " red"}, "unknown key 'anwser'; known: answer_text"),
         ({**ON, "id": ""}, "id: string should have at least 1 character, found ''"),
         ({**ON, "id": 7}, "id: input should be a valid string, found 7"),
-        ('{"demo_text": "\\ud800", "query_text": "b", "answer_text": "c"}', "line: invalid JSON: unexpected end of hex escape"),
+        ('{"demo_text": "\\ud800", "query_text": "b", "answer_text": "c"}', "invalid JSON: unexpected end of hex escape"),
         ('{"demo_text": "a", "demo_text": "b"}', "key 'demo_text' appears twice"),
         ({**ON, "id": "a\nb"}, "id: text must hold no control or direction characters"),
         ({**ON, "id": "\u202egnp.exe"}, "id: text must hold no control or direction characters"),
@@ -98,8 +103,8 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ({**ON, "demo_kinds": [[-1, 5, "input"]]}, "demo_kinds range [-1, 5)"),
         ({**ON, "demo_kinds": [[0, 24, "input"]]}, "inside demo_text (0..23)"),
         ({**ON, "demo_kinds": [[0, 5, "bos"]]}, "demo_kinds.0.2: input should be 'input', 'delimiter' or 'answer'"),
-        ({**ON, "gold": [9, 24]}, "gold [9, 24] is not a range inside demo_text (0..23)"),
-        ({**ON, "gold": [5, 5]}, "gold [5, 5] is not a range"),
+        ({**ON, "gold": [9, 24]}, "gold range [9, 24): ranges must ascend without overlap inside demo_text (0..23)"),
+        ({**ON, "gold": [5, 5]}, "gold range [5, 5)"),
         ({**ON, "shots": []}, "shots: list should have at least 1 item after validation, not 0, found []"),
         ({**ON, "shots": [[0, 5], [4, 9]]}, "shots range [4, 9): ranges must ascend without overlap inside demo_text (0..23)"),
         ({**ON, "shots": [[5, 9], [0, 5]]}, "shots range [0, 5)"),
@@ -109,6 +114,9 @@ def test_text_is_kept_to_the_letter(path: Path) -> None:
         ({**ON, "shots": [[0]]}, "shots.0.1 is missing"),
         ({**ON, "other_query_text": ""}, "other_query_text: string should have at least 1 character"),
         ({**ON, "demo_kinds": [[0, 5]]}, "demo_kinds.0.2 is missing"),
+        ({**ON, "labels": []}, "labels: list should have at least 1 item"),
+        ({**ON, "labels": [""]}, "labels.0: string should have at least 1 character"),
+        ({**ON, "markup": [[0, 42]]}, "markup range [0, 42): ranges must ascend without overlap inside demo_text + query_text (0..40)"),
     ],
 )  # fmt: skip
 def test_bad_line_is_named(path: Path, line: Any, message: str) -> None:
@@ -121,12 +129,16 @@ def test_bad_line_is_named(path: Path, line: Any, message: str) -> None:
 @pytest.mark.parametrize(("line", "message"), [("", "empty line"), ({"prompt": "x"}, "prompt_text is missing")])
 def test_bad_off_line_is_named(path: Path, line: Any, message: str) -> None:
     with pytest.raises(DataError, match=rf":2: .*{message}"):
-        read_off(write(path, OFF, line), 2)
+        read_off(write(path, OFF, line, OFF), 3)
+
+
+def test_empty_lines_at_the_end_are_none(path: Path) -> None:
+    assert len(read_off(write(path, OFF, "", "  "), 9)) == 1
 
 
 def test_repeated_id_names_both_lines(path: Path) -> None:
     named = {**OFF, "id": "a"}
-    with pytest.raises(DataError, match=r":3: id 'a' was already used on line 1"):
+    with pytest.raises(DataError, match=r":3: id 'a' was already used at .*own\.jsonl:1"):
         read_off(write(path, named, OFF, named), 3)
 
 
@@ -136,11 +148,20 @@ def test_id_that_meets_a_made_one(path: Path) -> None:
         load(None, off, "eval.off_samples=2")
 
 
-def test_too_few_lines(path: Path) -> None:
-    with pytest.raises(DataError, match=r"own\.jsonl: 2 lines, but eval\.on_samples \(-P max_on\) = 3; .* lower it to 2"):
-        read_on(write(path, ON, ON), 3)
-    with pytest.raises(DataError, match=r"0 lines, but eval\.off_samples"):
-        read_off(write(path), 1)
+def test_a_shorter_file_gives_what_it_has(path: Path, tmp_path: Path) -> None:
+    on, off = write(path, {**ON, "id": "a"}, ON), write(tmp_path / "off.jsonl", OFF)
+    made = load(on, off, "eval.on_samples=3", "eval.off_samples=2")
+    assert [sample.sample_id for sample in made.on] == ["a", "on-00002"]
+    assert made.notes == (
+        f"{on} has 2 samples, fewer than eval.on_samples = 3: all of them are taken",
+        f"{off} has 1 sample, fewer than eval.off_samples = 2: all of them are taken",
+    )
+    assert load(on, off, "eval.on_samples=2", "eval.off_samples=1").notes == ()
+
+
+def test_an_empty_file_is_an_error(path: Path) -> None:
+    with pytest.raises(DataError, match=r"own\.jsonl: no rows, where data\.on_path needs one or more"):
+        load(write(path), None)
 
 
 def test_unreadable_file_names_the_key(path: Path) -> None:
