@@ -37,6 +37,14 @@ keys: rounding makes these errors at most 6 units of the dtype, 0.047 in bfloat1
 """
 
 
+_RESERVED = {
+    "messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    "sanitize_control_tokens", "bos_token",
+}  # fmt: skip
+"""Arguments of ``apply_chat_template`` that the suite sets itself, or that would give something other than text."""
+
+
 class ModelBlock(Block):
     """Which model, and what is allowed with its checkpoint."""
 
@@ -47,6 +55,21 @@ class ModelBlock(Block):
     template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     allow_uncertified: bool = False
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        if self.template_kwargs and not self.chat_template:
+            raise ValueError(
+                "model.template_kwargs are given to the chat template, and model.chat_template = false drops it; leave one of "
+                "the two out"
+            )
+        reserved = _RESERVED.intersection(self.template_kwargs)
+        if reserved:
+            raise ValueError(
+                f"model.template_kwargs: {', '.join(sorted(reserved))} would change how the template is called; give only what "
+                "the template itself reads, as {enable_thinking: false}"
+            )
+        return self
 
 
 class RuntimeBlock(Block):
@@ -208,6 +231,20 @@ class Phase2Config(Block):
                 f"select.span_budget x select.span_len + select.keep_sink = {self.select.span_budget} x "
                 f"{self.select.span_len} + {self.select.keep_sink} = {need} tokens cannot fit prefix_len = "
                 f"{self.prefix_len}: raise prefix_len to {need} or more, or lower span_budget, span_len or keep_sink"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.data.format == "chat" and not self.model.chat_template:
+            raise ValueError(
+                "data.format = chat writes shots by the chat template, and model.chat_template = false drops it; leave one of "
+                "the two out"
+            )
+        if self.data.format == "chat" and self.data.template is not None:
+            raise ValueError(
+                "data.template says how shots are written as plain text, and data.format = chat writes them by the chat "
+                "template; leave one of the two out"
             )
         return self
 
