@@ -19,6 +19,14 @@ class DataError(CedkvError):
     """A sample, or a file of samples, cannot be used."""
 
 
+class UnusableSample(DataError):  # noqa: N818  (what is wrong with one sample; a run may leave it out)
+    """One sample cannot be used; ``reason``: why, in a few words that are the same for every sample of that kind."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ModelError(CedkvError):
     """The model cannot be loaded, or does not support what the configuration needs."""
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import ConfigError, DataError
+from cedkv.core.errors import ConfigError, DataError, UnusableSample
 from cedkv.core.text import preview
-from cedkv.core.values import OffSample, OnSample
+from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import off_prompts
 from cedkv.tasks.base import TaskRequest
-from cedkv.tasks.texts import SampleTexts, read_sample_texts, shortfalls
-from cedkv.tasks.tokenize import tokenize_off, tokenize_on
+from cedkv.tasks.texts import OffText, SampleTexts, read_sample_texts, shortfalls
+from cedkv.tasks.tokenize import SEVERAL_TOKENS, SampleTokenizer, tokenize_off, tokenize_on
+
+Kind = Literal["ON", "OFF"]
+TextT = TypeVar("TextT", OnEpisode, OffText)
+SampleT = TypeVar("SampleT", OnSample, OffSample)
+_NAMES: dict[Kind, str] = {"ON": "ON samples", "OFF": "OFF prompts"}
+_EXAMPLES = 5
+_HOPELESS = 1_000
+"""So many samples without a usable one, and no more are looked at: a generator may go on for ever."""
 
 
 @dataclass(frozen=True)
 class Unusable:
     """Samples that were left out for one reason, with the ids of the first of them."""
 
-    kind: Literal["ON", "OFF"]
+    kind: Kind
     reason: str
     count: int
     examples: tuple[str, ...]
@@ -48,7 +57,7 @@ class Samples:
 def load_samples(
     config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int, texts: SampleTexts | None = None
 ) -> Samples:
-    """Read or generate the samples of a configuration.
+    """Read or generate the samples of a configuration, and leave out unusable ones where ``data.unusable`` says so.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
@@ -58,36 +67,104 @@ def load_samples(
 
     Raises:
         ConfigError: the prefix has no slot for the BOS token.
-        DataError: a file or sample that cannot be used; the message names it.
+        DataError: samples that cannot be used, all of them counted by reason; none that can; two with one id.
     """
     data, sizes = config.data, config.eval
     texts = texts or read_sample_texts(config)
-    off = tuple(tokenize_off(tokenizer, prompt.sample_id, prompt.text) for prompt in texts.off[: sizes.off_samples])
+    made = SampleTokenizer.of(tokenizer, config.model.template_kwargs, data.answer, data.off_length)
+    _check_prefix_len(config, made)
+    skip = data.unusable == "skip"
+
+    def off_sample(prompt: OffText) -> OffSample:
+        sample = tokenize_off(made, prompt.sample_id, prompt.text, prompt.document)
+        _check_positions(sample.sample_id, len(sample.token_ids) + config.prefix_len + sizes.off_tokens, max_positions)
+        _check_vocabulary(sample.sample_id, sample.token_ids, tokenizer, vocabulary)
+        return sample
+
+    def on_sample(episode: OnEpisode) -> OnSample:
+        if data.format == "chat" and not episode.markup:
+            raise DataError(
+                f"sample {episode.sample_id}: data.format = chat, but data.task = {data.task}, or the file, gives its demo as "
+                "finished text; leave out data.format, or give rows (data.fields)"
+            )
+        sample = tokenize_on(made, episode)
+        ids = (*sample.teacher_ids, *sample.answer_token_ids)
+        _check_positions(sample.sample_id, len(ids) - 1, max_positions)
+        _check_vocabulary(sample.sample_id, (*ids, *(sample.other_query_ids or ())), tokenizer, vocabulary)
+        return sample
+
+    off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip)
     request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
     with TASKS.errors_named(data.task):
-        episodes, on_source = list(islice(texts.on.episodes(request), sizes.on_samples)), texts.on.source(request)
-    if not episodes:
-        raise DataError(f"data.task = {data.task} gives no episode")
-    on = tuple(tokenize_on(tokenizer, episode) for episode in episodes)
-    _check_prefix_len(config, on)
-    _check_positions(on, off, config.prefix_len, max_positions)
-    _check_vocabulary(on, off, tokenizer, vocabulary)
-    for kind, samples in (("ON", on), ("OFF", off)):
-        ids = [s.sample_id for s in samples]
-        repeated = (
-            next((sample_id for sample_id in ids if ids.count(sample_id) > 1), None) if len(set(ids)) < len(ids) else None
-        )
-        if repeated is not None:
-            raise DataError(f"two {kind} samples have the id {preview(repeated)}; give every sample its own id")
+        on_source = texts.on.source(request)
+    on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip)
     off_source = data.off_path or f"off_prompts(seed={config.seed})"
     notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)))
-    return Samples(on, off, on_source, off_source, notes)
+    return Samples(tuple(on), tuple(off), on_source, off_source, notes, (*on_unusable, *off_unusable))
 
 
-def _check_prefix_len(config: Phase2Config, on: Sequence[OnSample]) -> None:
+def _episodes(texts: SampleTexts, request: TaskRequest) -> Iterator[OnEpisode]:
+    """Yield the episodes of a task; an error of another package's task names it."""
+    with TASKS.errors_named(request.data.task):
+        episodes = iter(texts.on.episodes(request))
+    while True:
+        with TASKS.errors_named(request.data.task):
+            episode = next(episodes, None)
+        if episode is None:
+            return
+        yield episode
+
+
+def _usable(
+    kind: Kind, texts: Iterable[TextT], n: int, sample_of: Callable[[TextT], SampleT], skip: bool
+) -> tuple[list[SampleT], list[Unusable]]:
+    """Return the first ``n`` usable samples, fewer where there are no more, and what was left out.
+
+    Raises:
+        DataError: some of the first ``n`` cannot be used, and they are not to be skipped; none can; two have one id.
+    """
+    samples, errors, seen = list[SampleT](), list[tuple[str, UnusableSample]](), set[str]()
+    for text in texts if skip else islice(texts, n):
+        if text.sample_id in seen:
+            raise DataError(f"two {kind} samples have the id {preview(text.sample_id)}; give every sample its own id")
+        seen.add(text.sample_id)
+        try:
+            samples.append(sample_of(text))
+        except UnusableSample as error:
+            errors.append((text.sample_id, error))
+        if len(samples) == n or (not samples and len(errors) >= max(n, _HOPELESS)):
+            break
+    unusable = [
+        Unusable(kind, reason, count, tuple([name for name, error in errors if error.reason == reason][:_EXAMPLES]))
+        for reason, count in Counter(error.reason for _, error in errors).most_common()
+    ]
+    if errors and (not samples or not skip):
+        raise _error_of(kind, len(samples), unusable, errors[0][1], skip)
+    if not samples:
+        raise DataError(f"there are no {_NAMES[kind]}; give a file with some, or leave the file out")
+    return samples, unusable
+
+
+def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], first: UnusableSample, skip: bool) -> DataError:
+    """Return the error that counts all unusable samples by reason."""
+    count = sum(each.count for each in unusable)
+    reasons = ", ".join(
+        f"{each.count} x {each.reason} ({', '.join(map(preview, each.examples))}{', ...' if each.count > _EXAMPLES else ''})"
+        for each in unusable
+    )
+    remedies = []
+    if any(each.reason == SEVERAL_TOKENS for each in unusable):
+        remedies.append("data.answer=whole or first takes answers of several tokens")
+    if usable and not skip:
+        remedies.append("data.unusable=skip leaves such samples out, and counts them")
+    remedy = f". {'; '.join(remedies)}" if remedies else ""
+    return DataError(f"{count} of {count + usable} {_NAMES[kind]} cannot be used: {reasons}. The first: {first}{remedy}")
+
+
+def _check_prefix_len(config: Phase2Config, made: SampleTokenizer) -> None:
     """Raise ConfigError if spans and sinks leave no slot for BOS, which every prefix keeps."""
     select = config.select
-    need = select.span_budget * select.span_len + select.keep_sink + int(on[0].has_bos)
+    need = select.span_budget * select.span_len + select.keep_sink + len(made.bos)
     if need > config.prefix_len:
         raise ConfigError(
             f"this tokenizer adds BOS, which every prefix keeps: span_budget x span_len + keep_sink + 1 = {need} tokens "
@@ -95,30 +172,26 @@ def _check_prefix_len(config: Phase2Config, on: Sequence[OnSample]) -> None:
         )
 
 
-def _check_positions(on: Sequence[OnSample], off: Sequence[OffSample], prefix_len: int, max_positions: int) -> None:
-    """Raise DataError if a sequence is longer than the model's."""
-    lengths = [(s.sample_id, len(s.teacher_ids)) for s in on]
-    lengths += [(s.sample_id, len(s.token_ids) + prefix_len) for s in off]
-    for sample_id, length in lengths:
-        if length > max_positions:
-            raise DataError(
-                f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean "
-                "nothing; shorten the text, or lower data.pairs or prefix_len"
-            )
+def _check_positions(sample_id: str, length: int, max_positions: int) -> None:
+    """Raise UnusableSample if a sequence is longer than the model's."""
+    if length > max_positions:
+        raise UnusableSample(
+            "longer than the model's context",
+            f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean nothing; "
+            "shorten the text, or lower data.pairs or prefix_len",
+        )
 
 
-def _check_vocabulary(on: Sequence[OnSample], off: Sequence[OffSample], tokenizer: Any, vocabulary: int) -> None:
-    """Raise DataError if a sample has a token beyond the model's vocabulary."""
-    token_ids = [(s.sample_id, (*s.teacher_ids, *(s.other_query_ids or ()), s.answer_token_id)) for s in on]
-    token_ids += [(s.sample_id, tuple(s.token_ids)) for s in off]
-    for sample_id, ids in token_ids:
-        if max(ids) >= vocabulary:
-            raise DataError(
-                f"sample {sample_id} has the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model's "
-                f"vocabulary has {vocabulary} tokens; leave the token out of the text"
-            )
+def _check_vocabulary(sample_id: str, ids: Sequence[int], tokenizer: Any, vocabulary: int) -> None:
+    """Raise UnusableSample if a sample has a token beyond the model's vocabulary."""
+    if max(ids) >= vocabulary:
+        raise UnusableSample(
+            "token beyond the model's vocabulary",
+            f"sample {sample_id} has the token {tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), the model's "
+            f"vocabulary has {vocabulary} tokens; leave the token out of the text",
+        )
 
 
-def _words(off: tuple[OffSample, ...]) -> frozenset[str]:
+def _words(off: Sequence[OffSample]) -> frozenset[str]:
     """Return every lower-case word of the OFF prompts, the built-in ones included whether they are used or not."""
     return off_prompts.words().union(*(re.findall(r"[a-z]+", sample.prompt_text.lower()) for sample in off))

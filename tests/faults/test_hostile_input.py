@@ -26,7 +26,7 @@ from cedkv.config.resolve import resolve
 from cedkv.core.errors import DataError
 from cedkv.tasks.episode_rows import read_episodes, read_prompts
 from cedkv.tasks.rows import read_rows
-from cedkv.tasks.tokenize import tokenize_off, tokenize_on
+from cedkv.tasks.tokenize import SampleTokenizer, tokenize_off, tokenize_on
 from tests.support import tiny
 from tests.support.hostile import (
     ARGUMENTS,
@@ -187,10 +187,12 @@ def test_samples(tokenizer: Any, examples: int) -> None:
             rows = read_rows("own.jsonl", f"data.{kind}_path", lambda _: 1).rows
             if kind == "on":
                 for episode in read_episodes(rows):
-                    json.dumps(repr(tokenize_on(tokenizer, episode)), ensure_ascii=False).encode()
+                    json.dumps(repr(tokenize_on(SampleTokenizer.of(tokenizer), episode)), ensure_ascii=False).encode()
             else:
                 for sample_id, prompt in read_prompts(rows):
-                    json.dumps(repr(tokenize_off(tokenizer, sample_id, prompt)), ensure_ascii=False).encode()
+                    json.dumps(
+                        repr(tokenize_off(SampleTokenizer.of(tokenizer), sample_id, prompt)), ensure_ascii=False
+                    ).encode()
         except DataError as error:
             said = str(error)
             assert re.match(

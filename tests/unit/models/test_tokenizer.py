@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from cedkv.core.errors import ModelError
 from cedkv.models.tokenizer import load_tokenizer, token_text
-from cedkv.tasks.tokenize import leading_bos
+from cedkv.tasks.tokenize import SampleTokenizer
 from tests.support import tiny, zoo
 
 
@@ -137,9 +137,9 @@ def test_bos_is_what_the_loaded_tokenizer_does(tmp_path: Path, post_processor: b
     if add_bos is not None:
         edit(tmp_path / "tokenizer_config.json", add_bos_token=add_bos)
     tokenizer = load(tmp_path)
-    assert (tokenizer("x").input_ids[0] == tokenizer.bos_token_id) == bool(leading_bos(tokenizer))
+    assert (tokenizer("x").input_ids[0] == tokenizer.bos_token_id) == bool(SampleTokenizer.of(tokenizer).bos)
     if add_bos is None:
-        assert bool(leading_bos(tokenizer)) == post_processor
+        assert bool(SampleTokenizer.of(tokenizer).bos) == post_processor
 
 
 def test_chat_template_can_be_left_out(folder: Path) -> None:

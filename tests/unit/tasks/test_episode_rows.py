@@ -174,7 +174,9 @@ def test_unreadable_file_names_the_key(path: Path) -> None:
 
 def test_bad_sample_is_named_by_id(path: Path) -> None:
     on = write(path, {**ON, "id": "mine", "answer_text": " red blue"})
-    with pytest.raises(DataError, match=r"^sample mine: answer_text ' red blue' is 2 tokens"):
+    with pytest.raises(
+        DataError, match=r"^1 of 1 ON samples cannot be used: .* sample mine: answer_text ' red blue' is 2 tokens"
+    ):
         load(on, None, "eval.on_samples=1")
 
 

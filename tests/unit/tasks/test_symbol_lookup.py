@@ -194,7 +194,12 @@ def test_sample_beyond_the_models_reach_is_named() -> None:
     prompt = max(len(s.token_ids) + 24 for s in samples.off)  # and prefix_len slots
     assert prompt < longest
     assert load(max_positions=longest) == samples
-    with pytest.raises(DataError, match=rf"^sample on-42-0000\d needs {longest} positions, the model has {longest - 1}"):
+    with pytest.raises(
+        DataError,
+        match=rf"^\d of 6 ON samples .* sample on-42-0000\d needs {longest} positions, the model has {longest - 1}",
+    ):
         load(max_positions=longest - 1)
-    with pytest.raises(DataError, match=rf"^sample off-\d+ needs \d+ positions, the model has {longest}"):
+    with pytest.raises(
+        DataError, match=rf"^\d of 8 OFF prompts .* sample off-\d+ needs \d+ positions, the model has {longest}"
+    ):
         load(f"prefix_len={longest}", max_positions=longest)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnEpisode, OnSample, TokenKind
-from cedkv.tasks.tokenize import single_token_symbols, tokenize_off, tokenize_on
+from cedkv.tasks.tokenize import SampleTokenizer, single_token_symbols, tokenize_off, tokenize_on
 from tests.support import tiny
 
 DEMO, QUERY = "Word: blick\nSymbol: red\n\nWord: dax\nSymbol: blue\n\n", "Word: dax\nSymbol:"
@@ -43,7 +43,7 @@ def bytes_and(*merges: tuple[str, str], trim: bool = False) -> PreTrainedTokeniz
 @TOKENIZERS
 def test_demo_and_query_are_split_at_the_boundary(bos: bool) -> None:
     made = tokenizer(bos)
-    sample = tokenize_on(made, episode())
+    sample = tokenize_on(SampleTokenizer.of(made), episode())
     assert made.decode(sample.demo_token_ids[int(bos) :]) == DEMO
     assert made.decode(sample.query_token_ids) == QUERY
     assert list(sample.teacher_ids[int(bos) :]) == made(DEMO + QUERY, add_special_tokens=False).input_ids
@@ -56,7 +56,7 @@ def test_demo_and_query_are_split_at_the_boundary(bos: bool) -> None:
 )
 def test_token_across_the_boundary_names_the_sample(demo: str, query: str, token: str) -> None:
     with pytest.raises(DataError, match=rf"^sample on-7: the boundary .* falls inside the token '{token}'"):
-        tokenize_on(tokenizer(), episode(demo, query))
+        tokenize_on(SampleTokenizer.of(tokenizer()), episode(demo, query))
 
 
 @pytest.mark.parametrize("trim", [False, True])
@@ -65,14 +65,14 @@ def test_space_across_the_boundary(demo: str, query: str, trim: bool) -> None:
     """Trimmed offsets hide the space that a token takes from the other side."""
     made = bytes_and(("Ġ", "x"), ("Ġ", "Ġ"), ("Ċ", "Ġ"), trim=trim)
     with pytest.raises(DataError, match=r"^sample on-7: the boundary"):
-        tokenize_on(made, episode(demo, query, "z"))
+        tokenize_on(SampleTokenizer.of(made), episode(demo, query, "z"))
 
 
 @pytest.mark.parametrize("trim", [False, True])
 @pytest.mark.parametrize(("demo", "query"), [("a ", " b"), ("a", " xb"), ("a\n", "xb"), ("a  ", "\nb"), (" ", " b")])
 def test_space_on_its_own_side(demo: str, query: str, trim: bool) -> None:
     made = bytes_and(("Ġ", "x"), ("Ġ", "Ġ"), trim=trim)
-    sample = tokenize_on(made, episode(demo, query, "z"))
+    sample = tokenize_on(SampleTokenizer.of(made), episode(demo, query, "z"))
     assert (made.decode(sample.demo_token_ids), made.decode(sample.query_token_ids)) == (demo, query)
 
 
@@ -87,20 +87,20 @@ def test_space_on_its_own_side(demo: str, query: str, trim: bool) -> None:
 )
 def test_answer_that_is_not_one_token(query: str, answer: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"^sample on-7: {message}"):
-        tokenize_on(tokenizer(), episode(query=query, answer=answer))
+        tokenize_on(SampleTokenizer.of(tokenizer()), episode(query=query, answer=answer))
 
 
 @pytest.mark.parametrize(("demo", "query"), [("", QUERY), (DEMO, "")])
 def test_empty_side_is_rejected(demo: str, query: str) -> None:
     with pytest.raises(DataError, match="sample on-7: demo_text and query_text must have at least one token each"):
-        tokenize_on(tokenizer(), episode(demo, query))
+        tokenize_on(SampleTokenizer.of(tokenizer()), episode(demo, query))
 
 
 @TOKENIZERS
 def test_kinds_stay_with_their_text(bos: bool) -> None:
     made = tokenizer(bos)
     ranges: tuple[tuple[int, int, TokenKind], ...] = ((0, 5, "delimiter"), (5, 9, "input"), (17, 21, "answer"))
-    sample = tokenize_on(made, episode("Word: dax\nSymbol: red\n", kinds=ranges))
+    sample = tokenize_on(SampleTokenizer.of(made), episode("Word: dax\nSymbol: red\n", kinds=ranges))
     found: dict[str, str] = {}
     for token, kind in zip(sample.demo_token_ids, sample.token_kinds, strict=True):
         found[kind] = found.get(kind, "") + made.decode([token])
@@ -118,20 +118,20 @@ def test_kinds_stay_with_their_text(bos: bool) -> None:
 )
 def test_token_of_several_kinds(ranges: tuple[tuple[int, int, TokenKind], ...], kind: str) -> None:
     """A token that shows any part of an answer is an answer, or a span could start at it."""
-    assert tokenize_on(tokenizer(), episode(" red\n\n", kinds=ranges)).token_kinds[0] == kind
+    assert tokenize_on(SampleTokenizer.of(tokenizer()), episode(" red\n\n", kinds=ranges)).token_kinds[0] == kind
 
 
 def test_chat_template_is_used_for_off_prompts_alone() -> None:
     made = tokenizer()
-    prompt = tokenize_off(made, "off-1", "What is chess?")
+    prompt = tokenize_off(SampleTokenizer.of(made), "off-1", "What is chess?")
     assert prompt.prompt_text == made.decode(prompt.token_ids) == "<user>\nWhat is chess?<end>\n<bot>\n"
-    assert tokenize_off(tokenizer(chat=False), "off-1", "What is chess?").prompt_text == "What is chess?"
-    assert "<user>" not in made.decode(tokenize_on(made, episode()).teacher_ids)
+    assert tokenize_off(SampleTokenizer.of(tokenizer(chat=False)), "off-1", "What is chess?").prompt_text == "What is chess?"
+    assert "<user>" not in made.decode(tokenize_on(SampleTokenizer.of(made), episode()).teacher_ids)
 
 
 def test_prompt_without_tokens_is_rejected() -> None:
     with pytest.raises(DataError, match="sample off-1: prompt_text has no token"):
-        tokenize_off(tokenizer(bos=True, chat=False), "off-1", "")
+        tokenize_off(SampleTokenizer.of(tokenizer(bos=True, chat=False)), "off-1", "")
 
 
 def test_single_token_symbols() -> None:
@@ -141,7 +141,7 @@ def test_single_token_symbols() -> None:
 def outcome(made: Any, demo: str, query: str) -> OnSample | str:
     """The sample, or why there is none."""
     try:
-        return tokenize_on(made, episode(demo, query, " red"))
+        return tokenize_on(SampleTokenizer.of(made), episode(demo, query, " red"))
     except DataError as error:
         return str(error)
 

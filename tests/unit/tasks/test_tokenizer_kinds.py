@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnEpisode, OnSample
 from cedkv.tasks.load import Samples, load_samples
-from cedkv.tasks.tokenize import leading_bos, single_token_symbols, tokenize_off, tokenize_on
+from cedkv.tasks.tokenize import SampleTokenizer, single_token_symbols, tokenize_off, tokenize_on
 from tests.support import tiny, zoo
 
 USABLE = pytest.mark.parametrize("name", zoo.USABLE)
@@ -39,7 +39,7 @@ def load(tokenizer: PreTrainedTokenizerFast, *overrides: str) -> Samples:
 
 def check(tokenizer: PreTrainedTokenizerFast, samples: Samples) -> None:
     """The text is all there, tokenised as one, with BOS in front of what a model reads first and nowhere else."""
-    bos = leading_bos(tokenizer)
+    bos = SampleTokenizer.of(tokenizer).bos
     for s in samples.on:
         text = s.episode.demo_text + s.episode.query_text
         assert s.teacher_ids == bos + tuple(tokenizer(text, add_special_tokens=False).input_ids)
@@ -108,7 +108,7 @@ def test_any_text_is_split_where_it_was_cut_or_rejected(name: str) -> None:
 
 def sample_or_reason(tokenizer: PreTrainedTokenizerFast, demo: str, query: str) -> OnSample | str:
     try:
-        return tokenize_on(tokenizer, OnEpisode("on-7", demo, query, " red", ()))
+        return tokenize_on(SampleTokenizer.of(tokenizer), OnEpisode("on-7", demo, query, " red", ()))
     except DataError as error:
         return str(error)
 
@@ -123,8 +123,8 @@ def in_place_or_none(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...], k
 def test_boundary_at_a_special_token() -> None:
     """A demo in the model's own markup: SentencePiece puts a space after it, which is in no one's text."""
     tokenizer = zoo.made("sentencepiece, prepend")
-    sample = tokenize_on(tokenizer, OnEpisode("on-7", "Word: dax red </s>", "Word: dax", " red", ()))
-    assert sample.demo_token_ids[-1] == tokenizer.eos_token_id
+    on = OnEpisode("on-7", "Word: dax red </s>", "Word: dax", " red", (), markup=((14, 18),))
+    assert tokenize_on(SampleTokenizer.of(tokenizer), on).demo_token_ids[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(("demo", "query"), [("Word: dax\nSymbol: ", "red\n"), ("Word: dax r", "ed\n")])
@@ -132,7 +132,7 @@ def test_boundary_at_a_special_token() -> None:
 def test_merge_over_the_boundary_names_the_sample(name: str, demo: str, query: str) -> None:
     """In all of them " red" is one token."""
     with pytest.raises(DataError, match=r"^sample on-7: the boundary between demo_text and query_text falls inside the token"):
-        tokenize_on(zoo.made(name), OnEpisode("on-7", demo, query, " red", ()))
+        tokenize_on(SampleTokenizer.of(zoo.made(name)), OnEpisode("on-7", demo, query, " red", ()))
 
 
 def test_characters_that_the_tokenizer_cannot_read() -> None:
@@ -140,26 +140,10 @@ def test_characters_that_the_tokenizer_cannot_read() -> None:
     tokenizer = zoo.made("unigram, NFKC")
     for demo, query, answer in ((DEMO + "語", QUERY, " red"), (DEMO, QUERY + "語", " red"), (DEMO, QUERY, "語")):
         with pytest.raises(DataError, match=r"^sample on-7: the tokenizer has no token for '語'"):
-            tokenize_on(tokenizer, OnEpisode("on-7", demo, query, answer, ()))
+            tokenize_on(SampleTokenizer.of(tokenizer), OnEpisode("on-7", demo, query, answer, ()))
     with pytest.raises(DataError, match=r"^sample off-1: the tokenizer has no token for '語'"):
-        tokenize_off(tokenizer, "off-1", "語?")
+        tokenize_off(SampleTokenizer.of(tokenizer), "off-1", "語?")
     assert single_token_symbols(tokenizer, QUERY, ["red", "語"]) == ("red",)
-    tokenize_off(tokenizer, "off-1", "what <unk> means")
-
-
-@pytest.mark.parametrize("name", ["byte-level", "sentencepiece, prepend"])
-def test_bos_that_the_text_holds_already(name: str) -> None:
-    tokenizer = fresh(name)
-    on = OnEpisode("on-7", "<s>" + DEMO, QUERY, " blue", ())
-    if not leading_bos(tokenizer):  # then it is markup like any other
-        assert tokenize_on(tokenizer, on).demo_token_ids[0] == tokenizer.bos_token_id
-        assert not tokenize_off(tokenizer, "off-1", "<s>Why?").has_bos
-        return
-    with pytest.raises(DataError, match=r"^sample on-7: its text holds '<s>', .* added once; leave it out"):
-        tokenize_on(tokenizer, on)
-    assert tokenize_off(tokenizer, "off-1", "<s>Why?").token_ids == tokenize_off(tokenizer, "off-1", "Why?").token_ids
-    with pytest.raises(DataError, match=r"^sample off-1: '<s>' appears 2 times in the prompt 'Why<s>\?'"):
-        tokenize_off(tokenizer, "off-1", "Why<s>?")
 
 
 class TestChatTemplate:
@@ -175,8 +159,11 @@ class TestChatTemplate:
     def test_bos_that_the_template_writes(self, name: str) -> None:
         """Whether the tokenizer adds one or not: the model has learned its prompts with BOS, so every arm has it."""
         tokenizer = self.under(name, "{{ bos_token }}" + tiny.CHAT_TEMPLATE)
-        assert leading_bos(tokenizer) == (tokenizer.bos_token_id,)
-        off, on = tokenize_off(tokenizer, "off-1", "Why?"), tokenize_on(tokenizer, OnEpisode("on-7", DEMO, QUERY, " blue", ()))
+        assert SampleTokenizer.of(tokenizer).bos == (tokenizer.bos_token_id,)
+        off, on = (
+            tokenize_off(SampleTokenizer.of(tokenizer), "off-1", "Why?"),
+            tokenize_on(SampleTokenizer.of(tokenizer), OnEpisode("on-7", DEMO, QUERY, " blue", ())),
+        )
         for ids in (off.token_ids, on.teacher_ids, on.base_ids):
             assert ids[0] == tokenizer.bos_token_id
             assert ids.count(tokenizer.bos_token_id) == 1
@@ -185,13 +172,15 @@ class TestChatTemplate:
     def test_bos_token_that_marks_turns_is_no_bos(self) -> None:
         """SmolLM2's template begins each turn with its ``bos_token``."""
         tokenizer = self.under("byte-level", "{% for m in messages %}<s>{{ m['content'] }}</s>\n{% endfor %}<s>bot\n")
-        off = tokenize_off(tokenizer, "off-1", "Why?")
-        assert (leading_bos(tokenizer), off.has_bos, off.token_ids.count(tokenizer.bos_token_id)) == ((), False, 2)
+        off = tokenize_off(SampleTokenizer.of(tokenizer), "off-1", "Why?")
+        assert (SampleTokenizer.of(tokenizer).bos, off.has_bos, off.token_ids.count(tokenizer.bos_token_id)) == ((), False, 2)
 
     def test_bos_twice_is_rejected(self) -> None:
         tokenizer = self.under("sentencepiece, gemma", "<s>{% for m in messages %}<s>{{ m['content'] }}{% endfor %}")
-        with pytest.raises(DataError, match=r"^sample off-1: '<s>' appears 2 times .*model\.chat_template=false"):
-            tokenize_off(tokenizer, "off-1", "Why?")
+        with pytest.raises(
+            DataError, match=r"^sample off-1: the chat template writes '<s>' in the middle .*model\.chat_template=false"
+        ):
+            tokenize_off(SampleTokenizer.of(tokenizer), "off-1", "Why?")
 
     @pytest.mark.parametrize(
         ("template", "reason"),
@@ -207,8 +196,8 @@ class TestChatTemplate:
         ],
     )
     def test_template_that_does_not_render_a_user_turn(self, template: str, reason: str) -> None:
-        with pytest.raises(DataError, match=rf"^sample off-1: .*{reason}.*model\.chat_template=false") as caught:
-            tokenize_off(self.under("byte-level", template), "off-1", "Why?")
+        with pytest.raises(DataError, match=rf"not render a single user turn .*{reason}.*model\.chat_template=false") as caught:
+            tokenize_off(SampleTokenizer.of(self.under("byte-level", template)), "off-1", "Why?")
         assert "\n" not in str(caught.value)
 
     def test_template_of_alternating_turns_and_generation_prompt(self) -> None:
@@ -217,13 +206,13 @@ class TestChatTemplate:
             "{{ raise_exception('roles must alternate') }}{% endif %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
             "{% if add_generation_prompt %} bot:{% endif %}"
         )
-        off = tokenize_off(self.under("sentencepiece, prepend", alternating), "off-1", "Why?")
+        off = tokenize_off(SampleTokenizer.of(self.under("sentencepiece, prepend", alternating)), "off-1", "Why?")
         assert off.prompt_text == "<s>[INST] Why? [/INST] bot:"
 
     def test_prompt_is_the_same_tomorrow(self) -> None:
         """``strftime_now`` is how templates ask for the date; ``date_string`` is how they are told one."""
         template = "\n  {% if true %}{{ strftime_now('%d %b %Y') }} {{ date_string }}{% endif %} {{ messages[0]['content'] }}"
-        off = tokenize_off(self.under("byte-level", template), "off-1", "Why?")
+        off = tokenize_off(SampleTokenizer.of(self.under("byte-level", template)), "off-1", "Why?")
         assert off.prompt_text == "\n01 Jan 2025 01 Jan 2025 Why?"
 
 
@@ -235,5 +224,8 @@ def test_token_beyond_the_models_vocabulary_names_the_sample() -> None:
     config = tiny.config("nowhere")
     load_samples(config, tokenizer, 1024, known)
     tokenizer.chat_template = "<image>{{ messages[0]['content'] }}"
-    with pytest.raises(DataError, match=rf"^sample off-\d+ has the token '<image>' \({known}\), the model's vocabulary"):
+    with pytest.raises(
+        DataError,
+        match=rf"^8 of 8 OFF prompts .* sample off-\d+ has the token '<image>' \({known}\), the model's vocabulary",
+    ):
         load_samples(config, tokenizer, 1024, known)

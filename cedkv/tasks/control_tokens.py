@@ -1,0 +1,142 @@
+"""Encode text so that control tokens occur only where a chat template wrote them.
+
+A control token is a special token of the tokenizer (``<|im_end|>``), or another added token that its chat template writes
+(Qwen3's ``<think>``). Text of a sample that spells one is plain text: a model would else read the end of a turn in the middle
+of a demonstration.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cedkv.core.errors import UnusableSample
+from cedkv.core.text import preview
+
+Chars = tuple[int, int]
+"""Characters of a text, ``[start, end)``."""
+Tokens = tuple[list[int], list[Chars]]
+"""Token ids, and the characters of each."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Encodes text without special tokens around it.
+
+    control: the added token of each control token's id. pattern: finds control tokens in text. unknown: id and text of the
+    token of characters without one.
+    """
+
+    tokenizer: Any
+    control: dict[int, Any]
+    pattern: re.Pattern[str]
+    unknown: tuple[int | None, str | None]
+
+    @classmethod
+    def of(cls, tokenizer: Any, written: str) -> TextEncoder:
+        """Return the encoder of a fast tokenizer; ``written``: its chat template, empty where it has none."""
+        control = {
+            token_id: token
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or (token.content in written and not token.content.isspace())
+        }
+        longest_first = sorted((token.content for token in control.values()), key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return cls(tokenizer, control, pattern, (tokenizer.unk_token_id, tokenizer.unk_token))
+
+    def encode(self, sample_id: str, text: str, markup: Sequence[Chars] = (), limit: int | None = None) -> Tokens:
+        """Return ids and character offsets of a text.
+
+        Args:
+            markup: the characters that a chat template wrote; all others are plain.
+            limit: how many tokens to return at most; never a part of a character.
+
+        Raises:
+            UnusableSample: a character has no token, or the tokenizer reads plain text as a control token.
+        """
+        ids, offsets = self._joint(text)
+        spelled, in_pieces = self._spelled(ids, offsets, text, markup), True
+        if spelled is not None:
+            # Around markup the text is encoded in pieces, which must be as independent as they are here.
+            in_pieces = not markup or self._around(text, [(0, len(text))])[0] == ids
+            ids, offsets = self._around(text, markup)
+        if limit is not None and len(ids) > limit:
+            while limit and offsets[limit][0] < offsets[limit - 1][1]:
+                limit -= 1
+            ids, offsets = ids[:limit], offsets[:limit]
+        if spelled is not None and (not in_pieces or self._spelled(ids, offsets, text, markup) is not None):
+            raise UnusableSample(
+                "text spells a control token",
+                f"sample {sample_id}: its text spells {preview(spelled)}, a control token that this tokenizer cannot read as "
+                "plain text; take it out of the text",
+            )
+        if self.unknown[0] in ids:
+            for token, (start, end) in zip(ids, offsets, strict=True):
+                if token == self.unknown[0] and text[start:end].strip() != self.unknown[1]:
+                    raise UnusableSample(
+                        "character without a token",
+                        f"sample {sample_id}: the tokenizer has no token for {text[start:end]!r}, the model would read "
+                        f"{self.unknown[1]!r} in its place; use other characters",
+                    )
+        return ids, offsets
+
+    def _joint(self, text: str, split: bool = False) -> Tokens:
+        """Encode a text at once; ``split``: special tokens that it spells are plain text."""
+        # How special tokens are read is a state of the tokenizer, which its next caller must not find changed.
+        try:
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=split, verbose=False
+            )
+        finally:
+            self.tokenizer.backend_tokenizer.encode_special_tokens = self.tokenizer.split_special_tokens
+        return list(encoded.input_ids), list(encoded.offset_mapping)
+
+    def _is_written(self, token: int, text: str) -> bool:
+        """Return whether a text, or what the tokenizer makes of it, has a control token's own characters.
+
+        A token for characters that have none, or for a single byte, may be a special token too.
+        """
+        content, normalizer = self.control[token].content, self.tokenizer.backend_tokenizer.normalizer
+        return content in text or (normalizer is not None and content in normalizer.normalize_str(text))
+
+    def _spelled(self, ids: Sequence[int], offsets: Sequence[Chars], text: str, markup: Sequence[Chars]) -> str | None:
+        """Return a control token, as the text has it, that stands in plain text; None where none does."""
+        if self.control.keys().isdisjoint(ids):
+            return None
+        for token, (first, last) in zip(ids, offsets, strict=True):
+            found = text[first:last]
+            if token not in self.control or not self._is_written(token, found):
+                continue
+            start, end = last - len(found.lstrip()), first + len(found.rstrip())
+            after = bisect_right(markup, (start, len(text)))
+            if not after or end > markup[after - 1][1]:
+                return found.strip()
+        return None
+
+    def _around(self, text: str, ranges: Sequence[Chars]) -> Tokens:
+        """Encode a text piece by piece around the control tokens that it spells in these ranges; elsewhere it is plain."""
+        ids, offsets, position = list[int](), list[Chars](), 0
+
+        def add(start: int, end: int) -> None:
+            if start < end:
+                piece, inside = self._joint(text[start:end], split=True)
+                ids.extend(piece)
+                offsets.extend((start + first, start + last) for first, last in inside)
+
+        by_content = {token.content: (token_id, token) for token_id, token in self.control.items()}
+        for match in (match for first, last in ranges for match in self.pattern.finditer(text, first, last)):
+            token_id, token = by_content[match.group()]
+            start, end = match.span()
+            if token.lstrip:
+                start = max(position, len(text[:start].rstrip()))
+            if token.rstrip:
+                end = len(text) - len(text[end:].lstrip())
+            add(position, start)
+            ids.append(token_id)
+            offsets.append((start, end))
+            position = end
+        add(position, len(text))
+        return ids, offsets
