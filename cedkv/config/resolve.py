@@ -226,13 +226,15 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
             key, parameter = block, key.removeprefix(f"{block}.")
     if key not in annotations:
         raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, annotations)}")
+    union = get_args(annotations[key]) if get_origin(annotations[key]) in (Union, UnionType) else ()
+    only_text = set(union or (annotations[key],)) <= {str, type(None), Text, Template} and not text.startswith(("'", '"'))
     try:
         value = _parse(text)
     except ValueError:
-        raise ConfigError(f"{key} = {preview(text)}: not readable as a YAML value; quote it if it is text") from None
-    union = get_args(annotations[key]) if get_origin(annotations[key]) in (Union, UnionType) else ()
-    only_text = set(union or (annotations[key],)) <= {str, type(None), Text, Template}
-    if only_text and not text.startswith(("'", '"')) and (value is not None or text.startswith("#")):
+        if not only_text:
+            raise ConfigError(f"{key} = {preview(text)}: not readable as a YAML value; quote it if it is text") from None
+        value = text
+    if only_text and (value is not None or text.startswith("#")):
         value = text  # unparsed: YAML would drop what follows " #", and read 123 as a number
     *blocks, leaf = key.split(".")
     for block in blocks:

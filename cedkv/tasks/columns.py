@@ -30,6 +30,7 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 """Inputs and outputs, the better known first."""
 _CHOICES = ("choices", "all_classes", "options")
 _IDS = ("id", "idx", "uid", "guid", "sample_id")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PREFIXES = ("gen_prefix", "answer_prefix")
 
 Kind = Literal["shots", "records", "needle", "context"]
@@ -156,7 +157,7 @@ def as_text(value: Any, place: str, column: str) -> str | None:
     text = str(value).strip()
     if len(text) > MAX_LINE:
         raise DataError(f"{place}: {column} has {len(text):,} characters, {MAX_LINE:,} are allowed; shorten it")
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    if _SURROGATE.search(text):
         raise DataError(f"{place}: {column} holds half a character (a lone surrogate): {preview(text)}; write whole ones")
     return text or None
 

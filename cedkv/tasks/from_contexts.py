@@ -159,8 +159,8 @@ def context_rows(rows: Rows, columns: Columns, data: DataBlock, seed: int) -> tu
     for key, value in (("demo_tokens", data.demo_tokens), ("shots_from", data.shots_from), ("verbalizer", data.verbalizer)):
         if value is not None:
             raise DataError(
-                f"data.{key} is for demonstrations made of shots, and each row of {rows.path} carries its own (column "
-                f"{columns.context or columns.input}); leave it out"
+                f"data.{key} is for demonstrations made of shots, and each row of {rows.path} carries a text of its own "
+                f"(column {columns.context or columns.input}); leave it out"
             )
     if data.format == "chat":
         raise DataError(

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from cedkv.config.data import DataBlock
 from cedkv.core.errors import DataError
@@ -24,7 +26,10 @@ from cedkv.tasks.columns import Columns, answer_of, as_text, sample_ids
 from cedkv.tasks.rows import Row, Rows
 from cedkv.tasks.shots import Question, Shot, ShotTemplate, episode_of, shots_that_fit, template_for
 from cedkv.tasks.symbol_lookup import SYMBOLS
-from cedkv.tasks.tokenize import single_token_symbols
+from cedkv.tasks.words import read_words, symbols_for
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 TEMPLATE = "Q: {input}\nA: {output}\n\n"
 MAX_LABELS = 50
@@ -41,6 +46,11 @@ class RowTask(Task):
     path: str
     ids: tuple[str, ...]
     order: tuple[int, ...]
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Return nothing: what all its episodes have goes by the rows, and ``lacking`` says."""
+        return frozenset()
 
     def source(self, request: TaskRequest) -> str:
         return f"{self.path} ({len(self.ids)} rows, seed={request.seed})"
@@ -144,27 +154,30 @@ class ShotRows(RowTask):
         Raises:
             DataError: there is no other row.
         """
-        pool, asked = self.pool or self.examples, self.examples[row]
-        rng = rng_for(seed, "shots", 0, self.ids[row])
+        asked, rng = self.examples[row], rng_for(seed, "shots", 0, self.ids[row])
         want = data.shots if data.demo_tokens is None else data.demo_tokens
-        usable = (pool[i] for i in rng.permutation(len(pool)) if pool[i].input != asked.input)
         if _balanced(data):
-            by_label: dict[str, list[Example]] = {}
-            for example in usable:
-                by_label.setdefault(example.output, []).append(example)
-            names = sorted(by_label)
-            names = [names[i] for i in rng.permutation(len(names))]
-            if data.verbalizer == "symbols" and asked.output in by_label:  # a symbol that no shot shows has no answer
+            names = [list(self._by_label)[i] for i in rng.permutation(len(self._by_label))]
+            if data.verbalizer == "symbols":  # a symbol that no shot shows has no answer
                 names.sort(key=lambda name: name != asked.output)
-            rounds = zip_longest(*(by_label[name] for name in names))
-            usable = (example for each in rounds for example in each if example is not None)
-        shots = [example for example, _ in zip(usable, range(want), strict=False)]
+            rounds = zip_longest(*(_drawn(self._by_label[name], asked, rng) for name in names))
+            drawn: Iterator[Example] = (example for each in rounds for example in each if example is not None)
+        else:
+            drawn = _drawn(self.pool or self.examples, asked, rng)
+        shots = [example for example, _ in zip(drawn, range(want), strict=False)]
         if not shots:
             raise DataError(
                 f"{data.shots_from or self.path}: no row is left to be a shot for sample {self.ids[row]}: a demonstration is "
                 "made of rows with other inputs; give more rows, or a file of them with data.shots_from"
             )
         return shots
+
+    @cached_property
+    def _by_label(self) -> dict[str, list[Example]]:
+        by_label: dict[str, list[Example]] = {}
+        for example in self.pool or self.examples:
+            by_label.setdefault(example.output, []).append(example)
+        return by_label
 
     def _other(self, row: int, seed: int) -> str | None:
         """Return the input of another row; None where all are the same."""
@@ -176,19 +189,19 @@ class ShotRows(RowTask):
     def _symbols(self, request: TaskRequest, template: ShotTemplate) -> tuple[str, ...]:
         """Return the symbols that labels can be written as. Raises DataError: there are too few."""
         labels = self.labels or ()
-        taken = request.off_words | {label.lower() for label in labels}
-        query = template.query(self.examples[self.order[0]].input)
-        symbols = single_token_symbols(request.tokenizer, query, [symbol for symbol in SYMBOLS if symbol not in taken])
-        if len(symbols) < len(labels):
-            raise DataError(
-                f"data.verbalizer = symbols: {self.path} has {plural(len(labels), 'label')}, and {len(symbols)} symbols are "
-                "one token of this tokenizer and occur in no OFF prompt; write words with data.verbalizer={LABEL: WORD, ...}"
-            )
-        return symbols
+        spelt = {label.lower() for label in labels}
+        words = [word for word in dict.fromkeys((*SYMBOLS, *read_words("words"))) if word not in spelt]
+        need = f"data.verbalizer = symbols: {self.path} has {plural(len(labels), 'label')}"
+        return symbols_for(request, template, words, len(labels), need, "write words with data.verbalizer={LABEL: WORD, ...}")
 
     def _drawn_words(self, sample_id: str, seed: int, symbols: Sequence[str]) -> dict[str, str]:
         order = rng_for(seed, "symbols", 0, sample_id).permutation(len(symbols))
         return {label: symbols[i] for label, i in zip(self.labels or (), order, strict=False)}
+
+
+def _drawn(examples: Sequence[Example], asked: Example, rng: Generator) -> Iterator[Example]:
+    """Return examples in a random order, without those that ask the same."""
+    return (examples[i] for i in rng.permutation(len(examples)) if examples[i].input != asked.input)
 
 
 def _balanced(data: DataBlock) -> bool:
@@ -219,7 +232,7 @@ def empty_rows(rows: Rows, empty: Sequence[Row], what: str, skip: bool) -> list[
     """Return the note on rows that were left out because something in them is empty. Raises DataError unless ``skip``."""
     if not empty:
         return []
-    said = f"{empty[0].place}: {what} is empty" + (f", as in {len(empty) - 1:,} more rows" if len(empty) > 1 else "")
+    said = f"{empty[0].place}: {what} is empty" + (f", as in {plural(len(empty) - 1, 'more row')}" if len(empty) > 1 else "")
     if len(empty) == len(rows.rows):
         raise DataError(f"{said}: no row is left; name other columns with data.fields")
     if not skip:

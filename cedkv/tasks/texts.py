@@ -44,6 +44,11 @@ class FileEpisodes(Task):
     path: str
     read: tuple[OnEpisode, ...]
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """Return nothing: what all its episodes have goes by the file, and ``lacking`` says."""
+        return frozenset()
+
     def episodes(self, request: TaskRequest) -> tuple[OnEpisode, ...]:
         return self.read
 

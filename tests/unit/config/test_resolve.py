@@ -46,11 +46,23 @@ def test_overrides(overrides: list[str], expected: dict[str, object]) -> None:
     assert changed(*overrides) == expected
 
 
-@pytest.mark.parametrize("text", ["123", "1e-4", "true", "2024-01-01", "a #b", "#b", "o'neil", "[a]", "a: b", "0x10"])
+@pytest.mark.parametrize(
+    "text", ["123", "1e-4", "true", "2024-01-01", "a #b", "#b", "o'neil", "[a]", "a: b", "0x10", "a: b: c", "[a"]
+)
 def test_text_stays_text(text: str) -> None:
     """A model folder named 123, a revision 1e5, a path with " #" in it: YAML's reading of them is not what was meant."""
     assert changed(f"model.id={text}") == {"model.id": text}
     assert changed(model_revision=text) == {"model.revision": text}
+
+
+def test_a_template_is_text() -> None:
+    template = "Q: {input}\nA: {output}\n\n"
+    assert changed(template=r"Q: {input}\nA: {output}\n\n") == {"data.template": template}
+    assert changed(template=template) == {"data.template": template}
+
+
+def test_ids_may_be_numbers() -> None:
+    assert changed("data.sample_ids=[7, a]") == {"data.sample_ids": ["7", "a"]}
 
 
 @pytest.mark.parametrize("text", ["", "seed", "=3", "seed=", "seed=1,", ",seed=1", "seed=1,,eval.on_samples=3"])
