@@ -66,7 +66,11 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     assert best is not None
     assert not best.reference
     assert parent.data.tags["best.run_id"] == best.run_id
-    assert parent.data.tags["best.rule"].startswith("highest accuracy, ")
+    untaught = "nothing is decided about the selection, as the teacher itself gains 0 on base; "
+    assert parent.data.tags["best.rule"].startswith(f"{untaught}highest accuracy, ")
+    assert parent.data.tags["teacher_gain"] == "fail"
+    assert parent.data.tags["samples.unusable"] == "0"
+    assert "note     the teacher itself gains 0 on base (limit 0.1): this model does not learn" in said.out
     assert parent.data.tags["factors"] == "select.mode"
     assert parent.data.tags["gateA_passed"] == "5 of 5"
     assert parent.data.params["phase2.select.mode"] == "attention_diversity_span"
