@@ -1,16 +1,19 @@
 """Tiny random models of many families, built from their real configuration classes, and what becomes of each here.
 
-``python -m tests.families.models`` writes the table of README.md; a test keeps it in step. Nothing is downloaded.
+``python -m tests.families.models`` writes ``cedkv/models/families.json``, which ``cedkv list models`` shows, and the table of
+README.md; tests keep both in step. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cedkv.checks.certificate import Certificate, certify
@@ -20,7 +23,10 @@ from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
 from tests.support import tiny
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, TABLE = ROOT / "README.md", ROOT / "cedkv" / "models" / "families.json"
+Row = dict[str, str]
+"""``family``, ``model_type``, ``verdict`` and ``remarks``: positions, limits, reasons."""
 START, END = "<!-- models: python -m tests.families.models -->\n", "<!-- /models -->\n"
 SMALL = {
     "vocab_size": 500, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -96,8 +102,8 @@ FAMILIES = (
     Family("GPT-2", "gpt2", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}),
     Family("OPT", "opt", {"ffn_dim": 64, "word_embed_proj_dim": 64}),
     Family("GPT-BigCode", "gpt_bigcode", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}),
-    Family("GPT-J", "gptj", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}, "computed inside the model"),
-    Family("CodeGen", "codegen", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}, "computed inside the model"),
+    Family("GPT-J", "gptj", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}, "neither rotary"),
+    Family("CodeGen", "codegen", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 1024}, "neither rotary"),
     Family("Falcon", "falcon", {}, "computed inside the model"),
     Family("Falcon, ALiBi", "falcon", {"alibi": True}, "ALiBi"),
     Family("BLOOM", "bloom", {}, "ALiBi"),
@@ -144,14 +150,17 @@ def save(family: Family, folder: Path) -> Path:
     return folder
 
 
-def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Certificate | None]:
+def judged(family: Family, folder: Path) -> tuple[Row, LanguageModel | None, Certificate | None]:
     """The family's row of the table, and, where it is not rejected, the loaded model and its certificate."""
+
+    def row(verdict: str, remarks: str) -> Row:
+        return {"family": family.name, "model_type": family.model_type, "verdict": verdict, "remarks": remarks}
+
     config = tiny.config(save(family, folder))
     try:
         loading.open_spec(config)
     except ModelError as error:
-        reasons = "; ".join(line.split(maxsplit=1)[1] for line in str(error).splitlines()[1:-1])
-        return f"| {family.name} | `{family.model_type}` | rejected | {reasons} |", None, None
+        return row("rejected", "; ".join(line.split(maxsplit=1)[1] for line in str(error).splitlines()[1:-1])), None, None
     lm = loading.load(config)
     found = certify(lm, fingerprint(lm), None)
     limits = [f"{limit.reason}: sequences must stay below" for limit in lm.capabilities.context_limits]
@@ -161,9 +170,8 @@ def judged(family: Family, folder: Path) -> tuple[str, LanguageModel | None, Cer
     if rejected:
         limits.append(f"no {' and no '.join(rejected)}: {found.can[rejected[0]]}")
     if not found.certified:
-        return f"| {family.name} | `{family.model_type}` | fails | {', '.join(found.failed([]))} |", lm, found
-    verdict = "works with limits" if limits else "works"
-    return f"| {family.name} | `{family.model_type}` | {verdict} | {'; '.join([positions(lm), *limits])} |", lm, found
+        return row("fails", ", ".join(found.failed([]))), lm, found
+    return row("works with limits" if limits else "works", "; ".join([positions(lm), *limits])), lm, found
 
 
 def positions(lm: LanguageModel) -> str:
@@ -185,22 +193,31 @@ def positions(lm: LanguageModel) -> str:
     return ", ".join(words)
 
 
-def table() -> str:
-    """The whole table, every family judged anew."""
-    rows = ["| family | model type | here | positions, limits, reasons |", "| --- | --- | --- | --- |"]
+def table() -> dict[str, Any]:
+    """The whole table, every family judged anew by the installed transformers."""
+    rows = []
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(judged(family, Path(folder))[0])
-    return "\n".join(rows) + "\n"
+    return {"transformers": transformers.__version__, "families": rows}
 
 
-def written() -> str:
+def written() -> dict[str, Any]:
+    """The table as the package has it."""
+    found: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return found
+
+
+def markdown(rows: list[Row]) -> str:
     """The table as README.md has it."""
-    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0]
+    lines = [f"| {row['family']} | `{row['model_type']}` | {row['verdict']} | {row['remarks']} |\n" for row in rows]
+    return "".join(["| family | model type | here | positions, limits, reasons |\n", "| --- | --- | --- | --- |\n", *lines])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    made = table()
+    TABLE.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     before, after = text.split(START)[0], text.split(END)[1]
-    README.write_text(before + START + table() + END + after, encoding="utf-8")
+    README.write_text(before + START + markdown(made["families"]) + END + after, encoding="utf-8")

@@ -1,17 +1,19 @@
-"""Every family of the table: certified and run end to end, or rejected before weights; README.md says the same."""
+"""Every family of the table: certified and run end to end, or rejected before weights; package and README.md say the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import transformers
+import yaml
 from transformers import AutoModelForCausalLM
 
 from cedkv.analysis.results import collect
 from cedkv.checks.base import RunRecords
 from cedkv.checks.certificate import FOLDER
 from cedkv.checks.gates import judge_gate
-from tests.families.models import FAMILIES, Family, judged, written
+from tests.families.models import END, FAMILIES, README, ROOT, START, Family, Row, judged, markdown, written
 from tests.support import tiny
 
 WORKING = [family for family in FAMILIES if family.rejected is None]
@@ -35,7 +37,7 @@ def test_certified_and_run(family: Family, tmp_path: Path, monkeypatch: pytest.M
     assert found.certified, found.table()
     assert found.fault is not None
     assert found.fault > 1e-4, "a fault would not show"
-    assert row in written().splitlines(), "python -m tests.families.models writes the table anew"
+    assert_written(row)
     moving = "gather" if found.can["gather, compact"] is None else "prefill"
     overrides = [f"prefix.kv_source={moving}", "eval.on_samples=2", "eval.off_samples=2", "eval.gate_a_samples=2",
                  "eval.n_random_trials=1", "layer_scope.injection=[1,2,3]"]  # fmt: skip
@@ -62,11 +64,28 @@ def test_rejected_before_weights_are_loaded(family: Family, tmp_path: Path, monk
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     row, lm, _ = judged(family, tmp_path)
     assert lm is None
-    assert str(family.rejected) in row
-    assert row in written().splitlines(), "python -m tests.families.models writes the table anew"
+    assert str(family.rejected) in row["remarks"]
+    assert_written(row)
 
 
 def test_the_table_has_these_families_and_no_others() -> None:
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in written().splitlines()[2:]]
-    assert rows == [family.name for family in FAMILIES]
+    assert [row["family"] for row in written()["families"]] == [family.name for family in FAMILIES]
     assert set(EVERYDAY) < {family.name for family in WORKING}
+
+
+def test_readme_has_the_packages_table() -> None:
+    assert README.read_text(encoding="utf-8").split(START)[1].split(END)[0] == markdown(written()["families"])
+
+
+def test_the_table_is_of_the_pinned_transformers() -> None:
+    dependencies = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    (pip,) = (each["pip"] for each in dependencies if isinstance(each, dict))
+    assert f"transformers=={written()['transformers']}" in pip, "python -m tests.families.models writes the table anew"
+
+
+def assert_written(row: Row) -> None:
+    """The table has the row. It is of one version of transformers; under another the verdict is the same, not every reason."""
+    found = {each["family"]: each for each in written()["families"]}[row["family"]]
+    if transformers.__version__ != written()["transformers"]:
+        row, found = ({**each, "remarks": ""} for each in (row, found))
+    assert row == found, "python -m tests.families.models writes the table anew"

@@ -20,7 +20,7 @@ REJECTED = [
     (hf.BloomConfig(), "bloom", "attention is computed inside the model"),
     (hf.FalconConfig(alibi=True), "falcon", "positions .* ALiBi"),
     (hf.FalconConfig(), "falcon", "attention is computed inside the model"),
-    (hf.GPTJConfig(), "gptj", "attention is computed inside the model"),
+    (hf.GPTJConfig(), "gptj", "neither rotary"),
     (hf.BertConfig(), "bert", "neither rotary"),
     (hf.Gemma2Config(use_bidirectional_attention=True), "gemma2", "tokens see later ones"),
     (hf.T5Config(), "t5", "encoder-decoder"),
