@@ -1,6 +1,13 @@
-"""``python -m cedkv``."""
+"""``python -m cedkv``, and the command ``cedkv`` that an installed package has."""
 
 from cedkv.cli.app import main
 from cedkv.cli.click_ext import program
 
-program(main, "python -m cedkv")
+
+def script() -> None:
+    """Run the command ``cedkv``."""
+    program(main, "cedkv")
+
+
+if __name__ == "__main__":
+    program(main, "python -m cedkv")

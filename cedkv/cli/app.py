@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 
 import click
 
-from cedkv.cli.click_ext import GroupedCommand, MainCommand, phase2_flags, run_options, short_options
+from cedkv.cli.click_ext import GroupedCommand, MainCommand, names_of, phase2_flags, report_errors, run_options, short_options
+from cedkv.cli.completion import completion_command
+from cedkv.cli.listing import list_command
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
-from cedkv.core.text import escape_control, preview, redact, sanitize
+from cedkv.core.text import preview
 from cedkv.core.version import __version__
 from cedkv.runs.request import RunRequest
 
@@ -36,7 +37,7 @@ def execute(request: RunRequest, debug: bool = False) -> None:
     if not sys.stderr.isatty():
         # tqdm reads the variable when it is imported; in a log the bars of all libraries would be thousands of lines
         os.environ.setdefault("TQDM_DISABLE", "1")
-    with _report_errors(debug):
+    with report_errors(debug):
         from cedkv.runs.resolved import resolve_request
 
         resolved = resolve_request(request)
@@ -96,22 +97,6 @@ def _end_on_signals() -> None:
         signal.signal(handled, end)
 
 
-@contextmanager
-def _report_errors(debug: bool) -> Iterator[None]:
-    """Turn an exception into one message and an exit code; with ``debug`` a traceback is printed too."""
-    try:
-        yield
-    except Exception as error:
-        if debug:
-            click.echo(escape_control(redact(traceback.format_exc())), err=True)
-        if isinstance(error, CedkvError):
-            click.echo(f"Error: {sanitize(str(error))}", err=True)
-            sys.exit(error.exit_code)
-        message = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
-        click.echo(f"Error: unexpected error: {message}\nUse --debug to see where (-P debug=true), and report it", err=True)
-        sys.exit(3)
-
-
 def comparison_command(name: str) -> click.Command:
     """Return the command of a comparison: its list options, and every option of a single run."""
 
@@ -120,8 +105,13 @@ def comparison_command(name: str) -> click.Command:
 
     command: Callable[..., None] = run_options(short_options(run_comparison))
     for option, (key, text) in reversed(COMPARISONS[name].items()):
-        command = click.option(f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]")(command)
-    summary = "Evaluate several conditions on the same samples: a parent run, a nested run each, paired statistics, a page."
+        command = click.option(
+            f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]", shell_complete=names_of(key)
+        )(command)
+    summary = (
+        f"{name.replace('_', ' ').capitalize()}: several conditions on the same samples, a parent run with a nested run each, "
+        "paired statistics, a page."
+    )
     return click.command(name, cls=GroupedCommand, help=summary, context_settings={"max_content_width": 110})(command)
 
 
@@ -183,10 +173,11 @@ def main(
       python -m cedkv --phase 1.5 --phase2-model-id /path/to/model
       python -m cedkv --resume 8da8f583e4b141b0874737737cefbd5a
       python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a
+      python -m cedkv ablate-selector --model_id smollm2-135m --select_modes all --max_on 16
     """
     if ctx.invoked_subcommand is not None:
         return
-    with _report_errors(parameters["debug"]):
+    with report_errors(parameters["debug"]):
         _check_strict(strict)
     execute(request_of("phase2" if parameters["resume"] is None else "any", parameters), parameters["debug"])
 
@@ -216,7 +207,7 @@ def data_command(
     episodes are shown as text with the kinds of their tokens, then counts, lengths in tokens, what cannot be used and why, and
     the command that runs them.
     """
-    with _report_errors(debug):
+    with report_errors(debug):
         name = "off_path" if off else "on_path"
         if file is not None and options[name] is not None:
             raise ConfigError(f"FILE {preview(file)} and --{name} {preview(options[name])} both name the samples; give one")
@@ -225,6 +216,12 @@ def data_command(
 
         options[name] = file or options[name]
         show_data(path, overrides, options, show, target, off, click.echo, sys.stdout.isatty())
+
+
+for _name in COMPARISONS:
+    main.add_command(comparison_command(_name), _name.replace("_", "-"))
+main.add_command(list_command)
+main.add_command(completion_command)
 
 
 @main.command("sync", cls=GroupedCommand)
@@ -238,7 +235,7 @@ def sync_command(folder: str, timeout: int, debug: bool) -> None:
     stays as it is. A run that could not set its status (kill -9, power loss) is ended as KILLED. Exit code 4: MLflow still
     does not have everything.
     """
-    with _report_errors(debug):
+    with report_errors(debug):
         from cedkv.runs.lifecycle import sync
 
         sync(Path(os.path.abspath(folder)), timeout, click.echo)  # absolute: the folder's name, also of ".", is the run id
@@ -253,7 +250,7 @@ def report_command(folder: str, debug: bool) -> None:
     Page, tables, figures and files are written; no model is loaded. The same version of cedkv writes the same bytes. The
     nested runs of a comparison are rendered too. MLflow is not called; sync logs what was written.
     """
-    with _report_errors(debug):
+    with report_errors(debug):
         with _without_garbage_collection():
             from cedkv.runs.render import render_again
 
@@ -273,7 +270,7 @@ def leaderboard_command(experiment: str, query: str, uri: str | None, out: str, 
     Finished evaluations count: single runs, and the nested runs of comparisons. One page with a matrix of methods by task and
     model, and the same table as CSV.
     """
-    with _report_errors(debug):
+    with report_errors(debug):
         with _without_garbage_collection():
             from cedkv.runs import tracking
             from cedkv.runs.leaderboard import write_leaderboard
@@ -305,7 +302,7 @@ def certify_command(
       2    rejected before its weights were loaded (or it cannot be loaded), with the reason
       3    a check failed
     """
-    with _report_errors(debug):
+    with report_errors(debug):
         from cedkv.core.files import write_json
 
         try:

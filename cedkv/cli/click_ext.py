@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from cedkv.config.extensions import REGISTRIES
 from cedkv.config.options import OPTIONS
 from cedkv.core import stdio
-from cedkv.core.text import sanitize
+from cedkv.core.errors import CedkvError
+from cedkv.core.text import escape_control, redact, sanitize
 
 PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
 """The options that are also flags of the command line (``--phase2-model-id``); ``--set`` reaches every key."""
@@ -65,6 +69,38 @@ def program(command: click.Command, name: str) -> None:
     command(prog_name=name)
 
 
+@contextmanager
+def report_errors(debug: bool) -> Iterator[None]:
+    """Turn an exception into one message and an exit code; with ``debug`` a traceback is printed too."""
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            click.echo(escape_control(redact(traceback.format_exc())), err=True)
+        if isinstance(error, CedkvError):
+            click.echo(f"Error: {sanitize(str(error))}", err=True)
+            sys.exit(error.exit_code)
+        message = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        click.echo(f"Error: unexpected error: {message}\nUse --debug to see where (-P debug=true), and report it", err=True)
+        sys.exit(3)
+
+
+def names_of(key: str) -> Callable[[click.Context, click.Parameter, str], list[str]] | None:
+    """Return the shell completion of an option that takes registered names, or a list of them; None for any other key.
+
+    No implementation is imported: registries know their names.
+    """
+    registry = REGISTRIES.get(key)
+    if registry is None:
+        return None
+
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in registry.names() if name.startswith(begun)]
+
+    return complete
+
+
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every command that makes a run: ``--config``, ``--set``, ``--resume`` and ``--debug``."""
     command = click.option(
@@ -94,7 +130,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 def short_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the ``-P`` names as options: ``--select_mode``."""
     for name, (key, text) in reversed(OPTIONS.items()):
-        command = click.option(f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]")(command)
+        command = click.option(
+            f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]", shell_complete=names_of(key)
+        )(command)
     return command
 
 
@@ -103,5 +141,7 @@ def phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     for name in reversed(PHASE2_FLAGS):
         key, text = OPTIONS[name]
         flag = f"--phase2-{name.replace('_', '-')}"
-        command = click.option(flag, name, metavar="VALUE", help=f"Phase 2|{text} [{key}]")(command)
+        command = click.option(flag, name, metavar="VALUE", help=f"Phase 2|{text} [{key}]", shell_complete=names_of(key))(
+            command
+        )
     return command
