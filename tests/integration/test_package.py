@@ -31,7 +31,9 @@ READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "docs", "entrypoints", "tests
 
 
 def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    """What a command prints that finds nothing of this checkout by ``PYTHONPATH``."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -129,20 +131,13 @@ def test_a_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -
     offline = ("--no-deps", "--no-index", "--disable-pip-version-check", "--quiet")
     run(sys.executable, "-m", "pip", "--python", python, "install", *offline, str(wheel), cwd=tmp_path)
     (site / "dependencies.pth").write_text("\n".join(outside))  # after the environment's own, which come first
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-    def outcome(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     command = str(environment / "bin" / "cedkv")
-    place = outcome(python, "-c", "import cedkv, cedkv.cli.app; print(cedkv.__file__)").strip()
+    place = run(python, "-c", "import cedkv, cedkv.cli.app; print(cedkv.__file__)", cwd=tmp_path).strip()
     assert Path(place).parent.parent.resolve() == site.resolve()
-    assert outcome(command, "--help").startswith("Usage: cedkv [OPTIONS]")
-    assert outcome(command, "--version").split()[-1] == __version__
-    assert outcome(command, "list", "models").startswith("Llama ")
-    assert "random_span" in outcome(command, "list", "selectors")
+    assert run(command, "--help", cwd=tmp_path).startswith("Usage: cedkv [OPTIONS]")
+    assert run(command, "--version", cwd=tmp_path).split()[-1] == __version__
+    assert run(command, "list", "models", cwd=tmp_path).startswith("Llama ")
+    assert "random_span" in run(command, "list", "selectors", cwd=tmp_path)
 
 
 def test_the_version_stands_in_one_place() -> None:
