@@ -127,10 +127,13 @@ def _label_tokens(
     """Return the answers to choose among, by their first token; empty where fewer than two differ.
 
     They are the episode's labels and its own answer. Where it has no labels, they are the answers of its demo, the first tokens
-    of the runs of kind ``answer``, if its own is one of them: the symbols of an episode.
+    of the runs of kind ``answer``, if its own is written there: the symbols of an episode.
     """
+    shown = {episode.demo_text[start:end].strip() for start, end, kind in episode.char_kinds if kind == "answer"}
     if episode.labels is not None:
         labels = {answer, *_first_tokens(made, episode, episode.labels)}
+    elif episode.answer_text.strip() not in shown:
+        labels = set()
     else:
         labels = {demo[i] for i, kind in enumerate(kinds) if kind == "answer" and (i == 0 or kinds[i - 1] != "answer")}
     return tuple(sorted(labels)) if answer in labels and len(labels) > 1 else ()

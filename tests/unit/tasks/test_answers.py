@@ -88,7 +88,8 @@ def test_symbols_of_an_episode_are_its_labels() -> None:
     assert labels_of(episode()) == {" red", " blue"}
     assert labels_of(episode("green red", outputs=("red", "blue"))) == set()
     assert labels_of(episode("blue", outputs=("blue", "blue"))) == set()
-    assert labels_of(episode("blue red", outputs=("red red", "blue"))) == {" red", " blue"}
+    assert labels_of(episode("blue red", outputs=("red red", "blue red"))) == {" red", " blue"}
+    assert labels_of(episode("blue red", outputs=("red", "blue green"))) == set()
 
 
 def test_labels_are_the_same_under_bos() -> None:
