@@ -77,7 +77,12 @@ def test_only_the_templates_control_tokens_are_real(text: str) -> None:
     off = tokenize_off(made, "off-1", text)
     assert control(tokenizer, off.token_ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert off.prompt_text == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" == tokenizer.decode(off.token_ids)
-    episode = episode_of("on-1", [Shot(text, "red"), Shot("lug", text)], Question(text, text, 1, f"lug{text}"), chat(tokenizer))
+    episode = episode_of(
+        "on-1",
+        [Shot(text, "red"), Shot("lug", text)],
+        Question(text, text, 1, f"a much longer question about lug {text}"),
+        chat(tokenizer),
+    )
     sample = tokenize_on(made, episode)
     turn = ["<|im_start|>", "<|im_end|>"]
     assert control(tokenizer, sample.demo_token_ids) == turn * 4
