@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -139,6 +140,27 @@ def resolve_over(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Con
     return _validate(config.model_dump(), list(settings.items()))
 
 
+def with_values(config: Phase2Config, values: Mapping[str, Any]) -> Phase2Config:
+    """Return a copy of a configuration with some keys set to Python values.
+
+    Args:
+        values: configuration key (``select.span_len``) -> value; a path counts as its text, a tuple as a list.
+
+    Raises:
+        ConfigError: as ``resolve``.
+    """
+    tree = config.model_dump()
+    for key, value in values.items():
+        if key not in leaf_keys():
+            raise ConfigError(f"unknown configuration key {preview(key)}{near_match(key, leaf_keys())}")
+        _put(
+            tree,
+            key,
+            os.fspath(value) if isinstance(value, os.PathLike) else list(value) if isinstance(value, tuple) else value,
+        )
+    return _validate(tree, [])
+
+
 def _validate(tree: dict[str, Any], pairs: list[tuple[str, str]]) -> Phase2Config:
     """Return the configuration of a tree of blocks in which ``(key, text)`` pairs are set."""
     for key, text in pairs:
@@ -236,6 +258,11 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
         value = text
     if only_text and (value is not None or text.startswith("#")):
         value = text  # unparsed: YAML would drop what follows " #", and read 123 as a number
+    _put(tree, key, value, parameter)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, parameter: str = "") -> None:
+    """Set a key of the tree, or one parameter of a key that holds a block of names."""
     *blocks, leaf = key.split(".")
     for block in blocks:
         tree = tree.setdefault(block, {})

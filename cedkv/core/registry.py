@@ -89,6 +89,25 @@ class Registry(Generic[T]):
 
         return decorate
 
+    def name_of(self, implementation: type) -> str:
+        """Return the name under which ``get`` finds a class: its registered one, or a reference to it.
+
+        Raises:
+            ConfigError: the class is not of this kind, or is defined where it cannot be imported from (inside a function).
+        """
+        reference = f"{implementation.__module__}:{implementation.__qualname__}"
+        registered = next((name for name, known in self._registered.items() if known is implementation), None)
+        built_in = next((name for name, given in self.builtin.items() if given == reference), None)
+        name = registered or built_in or reference
+        if name == reference:
+            if not _REFERENCE.fullmatch(reference):
+                raise ConfigError(
+                    f"{self.kind} {preview(reference)} is defined inside a function, where no configuration can name it; "
+                    "define it at the top of a module, or register it"
+                )
+            self._loaded[name] = self._checked(name, implementation)  # a notebook's cell may define it anew
+        return name
+
     def provider(self, name: str) -> str | None:
         """Return who provides an implementation: ``distribution version``, or a module; None for built-in ones."""
         if name in self.builtin:

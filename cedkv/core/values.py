@@ -52,7 +52,7 @@ class OnSample:
     """A tokenised episode.
 
     demo_token_ids: begins with BOS (kind ``bos``) if the tokenizer adds BOS.
-    answer_token_ids: the tokens that must be answered, at least one (``data.answer``).
+    answer_token_ids: the tokens that must be answered, at least one (``data.answer``); none where spans are only selected.
     token_kinds: the kind of every demo token.
     gold_tokens, other_query_ids, shot_tokens: ``gold``, ``other_query_text`` and ``shots`` of the episode, in tokens.
     label_token_ids: the answers to choose among, by their first token: ascending, without repeats, the sample's own among them;

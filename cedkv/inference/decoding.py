@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
@@ -46,33 +46,55 @@ def decode(
     rows, prefix, owners = share_head(lm, rows, names, prefix, injection_layers, None)
 
     def compute(indices: list[int]) -> torch.Tensor:
-        pass_rows, pass_names = [rows[i] for i in indices], [names[i] for i in indices]
-        ids, mask, positions = left_padded(pass_rows, lm.device)
-        hidden = None
-        if prefix is None:
-            output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        else:
-            under = prefix.rows([owners[i] for i in indices])
-            output = forward_with_prefix(lm.model, lm.device, pass_rows, under, injection_layers, logits_to_keep=1)
-            mask = torch.cat([under.visible.to(mask.dtype), mask], dim=1)
-            positions, hidden = positions + under.query_start[:, None], hidden_slots(under, injection_layers)
-        place = positions[:, -1:]
+        under = None if prefix is None else prefix.rows([owners[i] for i in indices])
+        steps = decoding_steps(lm, [rows[i] for i in indices], [names[i] for i in indices], under, injection_layers)
+        logits = next(steps)
         for done in range(tokens + 1):
-            logits = output.logits[:, -1]
-            require_finite(logits, "logits", pass_names)
             chosen = choose(done, indices, logits)
             if chosen is None or done == tokens:
                 break
-            mask, place = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), place + 1
-            with hide_prefix(hidden):
-                output = lm.model(
-                    input_ids=chosen[:, None].to(lm.device),
-                    attention_mask=mask,
-                    position_ids=place,
-                    past_key_values=output.past_key_values,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+            logits = steps.send(chosen)
         return torch.zeros(len(indices))
 
     map_rows(lm, [len(row) + tokens for row in rows], compute)
+
+
+@torch.inference_mode()
+def decoding_steps(
+    lm: LanguageModel,
+    rows: Sequence[Ids],
+    names: Sequence[str],
+    prefix: KVPrefix | None,
+    injection_layers: frozenset[int] | None,
+) -> Generator[torch.Tensor, torch.Tensor, None]:
+    """Yield the logits of the next token, (B, vocabulary), and be sent the token that each row goes on with, (B,); without end.
+
+    Args:
+        rows, names, prefix, injection_layers: as in ``decode``; all rows are in one pass.
+
+    Raises:
+        NumericsError: a logit is not finite.
+    """
+    ids, mask, positions = left_padded(rows, lm.device)
+    hidden = None
+    if prefix is None:
+        output = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    else:
+        output = forward_with_prefix(lm.model, lm.device, rows, prefix, injection_layers, logits_to_keep=1)
+        mask = torch.cat([prefix.visible.to(mask), mask], dim=1)
+        positions, hidden = positions + prefix.query_start.to(mask.device)[:, None], hidden_slots(prefix, injection_layers)
+    place = positions[:, -1:]
+    while True:
+        logits = output.logits[:, -1]
+        require_finite(logits, "logits", names)
+        tokens = yield logits
+        mask, place = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), place + 1
+        with hide_prefix(hidden):
+            output = lm.model(
+                input_ids=tokens[:, None].to(lm.device),
+                attention_mask=mask,
+                position_ids=place,
+                past_key_values=output.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from cedkv.kv.readings import (
     TokenScore,
     ValueNorm,
 )
-from cedkv.models.capabilities import ContextLimit
+from cedkv.models.capabilities import Capabilities, ContextLimit
 from cedkv.models.loading import LanguageModel, ModelSpec
 from cedkv.models.output_projection import grams, unsupported_projection
 from cedkv.selectors.base import configured_score, create, query_window
@@ -120,8 +120,8 @@ def extra_queries(passes: Passes, tokenizer: Any, samples: Sequence[OnSample]) -
     return found
 
 
-def check_lengths(spec: ModelSpec, configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> None:
-    """Reject, before weights are loaded, demos over which a pass is longer than the model, or one of its layers, can attend to.
+def check_lengths(spec: ModelSpec | LanguageModel, configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> None:
+    """Reject demos over which a pass is longer than the model, or one of its layers, can attend to.
 
     Raises:
         ModelError: names the pass, its length and the limit.
@@ -161,26 +161,33 @@ def check_readings(spec: ModelSpec, configs: Sequence[Phase2Config]) -> None:
     Raises:
         ModelError: names the selector, what it reads, and what would work.
     """
-    capabilities = spec.capabilities
     needing = {reading: config.select.mode for config in configs for reading in plan_passes([config]).own}
-    for reading, mode in needing.items():
-        if reading.linear_scores and capabilities.softcap is not None:
-            reason = f"its attention scores are soft-capped at {capabilities.softcap}, not linear in the query"
-            raise _cannot_read(mode, reading, spec.source, reason)
+    _check_linear(spec.capabilities, spec.source, needing)
     weighing = [(reading, mode) for reading, mode in needing.items() if reading.weighs_values]
     if weighing and (missing := unsupported_projection(spec)) is not None:
         reading, mode = weighing[0]
         raise _cannot_read(mode, reading, spec.source, f"it weighs values by W_o, and {missing}")
 
 
+def _check_linear(capabilities: Capabilities, model: str, needing: Mapping[Reading, str]) -> None:
+    """Raise ModelError for scores that are not linear in the query where a selector reads what takes them to be."""
+    for reading, mode in needing.items():
+        if reading.linear_scores and capabilities.softcap is not None:
+            reason = f"its attention scores are soft-capped at {capabilities.softcap}, not linear in the query"
+            raise _cannot_read(mode, reading, model, reason)
+
+
 def check_loaded_readings(lm: LanguageModel, configs: Sequence[Phase2Config]) -> None:
-    """Raise if only the loaded model shows that it cannot give what a selector reads.
+    """Raise if a loaded model cannot give what a selector reads.
 
     Raises:
-        ModelError: the output projection is not given the attention output, or keys follow no rotation known here.
+        ModelError: the output projection is not given the attention output, keys follow no rotation known here, or scores
+            are soft-capped.
     """
     for config in configs:
-        for reading in plan_passes([config]).own:
+        readings = plan_passes([config]).own
+        _check_linear(lm.capabilities, lm.meta["model_id"], dict.fromkeys(readings, config.select.mode))
+        for reading in readings:
             if reading.weighs_values:
                 grams(lm)
             if isinstance(reading, ExpectedAttention) and lm.capabilities.positions == "rotary" and lm.rope_layouts is None:

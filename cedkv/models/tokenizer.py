@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,20 @@ def load_tokenizer(source: str, options: dict[str, Any], vocabulary: int, chat: 
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """Return the text of one token within a text: decoded alone, a SentencePiece token would lose its leading space."""
+    """Return the text of one token within a text, see ``tokens_text``."""
+    return tokens_text(tokenizer, [token])
+
+
+def tokens_text(tokenizer: Any, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """Return the text of tokens within a text: decoded alone, a SentencePiece token would lose its leading space.
+
+    Args:
+        skip_special_tokens: whether to leave control tokens out.
+    """
     anchor = tokenizer("x", add_special_tokens=False).input_ids[-1:]
-    without, with_token = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (anchor, [*anchor, token]))
-    return str(with_token.removeprefix(without))
+    options = {"clean_up_tokenization_spaces": False, "skip_special_tokens": skip_special_tokens}
+    without, with_tokens = (tokenizer.decode(ids, **options) for ids in (anchor, [*anchor, *tokens]))
+    return str(with_tokens.removeprefix(without))
 
 
 def _read(source: str, options: dict[str, Any]) -> Any:

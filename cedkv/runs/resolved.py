@@ -105,14 +105,11 @@ def resolve_run(
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:
     """Raise DataError if a selector needs evidence that a sample of the user's file, or the task, does not give."""
-    from cedkv.selectors.base import configured_score, create  # imports numpy, which a bad configuration need not wait for
+    from cedkv.selectors.base import needed_of_episode  # imports numpy, which a bad configuration need not wait for
 
     reads: dict[str, set[str]] = {}
     for condition in conditions:
-        selector = create(condition.config.select)
-        reading = selector.token_score(configured_score(condition.config)).reading
-        needed = {*selector.needs, *(["other_query_text"] if getattr(reading, "query", "own") == "other" else [])}
-        reads.setdefault(condition.config.select.mode, set()).update(needed)
+        reads.setdefault(condition.config.select.mode, set()).update(needed_of_episode(condition.config))
     config, task = conditions[0].config, texts.on
     for field in ("gold", "shots", "other_query_text"):
         needing = ", ".join(mode for mode, needed in reads.items() if field in needed)

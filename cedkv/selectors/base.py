@@ -114,6 +114,13 @@ def create(select: SelectBlock) -> Selector:
     return build(selector_class(select.mode), select.params, "select.params")
 
 
+def needed_of_episode(config: Phase2Config) -> frozenset[str]:
+    """Return what a configuration's selector needs of an episode: of ``gold``, ``shots`` and ``other_query_text``."""
+    selector = create(config.select)
+    other = getattr(selector.token_score(configured_score(config)).reading, "query", "own") == "other"
+    return selector.needs & {"gold", "shots"} | ({"other_query_text"} if other else frozenset())
+
+
 def query_window(select: SelectBlock) -> int | None:
     """Return how many of the query's last tokens are read; None for all."""
     return None if select.query_window == "all" else select.query_window

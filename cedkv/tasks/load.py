@@ -72,7 +72,7 @@ def load_samples(
     data, sizes = config.data, config.eval
     texts = texts or read_sample_texts(config)
     made = SampleTokenizer.of(tokenizer, config.model.template_kwargs, data.answer, data.off_length)
-    _check_prefix_len(config, made)
+    check_prefix_len(config, made)
     skip = data.unusable == "skip"
 
     def off_sample(prompt: OffText) -> OffSample:
@@ -88,9 +88,7 @@ def load_samples(
                 "finished text; leave out data.format, or give rows (data.fields)"
             )
         sample = tokenize_on(made, episode)
-        ids = (*sample.teacher_ids, *sample.answer_token_ids)
-        _check_positions(sample.sample_id, len(ids) - 1, max_positions)
-        _check_vocabulary(sample.sample_id, (*ids, *(sample.other_query_ids or ())), tokenizer, vocabulary)
+        check_sample(sample, tokenizer, max_positions, vocabulary)
         return sample
 
     off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip)
@@ -161,7 +159,14 @@ def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], first: Unus
     return DataError(f"{count} of {count + usable} {_NAMES[kind]} cannot be used: {reasons}. The first: {first}{remedy}")
 
 
-def _check_prefix_len(config: Phase2Config, made: SampleTokenizer) -> None:
+def check_sample(sample: OnSample, tokenizer: Any, max_positions: int, vocabulary: int) -> None:
+    """Raise UnusableSample if a sample is longer than the model's context, or has a token beyond its vocabulary."""
+    ids = (*sample.teacher_ids, *sample.answer_token_ids)
+    _check_positions(sample.sample_id, len(ids) - 1, max_positions)
+    _check_vocabulary(sample.sample_id, (*ids, *(sample.other_query_ids or ())), tokenizer, vocabulary)
+
+
+def check_prefix_len(config: Phase2Config, made: SampleTokenizer) -> None:
     """Raise ConfigError if spans and sinks leave no slot for BOS, which every prefix keeps."""
     select = config.select
     need = select.span_budget * select.span_len + select.keep_sink + len(made.bos)

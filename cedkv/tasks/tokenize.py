@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cedkv.core.errors import DataError, UnusableSample
@@ -93,9 +93,20 @@ def tokenize_on(made: SampleTokenizer, episode: OnEpisode) -> OnSample:
         UnusableSample: the boundary is inside a token, the answer is no answer as ``data.answer`` asks for, or the text cannot
             be read; the message names the sample.
     """
+    prompt = tokenize_prompt(made, episode)
+    answer = _answer_tokens(made, episode, list(prompt.teacher_ids[len(made.bos) :]))
+    labels = _label_tokens(made, episode, prompt.demo_token_ids, prompt.token_kinds, answer[0])
+    return replace(prompt, answer_token_ids=answer, label_token_ids=labels)
+
+
+def tokenize_prompt(made: SampleTokenizer, episode: OnEpisode) -> OnSample:
+    """Tokenise demo + query jointly and split the tokens at the boundary; the sample has no answer.
+
+    Raises:
+        UnusableSample: the boundary is inside a token, or the text cannot be read; the message names the sample.
+    """
     bos = made.bos
     demo, query, offsets = _split(made, episode, episode.query_text)
-    answer = _answer_tokens(made, episode, demo + query)
     bos_kind: TokenKind = "bos"
     other_query = None
     kinds = (bos_kind,) * len(bos) + tuple(_kinds(offsets, episode.char_kinds))
@@ -112,12 +123,11 @@ def tokenize_on(made: SampleTokenizer, episode: OnEpisode) -> OnSample:
         episode=episode,
         demo_token_ids=bos + tuple(demo),
         query_token_ids=tuple(query),
-        answer_token_ids=answer,
+        answer_token_ids=(),
         token_kinds=kinds,
         gold_tokens=gold,
         other_query_ids=None if other_query is None else tuple(other_query),
         shot_tokens=tuple(shot for shot in shots if shot is not None) or None,
-        label_token_ids=_label_tokens(made, episode, bos + tuple(demo), kinds, answer[0]),
     )
 
 
