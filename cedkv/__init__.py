@@ -1,6 +1,6 @@
 """cedkv: can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
-The names below are public: what a package needs that extends cedkv (docs/extending.md), and how a program runs an evaluation.
+The names below are public: the library (docs/library.md), and what a package needs that extends cedkv (docs/extending.md).
 They are imported when they are first used, so that ``import cedkv`` and ``--help`` stay light.
 """
 
@@ -20,6 +20,10 @@ _PUBLIC = {
     "cedkv.core.seeding": ("rng_for",),
     "cedkv.core.values": ("Evidence", "OnEpisode", "Placement", "Selection", "Span", "TokenKind"),
     "cedkv.inference.prefix": ("KVSource",),
+    "cedkv.library.models": ("load_model",),
+    "cedkv.library.prefixes": ("PrefixBatch", "SelectedPrefix"),
+    "cedkv.library.runs": ("Run", "compare", "evaluate", "read_run"),
+    "cedkv.library.selecting": ("load_prefix", "select_kv"),
     "cedkv.models.loading": ("LanguageModel",),
     "cedkv.runs.pipeline": ("run",),
     "cedkv.runs.resolved": ("resolve_run",),
@@ -39,6 +43,10 @@ if TYPE_CHECKING:
     from cedkv.core.seeding import rng_for
     from cedkv.core.values import Evidence, OnEpisode, Placement, Selection, Span, TokenKind
     from cedkv.inference.prefix import KVSource
+    from cedkv.library.models import load_model
+    from cedkv.library.prefixes import PrefixBatch, SelectedPrefix
+    from cedkv.library.runs import Run, compare, evaluate, read_run
+    from cedkv.library.selecting import load_prefix, select_kv
     from cedkv.models.loading import LanguageModel
     from cedkv.runs.pipeline import run
     from cedkv.runs.resolved import resolve_run

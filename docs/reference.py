@@ -27,7 +27,8 @@ from cedkv.testing import WordTokenizer
 DOCS = Path(__file__).parent
 PACKAGES = (
     *("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "conditions.py", "models", "inference"),
-    *("records.py", "recording.py", "checks", "units.py", "eval_phase2.py", "analysis", "report", "runs", "cli", "testing.py"),
+    *("records.py", "recording.py", "checks", "units.py", "eval_phase2.py", "analysis", "report", "runs", "library"),
+    *("cli", "testing.py"),
 )
 """In the order of their imports."""
 FLOW = "config, tasks, teacher's evidence, selection, placement, prefix, answers, records, checks, analysis, report, tracking"

@@ -15,6 +15,7 @@ import click
 
 from cedkv.cli.click_ext import GroupedCommand, MainCommand, names_of, phase2_flags, report_errors, run_options, short_options
 from cedkv.cli.completion import completion_command
+from cedkv.cli.export import export_command
 from cedkv.cli.listing import list_command
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
@@ -222,6 +223,7 @@ for _name in COMPARISONS:
     main.add_command(comparison_command(_name), _name.replace("_", "-"))
 main.add_command(list_command)
 main.add_command(completion_command)
+main.add_command(export_command)
 
 
 @main.command("sync", cls=GroupedCommand)

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -229,7 +229,7 @@ class StoredRun:
 
 
 class ExperimentReader:
-    """Reads the runs of an experiment, and their tables."""
+    """Reads the runs of an experiment, their tables and files."""
 
     def __init__(self, timeout: int) -> None:
         """Create a reader; ``timeout``: longest wait for a call, in seconds."""
@@ -287,6 +287,30 @@ class ExperimentReader:
                 return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
             except (ValueError, KeyError, TypeError):
                 return None
+
+    def files(self, run_id: str, names: Collection[str], folder: Path) -> None:
+        """Download files of a run, those that it has of these.
+
+        Args:
+            names: paths among the run's artifacts.
+            folder: where the files go, under the same paths.
+
+        Raises:
+            ConfigError: MLflow has no such run, or does not answer.
+        """
+        with self._reported():
+            for within in sorted({name.rpartition("/")[0] for name in names}):
+                for path in self._paths(run_id, within):
+                    if path in names:
+                        self._download(run_id, path, folder / path)
+
+    def _paths(self, run_id: str, within: str) -> list[str]:
+        return [artifact.path for artifact in self._tracker._call(lambda client: client.list_artifacts(run_id, within))]
+
+    def _download(self, run_id: str, path: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = self._tracker._call(lambda client: client.download_artifacts(run_id, path, str(target.parent)))
+        Path(found).replace(target)  # releases of MLflow differ in whether the path's folders are made again
 
     def _pages(self, search: Callable[..., Any]) -> list[Any]:
         """Return what a search, given the client and the ``token`` of a page, finds on all pages."""
