@@ -22,8 +22,8 @@ from cedkv.analysis.paired import mcnemar
 from cedkv.checks.certificate import measurements_folder
 from cedkv.config.resolve import resolve, resolve_over
 from cedkv.config.schema import Phase2Config
+from cedkv.inference.distributions import kl
 from cedkv.inference.evidence import read_batch
-from cedkv.inference.forward import kl
 from cedkv.inference.head_weights import ensure_head_weights
 from cedkv.inference.student import Students
 from cedkv.models import loading

@@ -22,8 +22,9 @@ from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
 from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.distributions import kl
 from cedkv.inference.evidence import read_batch
-from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.off import OffAnswers, OffBase, read_off_base
 from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students

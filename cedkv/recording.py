@@ -10,7 +10,7 @@ import torch
 
 from cedkv.core.values import Candidate, Evidence, OffSample, OnSample, Placement, Record, Selection
 from cedkv.inference.answers import Answers
-from cedkv.inference.forward import among_labels, kl
+from cedkv.inference.distributions import among_labels, kl
 from cedkv.inference.off import OffAnswers, OffBase
 from cedkv.inference.quality import GoldMass, Quality, gold_coverage
 from cedkv.models.tokenizer import token_text

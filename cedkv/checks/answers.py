@@ -14,7 +14,8 @@ from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.checks.reference import alone_prefix
 from cedkv.config.schema import Phase2Config
 from cedkv.inference.decoding import decode
-from cedkv.inference.forward import Ids, kl, log_softmax
+from cedkv.inference.distributions import kl, log_softmax
+from cedkv.inference.forward import Ids
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 

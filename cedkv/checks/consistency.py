@@ -18,7 +18,8 @@ from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.checks.reference import alone_base, alone_batch, alone_student, is_one_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
-from cedkv.inference.forward import kl, left_padded, log_softmax, next_token_logprobs, prefill
+from cedkv.inference.distributions import kl, log_softmax
+from cedkv.inference.forward import left_padded, next_token_logprobs, prefill
 from cedkv.inference.prefix import encode
 from cedkv.inference.prefix_store import load_prefix, save_prefix
 from cedkv.kv.cache import KVPrefix, assemble

@@ -25,8 +25,9 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OnEpisode, OnSample
+from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.evidence import read_batch
-from cedkv.inference.forward import Ids, kl, log_softmax, next_token_logprobs
+from cedkv.inference.forward import Ids, next_token_logprobs
 from cedkv.inference.prefix import encode
 from cedkv.inference.teacher import TeacherOutput, read_teacher
 from cedkv.kv import attention

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from cedkv.checks.probe import ROWS, WEIGHING, Probe, ProbeCheck, call_alone, left_alone, worst
-from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.distributions import kl
+from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode
 from cedkv.kv.positioning import place
 from cedkv.kv.readings import ValueNorm

@@ -17,8 +17,9 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Placement, Selection
 from cedkv.inference.batch import Batch
+from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.evidence import token_score
-from cedkv.inference.forward import kl, log_softmax, next_token_logprobs, prefill
+from cedkv.inference.forward import next_token_logprobs, prefill
 from cedkv.inference.passes import token_scores
 from cedkv.inference.prefix import encode
 from cedkv.kv.cache import KVPrefix

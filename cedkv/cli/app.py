@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cedkv.cli.click_ext import GroupedCommand, MainCommand, names_of, phase2_flags, report_errors, run_options, short_options
+from cedkv.cli.click_ext import (
+    GroupedCommand,
+    MainCommand,
+    names_of,
+    phase2_flags,
+    report_errors,
+    run_options,
+    short_options,
+    without_garbage_collection,
+)
 from cedkv.cli.completion import completion_command
+from cedkv.cli.data import data_command
 from cedkv.cli.export import export_command
+from cedkv.cli.leaderboard import leaderboard_command
 from cedkv.cli.listing import list_command
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
@@ -42,7 +51,7 @@ def execute(request: RunRequest, debug: bool = False) -> None:
         from cedkv.runs.resolved import resolve_request
 
         resolved = resolve_request(request)
-        with _without_garbage_collection():
+        with without_garbage_collection():
             from cedkv.runs.pipeline import run
 
         verdicts = [result.results.verdicts for result in run(resolved)]
@@ -67,20 +76,6 @@ def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
         {name: parameters[name] for name in COMPARISONS.get(command, {})},
         resume,
     )
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Import heavy modules in the block without garbage collection, and exempt their objects from later collections.
-
-    torch, transformers and mlflow create a million objects that stay: scanning them costs seconds and finds no garbage.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _end_on_signals() -> None:
@@ -183,44 +178,10 @@ def main(
     execute(request_of("phase2" if parameters["resume"] is None else "any", parameters), parameters["debug"])
 
 
-@main.command("data", cls=GroupedCommand, context_settings={"max_content_width": 110})
-@click.argument("file", required=False)
-@click.option("--show", type=click.IntRange(0, 1000), default=3, show_default=True, help="Samples|How many are shown as text.")
-@click.option("--out", "target", metavar="FILE", help="Samples|Write the episodes as JSON Lines, which on_path reads back.")
-@click.option("--off", is_flag=True, help="Samples|FILE holds OFF prompts, and these are shown.")
-@click.option("--config", "path", metavar="FILE", help="Configuration|YAML file with a phase2 block.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE,...", help="Configuration|Any configuration key.")
-@click.option("--debug", is_flag=True, help="Running|Show the traceback of an error.")
-@short_options
-def data_command(
-    file: str | None,
-    show: int,
-    target: str | None,
-    off: bool,
-    path: str | None,
-    overrides: tuple[str, ...],
-    debug: bool,
-    **options: str | None,
-) -> None:
-    """Show what the samples of FILE, or of --task, are to a model, without its weights.
-
-    FILE holds episodes, or rows that episodes are built from: JSON Lines, a JSON list, CSV or Parquet (docs/data.md). Three
-    episodes are shown as text with the kinds of their tokens, then counts, lengths in tokens, what cannot be used and why, and
-    the command that runs them.
-    """
-    with report_errors(debug):
-        name = "off_path" if off else "on_path"
-        if file is not None and options[name] is not None:
-            raise ConfigError(f"FILE {preview(file)} and --{name} {preview(options[name])} both name the samples; give one")
-        with _without_garbage_collection():
-            from cedkv.cli.data import show_data
-
-        options[name] = file or options[name]
-        show_data(path, overrides, options, show, target, off, click.echo, sys.stdout.isatty())
-
-
 for _name in COMPARISONS:
     main.add_command(comparison_command(_name), _name.replace("_", "-"))
+main.add_command(data_command)
+main.add_command(leaderboard_command)
 main.add_command(list_command)
 main.add_command(completion_command)
 main.add_command(export_command)
@@ -253,33 +214,10 @@ def report_command(folder: str, debug: bool) -> None:
     nested runs of a comparison are rendered too. MLflow is not called; sync logs what was written.
     """
     with report_errors(debug):
-        with _without_garbage_collection():
+        with without_garbage_collection():
             from cedkv.runs.render import render_again
 
         render_again(Path(os.path.abspath(folder)), click.echo)
-
-
-@main.command("leaderboard", cls=GroupedCommand)
-@click.option("--experiment", default="cedkv", show_default=True, metavar="NAME", help="MLflow experiment, by name or id.")
-@click.option("--filter", "query", default="", metavar="TEXT", help="MLflow's search filter: \"tags.team = 'a'\".")
-@click.option("--tracking-uri", "uri", metavar="URI", help="Where the runs are; by default MLFLOW_TRACKING_URI.")
-@click.option("--out", default="leaderboard.html", show_default=True, metavar="FILE", help="Page; a .csv goes beside it.")
-@click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Longest wait per call (s).")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def leaderboard_command(experiment: str, query: str, uri: str | None, out: str, timeout: int, debug: bool) -> None:
-    """Rank methods over the tasks and models of an MLflow experiment.
-
-    Finished evaluations count: single runs, and the nested runs of comparisons. One page with a matrix of methods by task and
-    model, and the same table as CSV.
-    """
-    with report_errors(debug):
-        with _without_garbage_collection():
-            from cedkv.runs import tracking
-            from cedkv.runs.leaderboard import write_leaderboard
-
-        if uri is not None:
-            tracking.use_tracking_uri(uri)
-        write_leaderboard(experiment, query, Path(out), timeout, click.echo)
 
 
 @main.command("certify", cls=GroupedCommand)

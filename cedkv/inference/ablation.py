@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Selection
 from cedkv.inference.batch import Batch
-from cedkv.inference.forward import kl, next_token_logprobs
+from cedkv.inference.distributions import kl
+from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode, kv_source
 from cedkv.kv.positioning import place
 from cedkv.selectors.base import candidates

@@ -6,15 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
-from cedkv.inference.forward import (
-    Ids,
-    forward_with_prefix,
-    hidden_slots,
-    left_padded,
-    map_rows,
-    require_finite,
-    share_head,
-)
+from cedkv.inference.distributions import require_finite
+from cedkv.inference.forward import Ids, forward_with_prefix, hidden_slots, left_padded, map_rows, share_head
 from cedkv.kv.attention import hide_prefix
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel

@@ -20,7 +20,7 @@ from cedkv.core.values import Evidence, OnSample
 from cedkv.inference.ablation import answer_odds, causal_drops, divergence
 from cedkv.inference.answers import AnswerReader
 from cedkv.inference.batch import Announce, Batch
-from cedkv.inference.forward import require_finite
+from cedkv.inference.distributions import require_finite
 from cedkv.inference.passes import extra_queries, needed_evidence, plan_passes, replay_rows, span_drop, token_scores
 from cedkv.inference.prefix import kv_source
 from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher

@@ -21,7 +21,8 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from cedkv.core.errors import ConfigError
 from cedkv.core.seeding import rng_for
 from cedkv.inference.decoding import decoding_steps
-from cedkv.inference.forward import Ids, log_softmax
+from cedkv.inference.distributions import log_softmax
+from cedkv.inference.forward import Ids
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import tokens_text

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cedkv.inference.decoding import decode
-from cedkv.inference.forward import Further, Ids, kl, log_softmax
+from cedkv.inference.distributions import kl, log_softmax
+from cedkv.inference.forward import Further, Ids
 from cedkv.models.loading import LanguageModel
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 from cedkv.config.extensions import KV_SOURCES
 from cedkv.core.values import OnSample, Placement
 from cedkv.inference.boundary_replay import replay_boundaries
-from cedkv.inference.forward import prefill, require_finite
+from cedkv.inference.distributions import require_finite
+from cedkv.inference.forward import prefill
 from cedkv.kv.cache import KVPrefix, Layers, assemble, gather
 from cedkv.models.loading import LanguageModel
 

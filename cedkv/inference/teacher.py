@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cedkv.inference.distributions import require_finite
 from cedkv.inference.forward import (
     Further,
     Ids,
@@ -21,7 +22,6 @@ from cedkv.inference.forward import (
     map_rows,
     prefill,
     read_logits,
-    require_finite,
     zeros_like_kv,
 )
 from cedkv.kv.attention import observe_attention

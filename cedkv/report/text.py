@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import PurePath
 from typing import Any
 
 from cedkv.analysis.best import by_group
 from cedkv.analysis.results import ConditionResult, Results, verdict_word
 from cedkv.checks.base import CheckResult
+from cedkv.config.data import DataBlock
 from cedkv.config.schema import Phase2Config
 from cedkv.core.text import escape_control, escape_markdown, number, plural, sentence, wrapped
 from cedkv.tasks.load import Unusable
 
 
 def run_name(config: Phase2Config, phase: str) -> str:
-    """Return a name that tells runs apart in a list: ``attention_diversity_span · compact · seed 42``."""
+    """Return a name that tells runs apart in a list: ``attention_diversity_span · compact · seed 42``.
+
+    A file of samples, or a task that is not the default one, is named too.
+    """
     start = "gate A" if phase == "1.5" else config.select.mode
     parts: list[str] = [start, config.injection.positioning_mode]
     if config.prefix.kv_source != "prefill":
@@ -25,6 +30,11 @@ def run_name(config: Phase2Config, phase: str) -> str:
         parts.append("shrink")
     if config.select.keep_sink:
         parts.append(f"sink {config.select.keep_sink}")
+    data = config.data
+    if data.on_path is not None:
+        parts.append(PurePath(data.on_path).name)
+    elif data.task != DataBlock().task:
+        parts.append(data.task)
     return " · ".join([*parts, f"seed {config.seed}"])
 
 

@@ -96,6 +96,7 @@ def load_samples(
     with TASKS.errors_named(data.task):
         on_source = texts.on.source(request)
     on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip)
+    _check_first_tokens(data.answer, on)
     off_source = data.off_path or f"off_prompts(seed={config.seed})"
     notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)))
     return Samples(tuple(on), tuple(off), on_source, off_source, notes, (*on_unusable, *off_unusable))
@@ -152,7 +153,7 @@ def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], first: Unus
     )
     remedies = []
     if any(each.reason == SEVERAL_TOKENS for each in unusable):
-        remedies.append("data.answer=whole or first takes answers of several tokens")
+        remedies.append("data.answer=whole or first takes answers of several tokens; data.verbalizer gives labels words")
     if usable and not skip:
         remedies.append("data.unusable=skip leaves such samples out, and counts them")
     remedy = f". {'; '.join(remedies)}" if remedies else ""
@@ -174,6 +175,16 @@ def check_prefix_len(config: Phase2Config, made: SampleTokenizer) -> None:
         raise ConfigError(
             f"this tokenizer adds BOS, which every prefix keeps: span_budget x span_len + keep_sink + 1 = {need} tokens "
             f"cannot fit prefix_len = {config.prefix_len}; raise prefix_len to {need}, or lower one of the others"
+        )
+
+
+def _check_first_tokens(answer: str, on: Sequence[OnSample]) -> None:
+    """Raise DataError if only first tokens count and tell no two answers apart: any arm that knows the form would be right."""
+    texts = {sample.episode.answer_text for sample in on}
+    if answer == "first" and len(texts) > 1 and len({sample.answer_token_ids for sample in on}) == 1:
+        raise DataError(
+            f"data.answer = first: the {len(texts)} different answers of {len(on)} ON samples all begin with the same token: "
+            "it tells none of them apart; use data.answer=whole, or give labels words (data.verbalizer)"
         )
 
 

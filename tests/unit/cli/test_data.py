@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cedkv.cli import app
-from cedkv.cli.data import WIDTH, run_command
+from cedkv.cli.shown_samples import WIDTH, run_command
 from cedkv.config.resolve import resolve
 from cedkv.tasks.load import load_samples
 from tests.support import tiny

@@ -9,7 +9,8 @@ import torch
 
 from cedkv.core.values import OnEpisode, OnSample, Placement
 from cedkv.inference.boundary_replay import replayed_slots
-from cedkv.inference.forward import full_demo_prefix, kl, next_token_logprobs, prefill
+from cedkv.inference.distributions import kl
+from cedkv.inference.forward import full_demo_prefix, next_token_logprobs, prefill
 from cedkv.inference.prefix import encode
 from cedkv.kv.cache import KVPrefix
 from cedkv.kv.positioning import place

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cedkv.core.errors import NumericsError
-from cedkv.inference.forward import kl, next_token_logprobs, prefill
+from cedkv.inference.distributions import kl
+from cedkv.inference.forward import next_token_logprobs, prefill
 from cedkv.inference.teacher import read_teacher
 from cedkv.kv.cache import assemble
 from cedkv.kv.positioning import place

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cedkv.inference.forward import kl, next_token_logprobs, prefill
+from cedkv.inference.distributions import kl
+from cedkv.inference.forward import next_token_logprobs, prefill
 from cedkv.inference.off import OffBase, OffReader, end_tokens, read_off_base
 from cedkv.kv.cache import assemble
 from cedkv.kv.positioning import place

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from cedkv.analysis.results import ConditionResult
-from cedkv.report.text import about_samples, beyond_limit, console, further_positions, markdown, measures, percent
+from cedkv.config.resolve import resolve
+from cedkv.report.text import about_samples, beyond_limit, console, further_positions, markdown, measures, percent, run_name
 from cedkv.tasks.load import Unusable
 from tests.support import making
 
@@ -85,3 +86,16 @@ def test_description_says_what_was_not_decided_before_any_number() -> None:
     assert "**The teacher itself gains 0 on base" in head
     assert r"41 of 54 ON samples left out: answer is several tokens (first: row-00003, row-00007, ...)." in text
     assert "nothing about the selection" not in markdown(run())
+
+
+def test_a_run_is_named_by_its_samples_too() -> None:
+    """The default task goes without saying."""
+    named = [
+        run_name(resolve(None, overrides), "2")
+        for overrides in ([], ["data.task=needle"], ["data.on_path=folder/own file.csv", "prefix.kv_source=gather"])
+    ]
+    assert named == [
+        "attention_diversity_span · compact · seed 42",
+        "attention_diversity_span · compact · needle · seed 42",
+        "attention_diversity_span · compact · gather · own file.csv · seed 42",
+    ]

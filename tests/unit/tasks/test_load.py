@@ -53,14 +53,22 @@ def test_every_unusable_sample_is_counted() -> None:
     assert "'on-6', ...), 1 x boundary inside a token ('on-2'), 1 x longer than the model's context ('on-10')" in said
     assert "The first: sample on-1: answer_text ' red blue' is 2 tokens" in said
     assert said.endswith(
-        "data.answer=whole or first takes answers of several tokens; "
+        "data.answer=whole or first takes answers of several tokens; data.verbalizer gives labels words; "
         "data.unusable=skip leaves such samples out, and counts them"
     )
 
 
 def test_only_the_samples_of_the_run_are_looked_at() -> None:
     assert len(load([GOOD, GOOD, SEVERAL], "eval.on_samples=2").on) == 2
-    assert len(load([SEVERAL, GOOD], "eval.on_samples=2", "data.answer=first").on) == 2
+    assert len(load([SEVERAL, ("", QUERY, " blue")], "eval.on_samples=2", "data.answer=first").on) == 2
+
+
+def test_first_tokens_that_tell_no_two_answers_apart_are_rejected() -> None:
+    """An arm that knew only how answers begin would be right every time."""
+    with pytest.raises(DataError, match="the 2 different answers of 3 ON samples all begin with the same token"):
+        load([SEVERAL, GOOD, GOOD], "data.answer=first")
+    assert len(load([GOOD, GOOD], "data.answer=first").on) == 2
+    assert len(load([SEVERAL, GOOD], "data.answer=whole").on) == 2
 
 
 def test_skipped_samples_are_counted_and_replaced() -> None:
