@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,8 +18,8 @@ class OtherLookup(Task):
 
     shift: int = 1
 
-    def episodes(self, request: TaskRequest) -> list[OnEpisode]:
-        return list(SymbolLookup().episodes(replace(request, seed=request.seed + self.shift)))
+    def episodes(self, request: TaskRequest) -> Iterable[OnEpisode]:
+        return SymbolLookup().episodes(replace(request, seed=request.seed + self.shift))
 
     def source(self, request: TaskRequest) -> str:
         return f"other_lookup(seed={request.seed + self.shift})"
