@@ -102,7 +102,7 @@ def console_matrix(board: Leaderboard) -> str:
             lines.append(line(f"  {label}", rank, accuracies))
             lines += [f"    {setting}" for setting in settings]
     if shown < len(board.columns):
-        lines.append(f"and {len(board.columns) - shown} more columns (leaderboard.csv)")
+        lines.append(f"and {plural(len(board.columns) - shown, 'more column')} (leaderboard.csv)")
     return "\n".join([*lines, *warnings(board)])
 
 
