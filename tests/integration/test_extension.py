@@ -74,7 +74,7 @@ def test_a_package_adds_selector_task_positioning_and_check(installed: Path, lla
     }
     assert tags["gateA"] == tags["gateA.slots_visible"] == "pass"
     assert tags["gateB.half_the_teacher"] in ("pass", "fail")
-    assert manifest["name"] == "fading_attention · every_second · seed 42"
+    assert manifest["name"] == "fading_attention · every_second · number_lookup · seed 42"
     page = (output / "report.html").read_text()
     for shown in ("fading_attention", "decay: 0.9", "number_lookup", "every_second", "slots_<wbr>visible"):
         assert shown in page, shown

@@ -54,5 +54,5 @@ def test_real_weights_pass_gate_a_and_every_figure_is_found_again(
     assert found.worst.pop("score") < 1e-5
     assert found.worst.pop("gold_coverage") == 0
     judged = {"log-odds", "lds", "comprehensiveness"} if rules.lds_masks else set()
-    assert found.worst.keys() == {"logprob", "kl", "metric"} | judged
+    assert found.worst.keys() == {"logprob", "answer", "kl", "metric"} | judged
     assert max(found.worst.values()) < limit, found.worst
