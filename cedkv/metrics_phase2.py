@@ -1,4 +1,4 @@
-"""Run metrics from sample records, as pure functions; formulas in the README, section "The numbers".
+"""Run metrics from sample records, as pure functions; formulas in ``docs/metrics.md``.
 
 A metric without samples is None, never 0 and never NaN.
 """

@@ -79,8 +79,9 @@ CHECKS: Registry[Any] = Registry(
 class CheckResult:
     """A check and what was observed: ``observed <relation> limit``, over ``n`` samples. ``gate`` is None in a certificate.
 
-    note: what follows from a result that is not a pass, and what to do; empty where there is nothing to add.
-    decides: False where the observed value decides nothing, however it stands to the limit; ``note`` says why.
+    Attributes:
+        note: what follows from a result that is not a pass, and what to do; empty where there is nothing to add.
+        decides: False where the observed value decides nothing, however it stands to the limit; ``note`` says why.
     """
 
     gate: Gate | None
@@ -116,17 +117,18 @@ class CheckResult:
 class CheckInputs:
     """What the arms computed for B samples: what measured checks compare with. Log-probabilities are (B, vocabulary).
 
-    owners: the samples whose demos the prefixes are of (others than ``samples`` only where the selector uses partners);
-        selections, evidence, placements and prefix are theirs.
-    demo: the samples' demo caches, demo token t in slot t.
-    untouched: copies of the demo caches and of the prefixes, made before any arm has run over them.
-    cached: returns a value by key, computed once for all conditions of the batch.
-    answers: teacher, select -> (B, most answer tokens) log-probabilities of the tokens of the samples' answers
-        (``inference.answers.Answers.tokens``); empty where no answers were read.
-    off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
-    off_further: the same rows, where base's own answer to the prompt has a token: (row, OFF prompt, the answer's tokens,
-        KL(select || base) after each of them).
-    alone: runs the teacher on one sample in a batch of its own.
+    Attributes:
+        owners: the samples whose demos the prefixes are of (others than ``samples`` only where the selector uses partners);
+            selections, evidence, placements and prefix are theirs.
+        demo: the samples' demo caches, demo token t in slot t.
+        untouched: copies of the demo caches and of the prefixes, made before any arm has run over them.
+        cached: returns a value by key, computed once for all conditions of the batch.
+        answers: teacher, select -> (B, most answer tokens) log-probabilities of the tokens of the samples' answers
+            (``inference.answers.Answers.tokens``); empty where no answers were read.
+        off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
+        off_further: the same rows, where base's own answer to the prompt has a token: (row, OFF prompt, the answer's
+            tokens, KL(select || base) after each of them).
+        alone: runs the teacher on one sample in a batch of its own.
     """
 
     samples: Sequence[OnSample]
@@ -169,10 +171,12 @@ class CheckInputs:
 class RunRecords:
     """What the gates decide from: the records of a finished run and its metrics.
 
-    on, off: ``OnRecord`` per ON sample, ``OffRecord`` per OFF prompt.
-    plumbing: the measured checks' observations, one record per checked sample.
-    repro: whether a sample was answered in a repetition, one record per sample and repetition.
-    metrics: of ``run_metrics``; names of the MLflow metrics.
+    Attributes:
+        on: ``OnRecord`` per ON sample.
+        off: ``OffRecord`` per OFF prompt.
+        plumbing: the measured checks' observations, one record per checked sample.
+        repro: whether a sample was answered in a repetition, one record per sample and repetition.
+        metrics: of ``run_metrics``; names of the MLflow metrics.
     """
 
     config: Phase2Config
@@ -193,7 +197,7 @@ class RunRecords:
 class Check(ABC):
     """One named comparison with a limit; the first line of a subclass's docstring is its meaning.
 
-    Class variables:
+    Attributes:
         gate: the gate it belongs to, or ``precondition``, which is part of no gate: where it does not hold, the gates say less
             than they seem to. None for a check of the certificate alone.
         name: unique in its gate.
@@ -232,7 +236,7 @@ class Check(ABC):
 class MeasuredCheck(Check):
     """A check of Gate A that is measured on the model, one value per sample; the largest one decides.
 
-    Class variables:
+    Attributes:
         observation: name of the value in the records; the check's own by default.
         counts_to_floor: its two sides are mathematically identical, so its largest KL is part of the numerical floor.
         certified: the certificate measures it too, on its probe.

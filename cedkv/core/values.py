@@ -26,13 +26,16 @@ Record = dict[str, Any]
 class OnEpisode:
     """A demonstration with one query about it, as text.
 
-    char_kinds: ``(start, end, kind)`` over the characters of ``demo_text``; characters in no range are delimiters.
-    gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span``, and for accuracy by its depth.
-    other_query_text: another query about the same demo; needed by ``transfer_span`` only.
-    shots: the characters of each solved example of ``demo_text``; needed by ``whole_shots`` only.
-    labels: the answers to choose among, each as ``answer_text`` would be written; None where answers are of no known set.
-    markup: the characters of ``demo_text + query_text`` that a chat template wrote: only there does text that spells a control
-        token become it.
+    Attributes:
+        char_kinds: ``(start, end, kind)`` over the characters of ``demo_text``; characters in no range are delimiters.
+        gold: the characters of ``demo_text`` that hold the answer; needed by ``oracle_span``, and for accuracy by its
+            depth.
+        other_query_text: another query about the same demo; needed by ``transfer_span`` only.
+        shots: the characters of each solved example of ``demo_text``; needed by ``whole_shots`` only.
+        labels: the answers to choose among, each as ``answer_text`` would be written; None where answers are of no known
+            set.
+        markup: the characters of ``demo_text + query_text`` that a chat template wrote: only there does text that spells a
+            control token become it.
     """
 
     sample_id: str
@@ -133,10 +136,11 @@ class Selection:
 class Placement:
     """Where the kept tokens of one sample go.
 
-    kept_tokens: demo tokens, ascending.
-    key_positions: rotary position of each kept token.
-    query_start: position of the query's first token.
-    slots: slots of the prefix, null slots included.
+    Attributes:
+        kept_tokens: demo tokens, ascending.
+        key_positions: rotary position of each kept token.
+        query_start: position of the query's first token.
+        slots: slots of the prefix, null slots included.
     """
 
     kept_tokens: tuple[int, ...]
@@ -149,14 +153,18 @@ class Placement:
 class Evidence:
     """What a selector may know about one sample's demo; None for evidence that it does not ask for.
 
-    attention: (L,) attention of the query to each demo token under the configured aggregation (``select.query_window`` and so
-        on).
-    scores: (L,) the score of each demo token that the selector asks for by ``token_score``; ``attention`` for most.
-    causal_drop: a candidate's start -> KL(teacher || teacher without the span), in nats. span_drop: a candidate's start ->
-    how far hiding the span moves the heads' outputs, in closed form (``kv.readings.SpanDrop``). gold: the demo tokens that
-    hold the answer. shots: the demo's solved examples, ``[start, end)`` in tokens. answer_odds: (M, L) bool masks of demo
-    tokens, True = visible -> (M,) log-odds log p / (1 - p) of the teacher's own answer. divergence: selections -> KL(select
-    || teacher) of each in nats, made and answered as the configuration says.
+    Attributes:
+        attention: (L,) attention of the query to each demo token under the configured aggregation (``select.query_window``
+            and so on).
+        scores: (L,) the score of each demo token that the selector asks for by ``token_score``; ``attention`` for most.
+        causal_drop: a candidate's start -> KL(teacher || teacher without the span), in nats.
+        span_drop: a candidate's start -> how far hiding the span moves the heads' outputs, in closed form
+            (``kv.readings.SpanDrop``).
+        gold: the demo tokens that hold the answer.
+        shots: the demo's solved examples, ``[start, end)`` in tokens.
+        answer_odds: (M, L) bool masks of demo tokens, True = visible -> (M,) log-odds log p / (1 - p) of the teacher's own
+            answer.
+        divergence: selections -> KL(select || teacher) of each in nats, made and answered as the configuration says.
     """
 
     attention: NDArray[np.float64]

@@ -18,7 +18,7 @@ from cedkv.models.loading import LanguageModel
 class KVSource(ABC):
     """Where the keys and values of kept tokens come from.
 
-    Class variables:
+    Attributes:
         reads_demo_cache: K/V are taken out of the demo's own cache, which is kept for that; keys that get other positions
             are rotated.
         isolated: kept tokens see each other and nothing else, so that prefix and query are one uncached pass of them.
@@ -41,7 +41,8 @@ class KVSource(ABC):
         They depend on the sample, its kept tokens and their positions alone: conditions that agree in these share them.
 
         Args:
-            demo, rows: demos' caches and the row of each sample in them; given to sources that read them.
+            demo: demos' caches; given to sources that read them.
+            rows: the row of each sample in them.
 
         Returns:
             Keys and values, one (B, H_kv, max K, D_h) tensor per layer, keys rotated to ``key_positions``; what is beyond

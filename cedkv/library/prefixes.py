@@ -51,13 +51,14 @@ class TextSpan(NamedTuple):
 class SelectedPrefix:
     """The prefix that was selected for one query.
 
-    sample: demo and query, tokenised.
-    selection: the chosen spans and the kept tokens.
-    placement: rotary positions of the kept tokens and of the query's first token, and the number of slots.
-    scores: (L,) what the selector holds each demo token to be worth; ``scores_of`` is ``attention``, where it ranks no tokens,
-        and they are the configured attention.
-    injection: layers that see the prefix (``layer_scope.injection``).
-    kv: keys and values, one row.
+    Attributes:
+        sample: demo and query, tokenised.
+        selection: the chosen spans and the kept tokens.
+        placement: rotary positions of the kept tokens and of the query's first token, and the number of slots.
+        scores: (L,) what the selector holds each demo token to be worth; ``scores_of`` is ``attention``, where it ranks no
+            tokens, and they are the configured attention.
+        injection: layers that see the prefix (``layer_scope.injection``).
+        kv: keys and values, one row.
     """
 
     lm: LanguageModel

@@ -35,12 +35,13 @@ FILES = (CONFIG, REPORT, COMPARISON, METRICS, f"artifacts/{SELECTION}")
 class Run:
     """A finished run.
 
-    run_id: its id; ``outputs/RUN_ID`` and, where it was logged, MLflow's.
-    config: the resolved configuration; of a comparison, what its conditions share.
-    report: the content of ``report_phase2.json``, or of a comparison's ``comparison.json``.
-    samples: the records of ``metrics.jsonl``, ON samples and OFF prompts; none of a comparison.
-    selected: what was selected for each ON sample, of ``phase2_selection.json``; none of a comparison.
-    read_condition: reads a condition of a comparison by its run id.
+    Attributes:
+        run_id: its id; ``outputs/RUN_ID`` and, where it was logged, MLflow's.
+        config: the resolved configuration; of a comparison, what its conditions share.
+        report: the content of ``report_phase2.json``, or of a comparison's ``comparison.json``.
+        samples: the records of ``metrics.jsonl``, ON samples and OFF prompts; none of a comparison.
+        selected: what was selected for each ON sample, of ``phase2_selection.json``; none of a comparison.
+        read_condition: reads a condition of a comparison by its run id.
     """
 
     run_id: str

@@ -33,10 +33,11 @@ from cedkv.models.tokenizer import load_tokenizer
 class LanguageModel:
     """A loaded model and everything that scoring needs to know about it.
 
-    device: the device of the model's inputs.
-    rope_layouts: each layer's rotation of keys; None where keys cannot be moved.
-    meta: facts for the report and the fingerprint.
-    measured: what was measured on the model once and is kept for its next use.
+    Attributes:
+        device: the device of the model's inputs.
+        rope_layouts: each layer's rotation of keys; None where keys cannot be moved.
+        meta: facts for the report and the fingerprint.
+        measured: what was measured on the model once and is kept for its next use.
     """
 
     model: Any

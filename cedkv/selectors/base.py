@@ -27,10 +27,11 @@ ALWAYS = frozenset({"attention", "scores"})
 class SelectionTask:
     """All that a selector may look at, for one sample.
 
-    select: the settings that all selectors share (span length, budget, distance, center policy).
-    token_kinds: (L,) kind of each demo token.
-    evidence: what the teacher says about the demo; of the optional fields those that the selector ``needs``.
-    rng: belongs to this (sample, trial); a selector that draws nothing leaves it alone.
+    Attributes:
+        select: the settings that all selectors share (span length, budget, distance, center policy).
+        token_kinds: (L,) kind of each demo token.
+        evidence: what the teacher says about the demo; of the optional fields those that the selector ``needs``.
+        rng: belongs to this (sample, trial); a selector that draws nothing leaves it alone.
     """
 
     select: SelectBlock
@@ -43,7 +44,7 @@ class SelectionTask:
 class Selector(ABC):
     """Chooses spans. A subclass is a frozen dataclass; its fields are its parameters, set by ``select.params``.
 
-    Class variables:
+    Attributes:
         needs: fields of ``Evidence`` beyond attention and scores; what no condition of a run needs is not computed.
         role: ``candidate``; ``reference``, compared with, never the winner; or ``oracle``, a reference that knows the answer.
         query_aware: the choice depends on the query.

@@ -18,12 +18,13 @@ GIVEN = frozenset({"gold", "shots", "other_query_text"})
 class TaskRequest:
     """What a run asks of a task.
 
-    n: episodes wanted. Episode ``i`` must not depend on ``n``, so that more samples leave the first ones as they are.
-    seed: of every random draw; use ``core.seeding.rng_for``.
-    data: the ``data`` block of the configuration.
-    tokenizer: the model's fast tokenizer.
-    off_words: lower-case words of the OFF prompts, which episodes should not use.
-    template_kwargs: what the chat template is given (``model.template_kwargs``), where ``data.format`` is chat.
+    Attributes:
+        n: episodes wanted. Episode ``i`` must not depend on ``n``, so that more samples leave the first ones as they are.
+        seed: of every random draw; use ``core.seeding.rng_for``.
+        data: the ``data`` block of the configuration.
+        tokenizer: the model's fast tokenizer.
+        off_words: lower-case words of the OFF prompts, which episodes should not use.
+        template_kwargs: what the chat template is given (``model.template_kwargs``), where ``data.format`` is chat.
     """
 
     n: int
