@@ -2,8 +2,8 @@
 # make test-fast  unit tests alone, under a minute: after each edit
 # make test       all tests but the long variants, those on real weights and real MLflow servers included; prints coverage
 # make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
-# make check      what CI checks besides: lint, format, types, which package imports which
-# make docs       the pages of docs/ that are made from the code: gates, selectors, architecture
+# make check      what CI checks besides: lint, format, types, which package imports which, the pages and their links
+# make docs       the documentation as a site in site/, after the pages that are made from the code
 # make bench      how fast it is: figures with their targets, one table, outputs/bench.json
 # make audit      known vulnerabilities of everything installed (asks PyPI's vulnerability service, over the network)
 # make soak       700 short runs in one process each, on sqlite and against a server: does anything grow (an hour)?
@@ -15,6 +15,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Tests run side by side, each worker with one thread: tiny models gain nothing from more.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist worksteal
+# Strict: a link to nothing, or a page that is not in the menu, is an error.
+MKDOCS := NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 COVERAGE := --cov --cov-report=term
 
 .PHONY: run test-fast test test-all check docs bench audit soak ui clean
@@ -38,9 +40,11 @@ check: $(READY)
 	mypy
 	lint-imports --no-cache --no-logo
 	python docs/reference.py --check
+	$(MKDOCS) --quiet --site-dir $(VENV)/site
 
 docs: $(READY)
 	python docs/reference.py
+	$(MKDOCS)
 
 bench: $(READY)
 	python -m benchmarks
@@ -68,4 +72,4 @@ $(READY): conda.yaml pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The pages of docs/ that are made from the code: ``python docs/reference.py`` writes them, ``--check`` says which are stale.
 
-Gates, selectors and tasks come from their registries, the tree of modules from the first line of each docstring.
+Gates, selectors and tasks come from their registries, the tree of modules from the first line of each docstring, settings from
+the configuration's schema, and fields of records from their docstrings (``reference_settings.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from reference_settings import MADE, cell, configuration, with_records
 
 from cedkv.checks.base import Check, MeasuredCheck, all_checks
 from cedkv.checks.probe import ProbeCheck
@@ -61,12 +64,18 @@ _ARCHITECTURE = (
     "else. The only file that touches the inside of a Hugging Face cache is `kv.cache`; the only ones that call "
     "`from_pretrained` are in `models`; the only one that imports mlflow is `runs.tracking`."
 )
-MADE = "<!-- made by `make docs`; edit the code it is made from -->\n"
 
 
 def main() -> int:
     """Write the pages, or with ``--check`` name those that are stale and return 1."""
-    pages = {"gates.md": gates(), "selectors.md": selectors(), "tasks.md": tasks(), "architecture.md": architecture()}
+    pages = {
+        "gates.md": gates(),
+        "selectors.md": selectors(),
+        "tasks.md": tasks(),
+        "architecture.md": architecture(),
+        "configuration.md": configuration(),
+        "outputs.md": with_records((DOCS / "outputs.md").read_text(encoding="utf-8")),
+    }
     stale = [name for name, text in pages.items() if not _same(DOCS / name, text)]
     if "--check" in sys.argv[1:]:
         print("\n".join(f"docs/{name} is stale: run make docs" for name in stale))
@@ -104,7 +113,7 @@ def _check_row(check: Check) -> str:
     if isinstance(check, MeasuredCheck):
         use = [word for word, holds in (("floor", check.counts_to_floor), ("certificate", check.certified)) if holds]
     relation = "≤" if check.relation == "<=" else "≥"
-    return f"| `{check.name}` | {_cell(check.meaning)} | {relation} {_limit(check)} | {check.unit} | {', '.join(use)} |\n"
+    return f"| `{check.name}` | {cell(check.meaning)} | {relation} {_limit(check)} | {check.unit} | {', '.join(use)} |\n"
 
 
 def _limit(check: Check) -> str:
@@ -134,11 +143,6 @@ def _measures(checks: Sequence[Check], gate: str | None) -> str:
     return "\n" + "".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Return text of a docstring for a cell of a markdown table."""
-    return text.replace("``", "`").replace("|", r"\|")
-
-
 def selectors() -> str:
     """Return the page of all selectors, grouped by whether they look at the query."""
     parts = [f"# Selectors\n\n{MADE}\n{_paragraph(_SELECTORS)}\n"]
@@ -164,7 +168,7 @@ def _selector_row(name: str, cls: type[Selector]) -> str:
     keeps = " ".join(module.partition("\n\n")[0].split())
     needs = ", ".join(sorted(cls.needs)) or "–"
     params = ", ".join(f"{field.name} = {field.default!r}" for field in fields(cls)) or "–"
-    return f"| `{name}` | {cls.role} | {_cell(keeps)} | {needs} | {params} |\n"
+    return f"| `{name}` | {cls.role} | {cell(keeps)} | {needs} | {params} |\n"
 
 
 def tasks() -> str:
@@ -176,7 +180,7 @@ def tasks() -> str:
         asked = (inspect.getdoc(cls) or "").partition("\n\n")[0]
         params = ", ".join(_parameter(cls, field.name, field.default) for field in fields(cls)) or "–"
         lacks = ", ".join(sorted(GIVEN - cls().gives)) or "–"
-        rows += f"| `{name}` | {_cell(' '.join(asked.split()))} | {_cell(params)} | {lacks} |\n"
+        rows += f"| `{name}` | {cell(' '.join(asked.split()))} | {cell(params)} | {lacks} |\n"
         _, _, rest = (inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n\n")
         texts += f"\n## {name}\n\n{_paragraph(' '.join(rest.split()).replace('``', '`'))}\n\n{_episode(cls())}"
     return f"# Tasks\n\n{MADE}\n{_paragraph(_TASKS)}\n\n{head}{rows}{texts}"
