@@ -2,7 +2,7 @@
 
 python -m benchmarks                  all, in about half an hour on two quiet cores
 python -m benchmarks naive forward    these alone; nothing is written
-python -m benchmarks --readme         put the figures of outputs/bench.json into README.md
+python -m benchmarks --docs           put the figures of outputs/bench.json into docs/performance.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.machine import describe
 
 MEASURES = ("overheads", "forward", "naive", "against_kvpress", "grid", "growth", "dtype")
 """Those that start commands have their turn while this process is small."""
-OUT, README = ROOT / "outputs" / "bench.json", ROOT / "README.md"
+OUT, PAGE = ROOT / "outputs" / "bench.json", ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- make bench: figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -48,8 +48,8 @@ def _cells(row: Row) -> tuple[str, str, str]:
     return "-" if row["value"] is None else f"{row['value']:g}", row["target"] or "-", verdict
 
 
-def to_readme(path: Path, readme: Path) -> None:
-    """Replace the figures between the marks in the README by those of a finished ``make bench``."""
+def to_page(path: Path, page: Path) -> None:
+    """Replace the figures between the marks of the page by those of a finished ``make bench``."""
     found = json.loads(path.read_text())
     machine, versions = found["machine"], found["versions"]
     lines = ["| figure | value | target | holds |", "| --- | --- | --- | --- |"]
@@ -58,15 +58,15 @@ def to_readme(path: Path, readme: Path) -> None:
            f"{machine['torch_capability']})"  # fmt: skip
     lines += ["", f"{found['date']}, {kind}, {found['threads']} torch threads, torch {versions['torch']}, transformers "
               f"{versions['transformers']}, load when it began {machine['load_before'][0]:g}."]  # fmt: skip
-    before, _, rest = readme.read_text().partition(BEGIN)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+    page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
     """Exit code 1 when a measure failed; a target that is not reached is a figure, and no error."""
-    if arguments == ["--readme"]:
-        to_readme(OUT, README)
+    if arguments == ["--docs"]:
+        to_page(OUT, PAGE)
         return 0
     if set(arguments) - set(MEASURES):
         print(f"{' '.join(arguments)}: a measure is one of {', '.join(MEASURES)}", file=sys.stderr)

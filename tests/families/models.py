@@ -1,7 +1,7 @@
 """Tiny random models of many families, built from their real configuration classes, and what becomes of each here.
 
 ``python -m tests.families.models`` writes ``cedkv/models/families.json``, which ``cedkv list models`` shows, and the table of
-README.md; tests keep both in step. Nothing is downloaded.
+docs/models.md; tests keep both in step. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cedkv.models.loading import LanguageModel
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
-README, TABLE = ROOT / "README.md", ROOT / "cedkv" / "models" / "families.json"
+PAGE, TABLE = ROOT / "docs" / "models.md", ROOT / "cedkv" / "models" / "families.json"
 Row = dict[str, str]
 """``family``, ``model_type``, ``verdict`` and ``remarks``: positions, limits, reasons."""
 START, END = "<!-- models: python -m tests.families.models -->\n", "<!-- /models -->\n"
@@ -209,7 +209,7 @@ def written() -> dict[str, Any]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table as README.md has it."""
+    """The table as docs/models.md has it."""
     lines = [f"| {row['family']} | `{row['model_type']}` | {row['verdict']} | {row['remarks']} |\n" for row in rows]
     return "".join(["| family | model type | here | positions, limits, reasons |\n", "| --- | --- | --- | --- |\n", *lines])
 
@@ -218,6 +218,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     made = table()
     TABLE.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, after = text.split(START)[0], text.split(END)[1]
-    README.write_text(before + START + markdown(made["families"]) + END + after, encoding="utf-8")
+    PAGE.write_text(before + START + markdown(made["families"]) + END + after, encoding="utf-8")

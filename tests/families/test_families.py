@@ -1,4 +1,4 @@
-"""Every family of the table: certified and run end to end, or rejected before weights; package and README.md say the same."""
+"""Every family of the table: certified and run end to end, or rejected before weights; package and page say the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cedkv.analysis.results import collect
 from cedkv.checks.base import RunRecords
 from cedkv.checks.certificate import FOLDER
 from cedkv.checks.gates import judge_gate
-from tests.families.models import END, FAMILIES, README, ROOT, START, Family, Row, judged, markdown, written
+from tests.families.models import END, FAMILIES, PAGE, ROOT, START, Family, Row, judged, markdown, written
 from tests.support import tiny
 
 WORKING = [family for family in FAMILIES if family.rejected is None]
@@ -74,7 +74,7 @@ def test_the_table_has_these_families_and_no_others() -> None:
 
 
 def test_readme_has_the_packages_table() -> None:
-    assert README.read_text(encoding="utf-8").split(START)[1].split(END)[0] == markdown(written()["families"])
+    assert PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0] == markdown(written()["families"])
 
 
 def test_the_table_is_of_the_pinned_transformers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.__main__ import BEGIN, END, MEASURES, measured, table, to_readme
+from benchmarks.__main__ import BEGIN, END, MEASURES, measured, table, to_page
 from benchmarks.common import engine, median_ratio, paired, part, results_only, row
 from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
@@ -116,7 +116,7 @@ def test_every_measure_has_a_file() -> None:
     assert there == set(MEASURES)
 
 
-def test_figures_go_into_the_readme(tmp_path: Path) -> None:
+def test_figures_go_into_the_page(tmp_path: Path) -> None:
     rows = [row("a figure", 2.0, "<= 3"), row("another", None, "< 5")]
     assert table(rows).splitlines()[1:] == ["2      <= 3    yes    a figure", "-      < 5     -      another"]
     about = {
@@ -124,10 +124,10 @@ def test_figures_go_into_the_readme(tmp_path: Path) -> None:
         "machine": {"cores": 2, "architecture": "x86_64", "processor": "P", "torch_capability": "AVX2", "load_before": [0.1]},
     }  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps({"rows": rows, **about}))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}| stale |\n{END}after\n")
-    to_readme(tmp_path / "bench.json", readme)
-    text = readme.read_text()
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{BEGIN}| stale |\n{END}after\n")
+    to_page(tmp_path / "bench.json", page)
+    text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}| figure ")
     assert text.endswith(f"{END}after\n")
     assert "| a figure | 2 | <= 3 | yes |" in text
@@ -135,5 +135,5 @@ def test_figures_go_into_the_readme(tmp_path: Path) -> None:
     assert "stale" not in text
     assert "2026-11-24, 2 cores of an x86-64 machine (P, AVX2), 2 torch threads" in text
     once = text
-    to_readme(tmp_path / "bench.json", readme)
-    assert readme.read_text() == once
+    to_page(tmp_path / "bench.json", page)
+    assert page.read_text() == once

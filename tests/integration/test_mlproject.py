@@ -1,4 +1,4 @@
-"""What ``mlflow run`` reads calls modules and files that exist, and quotes nothing; README lists its options."""
+"""What ``mlflow run`` reads calls modules and files that exist, and quotes nothing; docs/ lists its options."""
 
 import importlib.util
 import re
@@ -23,10 +23,13 @@ def test_mlproject_calls_modules_that_exist() -> None:
         assert (ROOT / entry["parameters"]["config"]["default"]).is_file()
 
 
-def test_readme_lists_the_p_names_that_there_are() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = text[text.index("- **Settings**") : text.index("- **Your own samples**")].partition("\n\n")[2]
-    assert re.findall(r"`(\w+)`", listed) == ["config", "set", "phase", *OPTIONS, "resume", "debug"]
+def test_the_pages_list_the_p_names_that_there_are() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `[\w.]+` \| `(\w+)` \|", text, re.MULTILINE)) == set(OPTIONS)
+    of_the_run = re.search(r"The run itself has the names (.*?)\. Lists", text, re.DOTALL)
+    assert of_the_run is not None
+    assert re.findall(r"`([a-z]+)`", of_the_run[1]) == ["config", "set", "phase", "resume", "debug"]
+    text = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
     for name, lists in COMPARISONS.items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", text, re.MULTILINE)
         assert [found for found in re.findall(r"`(\w+)`", row) if found != "all"] == list(lists)

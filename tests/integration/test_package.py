@@ -25,7 +25,7 @@ from cedkv.core.version import __version__
 
 ROOT = Path(__file__).parents[2]
 MADE_HERE = (".*_cache", ".git", ".venv", ".hypothesis", ".coverage*", "__pycache__", "*.egg-info", "build", "dist", "outputs",
-             "mlflow.db*", "mlruns")  # fmt: skip
+             "mlflow.db*", "mlruns", "site")  # fmt: skip
 READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "docs", "entrypoints", "tests")
 """Folders of which a source distribution holds every file."""
 
@@ -117,7 +117,7 @@ def test_the_source_distribution_holds_what_its_tests_read(sdist: Path, source: 
     }
     assert {name for name in wanted if ".egg-info/" not in name} - held == set()
     at_the_root = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MLproject", "Makefile", "README.md",
-                   "SECURITY.md", "cedkv_mvp.py", "conda.yaml", "pyproject.toml"}  # fmt: skip
+                   "SECURITY.md", "cedkv_mvp.py", "conda.yaml", "mkdocs.yml", "pyproject.toml"}  # fmt: skip
     assert at_the_root - held == set()
 
 
@@ -158,13 +158,13 @@ def test_the_citation_agrees_with_the_metadata() -> None:
 
 
 def test_the_pins_satisfy_what_the_package_asks_for() -> None:
-    """conda.yaml installs everything that runs and tests need, each within its limits."""
+    """conda.yaml installs everything that runs, tests and pages need, each within its limits."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     dependencies = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     (pip,) = (each["pip"] for each in dependencies if isinstance(each, dict))
     pinned = {name.lower(): version for name, version in (line.split("==") for line in pip)}
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["smollm2"], *extras["test"]]
+    asked = [*project["dependencies"], *extras["smollm2"], *extras["docs"], *extras["test"]]
     for requirement in map(Requirement, asked):
         if requirement.name not in ("cedkv", "pip"):
             assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
