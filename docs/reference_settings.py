@@ -137,9 +137,9 @@ def _field_row(record: str, field: ast.AnnAssign, after: ast.stmt | None) -> str
     if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
         raise LookupError(f"records.{record}.{name} has no docstring")
     optional = kind.startswith("NotRequired[")
-    kind = kind.removeprefix("NotRequired[").removesuffix("]" if optional else "").replace("'", '"')
+    kind = kind.removeprefix("NotRequired[").removesuffix("]" if optional else "").replace("'", '"').replace(" | ", " or ")
     meaning = " ".join(str(after.value.value).split())
-    return f"| `{name}` | {cell(f'`{kind}`')}{' (not always)' if optional else ''} | {cell(meaning)} |\n"
+    return f"| `{name}` | `{kind}`{' (not always)' if optional else ''} | {cell(meaning)} |\n"
 
 
 def cell(text: str) -> str:

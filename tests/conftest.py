@@ -7,6 +7,7 @@ Fixtures import what is heavy, so that the process that only hands out tests to 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,16 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2 whose tokenizer adds BOS and has no chat template."""
     return _saved(tmp_path_factory, "qwen2", bos=True, chat=False)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of a real browser; without one, tests that ask for it are skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser here; runs where there is one of {', '.join(names)}")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -192,7 +197,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = sorted(site.glob("*.html"))
-    assert len(pages) > len(list(DOCS.glob("*.md")))
+    assert len(pages) == len(list(DOCS.glob("*.md"))) + 1  # 404.html
     for page in pages:
         resources = Resources()
         resources.feed(page.read_text(encoding="utf-8"))
@@ -202,3 +207,71 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
             if page.name != "404.html":
                 assert (page.parent / address.partition("?")[0].partition("#")[0]).exists(), (page.name, address)
     assert (site / "search" / "search_index.js").stat().st_size > 100_000
+
+
+PROBE = """
+const measured = {};
+(async () => {
+  for (const page of PAGES) {
+    const frame = document.createElement("iframe");
+    Object.assign(frame, {width: WIDTH, height: 800, src: page, style: "border: 0"});
+    document.body.append(frame);
+    await new Promise(loaded => { frame.onload = loaded; });
+    await new Promise(laidOut => setTimeout(laidOut, 100));
+    const {documentElement: root, body} = frame.contentDocument;
+    measured[page] = [root.clientWidth, Math.max(root.scrollWidth, body.scrollWidth)];
+    frame.remove();
+  }
+  const written = document.createElement("pre");
+  written.id = "measured";
+  written.textContent = JSON.stringify(measured);
+  document.body.append(written);
+})();
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_page_of_the_site_scrolls_sideways(chromium: str, site: Path, tmp_path: Path, width: int) -> None:
+    """Wide tables, code and pictures scroll in their own boxes."""
+    pages = sorted(page.name for page in site.glob("*.html"))
+    probe = PROBE.replace("PAGES", json.dumps(pages)).replace("WIDTH", str(width))
+    (site / "probe").write_text(f"<!doctype html><body><script>{probe}</script></body>", encoding="utf-8")
+    with serving(site) as address:
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=60000",
+                   f"--user-data-dir={tmp_path / 'profile'}", f"{address}/probe"]  # fmt: skip
+        dom = subprocess.run(command, capture_output=True, timeout=180, check=True).stdout.decode()
+    found = re.search(r'id="measured">([^<]*)<', dom)
+    assert found is not None
+    measured = json.loads(found[1])
+    assert sorted(measured) == pages
+    assert all(0 < client <= width for client, _ in measured.values())
+    assert {page: widths for page, widths in measured.items() if widths[1] > widths[0]} == {}
+
+
+@pytest.mark.browser
+def test_search_works_in_pages_opened_from_a_disk(chromium: str, site: Path, tmp_path: Path) -> None:
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=20000",
+               f"--user-data-dir={tmp_path / 'profile'}", f"{(site / 'index.html').as_uri()}?q=oracle"]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, timeout=180, check=True).stdout.decode()
+    found = re.search(r"(\d+) matching documents", dom)
+    assert found is not None
+    assert int(found[1]) >= 5
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves every file quietly; one without an ending is a page."""
+
+    extensions_map: ClassVar[dict[str, str]] = {**SimpleHTTPRequestHandler.extensions_map, "": "text/html"}
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder, on this machine only."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -7,7 +7,6 @@ import hashlib
 import html as html_module
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,6 @@ from tests.support import making
 from tests.support.pages import Run, compared, page_of
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no browser here; runs where there is one of {', '.join(names)}")
-    return found
 
 
 def opened(chromium: str, folder: Path, text: str, address: str = "", probe: str = "", width: int = 1280) -> str:
