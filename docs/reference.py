@@ -41,7 +41,7 @@ _GATES = (
     "pipeline holds on this very model, Gate B whether the prefix helps and does no harm, the certificate whether this "
     "suite computes on the model what the model computes by itself. A precondition is part of no gate: where it does not hold, "
     "the gates say less than they seem to. The tag of a check is `gateA.name` or `gateB.name`, and of a precondition its name; "
-    "a limit in code is a key of `thresholds`."
+    "a limit in code is a key of `thresholds`. Below each table: what is measured, why, and what the check cannot see."
 )
 _SELECTORS = (
     "`select.mode` names one. All choose from the same candidates under the same budget (`span_budget` spans of "
@@ -134,12 +134,20 @@ def _in_float32(by_dtype: Sequence[float]) -> str:
 
 
 def _measures(checks: Sequence[Check], gate: str | None) -> str:
-    """Return what is measured, in the words of the docstrings below their first line."""
+    """Return what is measured, why, and what is not seen, in the words of the docstrings below their first line.
+
+    Raises:
+        LookupError: a docstring lacks the reason, or what the check cannot see.
+    """
     lines = []
     for check in checks:
         _, _, rest = (inspect.getdoc(type(check)) or "").partition("\n\n")
-        if check.gate == gate and rest:
-            lines.append(f"- `{check.name}`: {' '.join(rest.split()).replace('``', '`')}\n")
+        text = " ".join(rest.split()).replace("``", "`")
+        if "Why: " not in text or "Cannot see: " not in text:
+            raise LookupError(f"{type(check).__name__}: say 'Why: ...' and 'Cannot see: ...' in its docstring")
+        if check.gate == gate:
+            text = text.replace("Why: ", "*Why*: ").replace("Cannot see: ", "*Cannot see*: ")
+            lines.append(f"- **`{check.name}`**. {text}\n")
     return "\n" + "".join(lines)
 
 

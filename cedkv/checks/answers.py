@@ -51,6 +51,9 @@ class AnswerAlone(MeasuredCheck):
 
     Largest difference of the log-probability of an answer's token, under teacher and select. It applies where an answer has
     several tokens.
+
+    Why: the tokens of an answer are given in one pass, where a shift by one would go unnoticed. Cannot see: answers of one
+    token, and whether these tokens are the answer.
     """
 
     name, unit = "answer_alone", "nats"
@@ -98,6 +101,9 @@ class OffFurtherAlone(MeasuredCheck):
 
     Largest difference of KL(select || base) after a token of the answer, for some samples that have an OFF prompt. It applies
     where ``eval.off_tokens`` is set.
+
+    Why: the tokens of base's answer are given in one pass, where a shift by one would go unnoticed. Cannot see: whether
+    these tokens are what base would answer.
     """
 
     name, unit = "off_further_alone", "nats"

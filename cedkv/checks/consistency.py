@@ -43,6 +43,9 @@ class TeacherIncremental(MeasuredCheck):
     """Demo cached, then query = one uncached pass.
 
     KL(incremental || teacher). The cache is the model's own growing one, none of this suite's.
+
+    Why: every other check takes for granted that this model computes the same with a cache as without. Cannot see: what is
+    wrong in both passes alike, such as the tokens themselves.
     """
 
     name, threshold = "teacher_incremental", "teacher_incremental_kl_max"
@@ -79,6 +82,9 @@ class NullEffect(MeasuredCheck):
     """An all-null prefix = base.
 
     KL(``prefix_len`` null slots, then the query || base).
+
+    Why: null slots must take room and nothing else; a zero that is not masked takes its share of every softmax. Cannot see:
+    what becomes of kept tokens: there are none.
     """
 
     name, threshold = "null_effect", "null_effect_kl_max"
@@ -122,6 +128,9 @@ class RoundtripRelKl(MeasuredCheck):
     """Prefix saved, loaded, injected = as it was.
 
     KL(loaded || as it was) over KL(as it was || base) + 1e-6.
+
+    Why: a stored prefix has to mean the same when it is loaded. Cannot see: bits that move no answer (``roundtrip_exact``
+    does), and whether what was saved is right.
     """
 
     name, unit, observation, threshold = "roundtrip_rel_kl", "ratio", "roundtrip", "roundtrip_rel_kl_max"
@@ -132,7 +141,10 @@ class RoundtripRelKl(MeasuredCheck):
 
 
 class RoundtripExact(MeasuredCheck):
-    """Prefix saved and loaded = as it was, bit by bit."""
+    """Prefix saved and loaded = as it was, bit by bit.
+
+    Why: a dtype that is a little narrower loses less than a KL shows. Cannot see: whether what was saved is right.
+    """
 
     name, unit = "roundtrip_exact", "tensors"
 
@@ -148,6 +160,9 @@ class KeepAllAbsolute(MeasuredCheck):
 
     The larger KL(. || teacher) of prefill and gather, in all layers. Where keys can be rotated, gathered keys and query
     move by the same number of positions, which changes nothing either.
+
+    Why: with nothing left out the prefix must say what the demo says: encoding, positions, mask and injection in one
+    figure. Cannot see: which tokens are selected, and gaps between them: there are none.
     """
 
     name, threshold = "keep_all_absolute", "keep_all_kl_max"
@@ -176,6 +191,8 @@ class PaddingEquivalence(MeasuredCheck):
     """null_pad = shrink_to_selected.
 
     KL(the prefix in the other padding mode || select).
+
+    Why: slots must change shapes alone. Cannot see: what is wrong in the kept tokens, which both modes share.
     """
 
     name, threshold = "padding_equivalence", "padding_kl_max"
@@ -198,6 +215,9 @@ class BatchConsistency(MeasuredCheck):
 
     The largest KL(alone || in the batch used) of base, teacher and select. Where a student is one uncached pass,
     ``left_alone`` measures the select arm.
+
+    Why: padding and the other rows of a batch must not leak into a sample. Cannot see: what is wrong in a batch of one as
+    well.
     """
 
     name, threshold = "batch_consistency", "batch_kl_max"
@@ -225,6 +245,9 @@ class RotationEquivariance(MeasuredCheck):
     which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the pair's
     length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where the
     model's angles are rounded as well; and where an attention sink takes its share of a token alone.)
+
+    Why: gathered keys are moved by this rotation. Cannot see: positions beyond a demo's first tokens, and other distances
+    than the one tried.
     """
 
     name, unit, threshold = "rotation_equivariance", "relative", "rotation_rel_error_max"
@@ -262,6 +285,9 @@ class SourceCacheUnchanged(MeasuredCheck):
     Largest absolute difference from the copies made before any arm ran over them. A pass over some rows may copy them out of
     the prefix, which would hide that it writes into its input; so one more pass runs over the prefixes themselves, in the
     order of their queries' lengths.
+
+    Why: caches grow in place: a pass that writes into a shared one changes what comes after it. Cannot see: a cache that is
+    wrong from the beginning.
     """
 
     name, unit, threshold = "source_cache_unchanged", "absolute", "source_cache_diff_max"

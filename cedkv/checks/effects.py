@@ -28,6 +28,9 @@ class NonzeroEffect(Check):
     """The selected prefix moves the output by a multiple of the numerical floor.
 
     Mean KL(select || base) over ON samples, in nats.
+
+    Why: a prefix that never reaches the attention would pass every check of equality. Cannot see: whether the effect is of
+    any use; that is Gate B.
     """
 
     gate, name, unit, relation, threshold = "A", "nonzero_effect", "nats", ">=", "nonzero_effect_over_floor_min"
@@ -41,6 +44,9 @@ class ReproTolerance(Check):
     """Repetitions of the select arm in reshuffled batches answer as many samples.
 
     Largest minus smallest accuracy over the run and its repetitions. A missing repetition decides nothing.
+
+    Why: an answer must not depend on which other samples are in its batch. Cannot see: what is wrong in every repetition
+    alike, and changes that move no greedy token.
     """
 
     gate, name, unit, threshold = "A", "repro_tolerance", "accuracy", "repro_acc_tol"
@@ -56,6 +62,8 @@ class RandomIsAnother(Check):
     """Random spans other than the selected ones change the output by another KL.
 
     Largest |KL(random || base) - KL(select || base)| over trials that keep other tokens than select does.
+
+    Why: the baseline must not be the select arm under another name. Cannot see: whether random spans are drawn uniformly.
     """
 
     gate, name, unit, relation, threshold = "A", "random_is_another", "nats", ">=", "nonzero_effect_over_floor_min"
@@ -91,7 +99,11 @@ class MetricCheck(Check):
 
 
 class OnGain(MetricCheck):
-    """Select answers more ON samples than base."""
+    """Select answers more ON samples than base.
+
+    Why: it is what the prefix is for. Cannot see: whether it is the content of the spans that helps: any example shows the
+    form of an answer (``select_vs_random``, accuracy among labels).
+    """
 
     name, unit, relation = "on_gain", "accuracy", ">="
     metric, threshold = "phase2_on_gain_select", "on_gain_min"
@@ -102,6 +114,9 @@ class OffDeltaP99(MetricCheck):
 
     99th percentile (an observed value) of KL(select || base) over OFF prompts. Where ``off_entropy`` does not hold, a small
     one is ``insufficient``; a large one still fails.
+
+    Why: a prefix that disturbs everything may help too. Cannot see: harm to prompts unlike these, and further into the
+    answer (``phase2_off_further_kl_p99``); none of 128 beyond the limit still allows 2.3 % of all.
     """
 
     name, unit = "off_delta_p99", "nats"
@@ -119,6 +134,8 @@ class DeltaOn(MetricCheck):
     """The prefix has an effect on ON samples.
 
     Mean KL(select || base) over ON samples.
+
+    Why: what is no effect cannot help. Cannot see: its direction.
     """
 
     name, unit, relation = "delta_on", "nats", ">="
@@ -129,6 +146,9 @@ class RelKlToTeacher(MetricCheck):
     """Select is nearer to the teacher than base is.
 
     Mean KL(select || teacher) over mean KL(base || teacher) + 1e-6.
+
+    Why: the prefix stands for the demonstration, so it has to move the answer to where the demonstration does. Cannot see:
+    whether the teacher is right (``teacher_gain``).
     """
 
     name, unit = "rel_kl_to_teacher", "ratio"
@@ -139,6 +159,9 @@ class SelectVsRandom(MetricCheck):
     """Select answers at least as many ON samples as random spans.
 
     The limit is the random arm's accuracy, mean over trials.
+
+    Why: a choice has to be worth more than chance at the same cost. Cannot see: whether a difference is more than luck: it
+    is no test; the paired comparisons of the report are.
     """
 
     name, unit, relation = "select_vs_random", "accuracy", ">="
@@ -151,7 +174,10 @@ class SelectVsRandom(MetricCheck):
 class TeacherGain(MetricCheck):
     """The teacher answers more ON samples than base.
 
-    The select arm must gain as much, so where the teacher does not, the gates say nothing about the selection.
+    It is the gain in accuracy.
+
+    Why: the select arm must gain as much, so where the teacher does not, the gates say nothing about the selection. Cannot
+    see: whether the teacher learns the content of the examples or their form (accuracy among labels).
     """
 
     gate, name, unit, relation = "precondition", "teacher_gain", "accuracy", ">="
@@ -176,8 +202,10 @@ class TeacherGain(MetricCheck):
 class OffEntropy(Check):
     """Base is uncertain of the next token of most OFF prompts.
 
-    Median entropy of base. Where base is certain (a chat template that forces the first token), any prefix leaves the next
-    token as it is, and its KL shows no harm. It applies where records hold the entropy.
+    Median entropy of base. It applies where records hold the entropy.
+
+    Why: where base is certain (a chat template that forces the first token), any prefix leaves the next token as it is, and
+    its KL shows no harm. Cannot see: how certain base is further into its answer.
     """
 
     gate, name, unit, relation, threshold = "precondition", "off_entropy", "nats", ">=", "off_entropy_min"

@@ -26,6 +26,9 @@ class KvPrecision(MeasuredCheck):
 
     Share of K/V numbers that a narrower dtype holds exactly, the larger of demo and prefix; 1 where they are of another
     dtype than the run's. By chance it is 1 in 8 at most.
+
+    Why: K/V that went through a narrower dtype keep its gaps. Cannot see: rounding that is followed by arithmetic in the
+    run's dtype.
     """
 
     name, unit = "kv_precision", "share"
@@ -53,6 +56,9 @@ class Arithmetic(MeasuredCheck):
     Largest |y - W x| over |W| |x| of some outputs of every linear layer, W x in float64, in one pass of the shortest query.
     The limit is ``ROUNDINGS`` times the dtype's epsilon. Nothing is observed where the model has no linear layers of plain
     floating-point weights.
+
+    Why: a model that multiplies in a narrower dtype (autocast, TF32) agrees with itself. Cannot see: everything but linear
+    layers: norms, softmax, rotary angles.
     """
 
     name, unit = "arithmetic", "relative"

@@ -19,7 +19,11 @@ ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 class WeightsWithoutPlace(ProbeCheck):
-    """Every weight of the checkpoint has its place in the configuration."""
+    """Every weight of the checkpoint has its place in the configuration.
+
+    Why: a configuration that leaves layers out computes another model without an error. Cannot see: a configuration that
+    lies about what no weight shows: ``rope_theta``, a rope type, a window.
+    """
 
     name, unit = "weights_without_place", "tensors"
 
@@ -34,6 +38,9 @@ class ModelLeftAlone(ProbeCheck):
     """Base, teacher and a prefix in front of a query = the model left alone.
 
     Largest KL(here || left alone).
+
+    Why: all of Gate A compares this suite with itself; this is the anchor outside of it. Cannot see: what transformers
+    itself computes wrongly.
     """
 
     name = "left_alone"
@@ -56,6 +63,9 @@ class SlotsHaveNoPlace(ProbeCheck):
 
     KL(kept tokens at their positions, in as many slots || the whole demo's slots with the rest masked out). Which slot of
     the cache a token is in must not matter, only the position it was given.
+
+    Why: a model that takes positions from slots would see a short prefix as another text. Cannot see: positions as such:
+    both ways are given the same ones.
     """
 
     name = "slots_have_no_place"
@@ -74,7 +84,10 @@ class SlotsHaveNoPlace(ProbeCheck):
 
 
 class HiddenPrefixUnseen(ProbeCheck):
-    """A prefix hidden from every layer = masked out."""
+    """A prefix hidden from every layer = masked out.
+
+    Why: ``layer_scope.injection`` rests on it. Cannot see: single layers: the prefix is hidden from all of them at once.
+    """
 
     name = "hidden_prefix"
 
@@ -90,6 +103,9 @@ class AttentionRows(ProbeCheck):
 
     Largest absolute difference, over layers and heads, of the query's last row, under either pooling, and of the mean of its
     last two.
+
+    Why: selectors score tokens by these rows. Cannot see: what scores make of the rows: pooling over heads, layers and
+    neighbours.
     """
 
     name, unit = "attention_rows", "absolute"
@@ -116,6 +132,8 @@ class ValueNorms(ProbeCheck):
 
     Largest difference of ||W_o v|| over the largest norm of the layer. It does not apply where the output projection is not
     known: scores that weigh values are rejected there.
+
+    Why: value-weighted scores rest on them. Cannot see: what is behind the output projection.
     """
 
     name, unit = "value_norms", "relative"

@@ -71,6 +71,9 @@ class AttentionAlone(MeasuredCheck):
     """Token scores of a batch of one = those that spans were selected by.
 
     Largest difference of a demo's scores over the largest score: the configured attention, and the selector's own score.
+
+    Why: spans must be chosen by the sample's own scores. Cannot see: a score that is wrong alone and in a batch alike; the
+    certificate compares attention with the eager implementation's.
     """
 
     name, unit = "attention_alone", "relative"
@@ -100,6 +103,9 @@ class SelectionRules(MeasuredCheck):
 
     1 for a sample whose kept tokens, positions or slots are others, else 0. Positions and slots of built-in modes are
     written here a second time; those of other packages are what their own mode says.
+
+    Why: what is kept must be what the selector chose from the evidence, where the mode puts it. Cannot see: wrong evidence,
+    and a selector's own mistake: it is asked again.
     """
 
     name, unit = "selection_rules", "samples"
@@ -129,6 +135,9 @@ class LeftAlone(MeasuredCheck):
     """Select = kept tokens and query in one uncached pass of one row.
 
     KL(one uncached pass at the positions the mode means || select). It applies where a student is such a pass.
+
+    Why: it holds the whole way of the select arm (encode, place, pad, inject, batch) against the simplest computation of
+    the same thing. Cannot see: prefixes taken from the demo's cache, or hidden from some layers: it does not apply to them.
     """
 
     name, threshold = "left_alone", "batch_kl_max"
@@ -154,6 +163,8 @@ class FirstLayer(MeasuredCheck):
 
     Largest difference over the largest value. In the first layer K/V depend on nothing but token and position, wherever
     they were taken from.
+
+    Why: it is the one layer whose gathered K/V can be known without what the demo's tokens saw. Cannot see: deeper layers.
     """
 
     name, unit, threshold = "first_layer", "relative", "rotation_rel_error_max"
@@ -181,6 +192,8 @@ class BoundaryReplay(MeasuredCheck):
 
     KL(select with all runs of kept tokens replayed whole || select with K/V of prefill), at the same positions. It applies
     where ``prefix.boundary_replay`` is set.
+
+    Why: a replay of everything is a prefill. Cannot see: how many tokens the run itself replays.
     """
 
     name, threshold = "boundary_replay", "batch_kl_max"
@@ -210,6 +223,8 @@ class UnseenLayers(MeasuredCheck):
     """What layers outside layer_scope.injection hold changes nothing.
 
     KL(select with other K/V in those layers || select).
+
+    Why: a layer that must not see the prefix must not, whatever is in it. Cannot see: whether the other layers see it.
     """
 
     name, threshold = "unseen_layers", "batch_kl_max"
@@ -233,6 +248,9 @@ class OffAlone(MeasuredCheck):
     """An OFF prompt in a batch of one = in the batch, under the prefix of its ON sample.
 
     KL(an OFF prompt behind that prefix, alone || in the batch used), for some samples that have an OFF prompt.
+
+    Why: harm means nothing unless it is measured under the right prefix. Cannot see: what is wrong in the OFF prompt alone,
+    and prompts that were not taken.
     """
 
     name, threshold = "off_alone", "batch_kl_max"
