@@ -49,6 +49,21 @@ _SELECTORS = (
     "with and never wins a comparison; an *oracle* is a reference that knows the answer. How to add one: "
     "[extending.md](extending.md)."
 )
+_WHEN = {
+    "the best answers to a query, where a demo is solved examples": "`whole_shots` as in `configs/recommended.yaml` "
+    "([Evidence](evidence.md))",
+    "a demo that is plain text, without examples": "`attention_diversity_span`; `value_weighted_attention` where the model's "
+    "output projection is known",
+    "one prefix for many queries about a demo": "a choice that does not depend on the query: `replay`, `expected_attention`, "
+    "`key_norm`, `lagkv`",
+    "what the teacher's answer rests on, at any price": "`causal_drop_span`, `context_cite`; `span_drop` is the closed form, "
+    "at the price of attention",
+    "no attention to read at all": "`delimiter_span`, `key_norm`, `key_difference`",
+    "a method of the literature under the same budget": "`snapkv`, `tova`, `accumulated_attention` (H2O), `lagkv`, `replay` "
+    "(KVzip), `fitted_heads` (AT2)",
+    "the least that a selector has to beat": "`random_span`, `stratified_random_span`, `sink_recent`, `wrong_demo`",
+    "the most that it can reach": "`oracle_span`, `greedy_teacher`, `full_demo`",
+}
 _TASKS = (
     "`data.task` names one (`-P task=needle`), `data.params` has its parameters (`-P set='data.params={depth: 0.5}'`). No task "
     "needs a file. A demo is `data.pairs` shots long, or as many as fit `data.demo_tokens` tokens, up to thousands. "
@@ -154,6 +169,8 @@ def _measures(checks: Sequence[Check], gate: str | None) -> str:
 def selectors() -> str:
     """Return the page of all selectors, grouped by whether they look at the query."""
     parts = [f"# Selectors\n\n{MADE}\n{_paragraph(_SELECTORS)}\n"]
+    when = "".join(f"| {purpose} | {choice} |\n" for purpose, choice in _WHEN.items())
+    parts.append(f"## Which one, and when\n\n| for | take |\n| --- | --- |\n{when}")
     names = list(SELECTORS.builtin)
     for title, aware in (("The choice depends on the query", True), ("The choice does not depend on the query", False)):
         rows = [_selector_row(name, selector_class(name)) for name in names if selector_class(name).query_aware is aware]

@@ -73,7 +73,7 @@ def test_the_table_has_these_families_and_no_others() -> None:
     assert set(EVERYDAY) < {family.name for family in WORKING}
 
 
-def test_readme_has_the_packages_table() -> None:
+def test_the_page_has_the_packages_table() -> None:
     assert PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0] == markdown(written()["families"])
 
 
