@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
@@ -71,6 +72,11 @@ class DataBlock(Block):
     answer: Literal["single", "first", "whole"] = "single"
     unusable: Literal["refuse", "skip"] = "refuse"
     sample_ids: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_texts)] | None = None
+
+    @property
+    def source(self) -> str:
+        """Where ON episodes come from: the name of the file, or of the task that generates them."""
+        return self.task if self.on_path is None else PurePath(self.on_path).name
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:

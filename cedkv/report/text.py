@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import PurePath
 from typing import Any
 
 from cedkv.analysis.best import by_group
@@ -30,11 +29,8 @@ def run_name(config: Phase2Config, phase: str) -> str:
         parts.append("shrink")
     if config.select.keep_sink:
         parts.append(f"sink {config.select.keep_sink}")
-    data = config.data
-    if data.on_path is not None:
-        parts.append(PurePath(data.on_path).name)
-    elif data.task != DataBlock().task:
-        parts.append(data.task)
+    if config.data.source != DataBlock().source:
+        parts.append(config.data.source)
     return " · ".join([*parts, f"seed {config.seed}"])
 
 

@@ -43,6 +43,7 @@ from cedkv.runs.publish import publish_conditions
 from cedkv.runs.publish_comparison import publish_comparison
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.sample_notes import notes_header
+from cedkv.runs.tags import config_tags
 from cedkv.selectors.base import query_kind, selector_class
 from cedkv.tasks.load import Samples, load_samples
 from cedkv.units import evaluations, plan_samples
@@ -70,7 +71,7 @@ def run(resolved: ResolvedRun) -> list[ConditionResult]:
         size = f"{tasks} tasks · " * (tasks > 1) + f"{len(resolved.conditions)} conditions"
         manifest.name = manifest.name or f"{name} · {size} · seed {config.seed}"
         tags = {"comparison": name, "best": "pending"}
-    tags |= _provenance(config)
+    tags |= config_tags([condition.config for condition in resolved.conditions]) | _provenance(config)
     with open_run(resolved, tags) as active:
         return _run(resolved, active)
 
@@ -145,7 +146,7 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
         selector = selector_class(condition.config.select.mode)
         tags = {"comparison": str(resolved.comparison), "condition": condition.key}
         tags |= {"kind": selector.role, "query": query_kind(selector)}
-        tags |= pending | _provenance(condition.config)
+        tags |= pending | config_tags([condition.config]) | _provenance(condition.config)
         name = " · ".join(filter(None, (tasks[condition.key], label_of[condition.key])))
         active.child(condition.key, name, condition.config, tags)
     return active.children

@@ -1,10 +1,24 @@
-"""The tags of a run in MLflow that its results decide."""
+"""The tags of a run in MLflow: what it is of, known from its start, and what its results decide."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from cedkv.analysis.results import ConditionResult, verdict_word
+from cedkv.config.schema import Phase2Config
+from cedkv.core.text import redact
+
+
+def config_tags(configs: Sequence[Phase2Config]) -> dict[str, str]:
+    """Return the tags that say what a run is of: model, task or file of samples, selector; those in which all conditions agree.
+
+    Of a model the last part of its id: ``Qwen2.5-1.5B-Instruct``.
+    """
+    tags = [
+        {"model": PurePath(c.model.id).name or c.model.id, "task": c.data.source, "selector": c.select.mode} for c in configs
+    ]
+    return {name: redact(value) for name, value in tags[0].items() if all(other[name] == value for other in tags)}
 
 
 def condition_tags(result: ConditionResult) -> dict[str, str]:

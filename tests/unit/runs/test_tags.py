@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from cedkv.config.resolve import resolve
 from cedkv.runs.sample_notes import notes_header, read_notes
-from cedkv.runs.tags import condition_tags, shared_tags
+from cedkv.runs.tags import condition_tags, config_tags, shared_tags
 from cedkv.tasks.load import Samples, Unusable
 from tests.support import making
 
 LEFT_OUT = (Unusable("ON", "answer is several tokens", 41, ("row-00003",)), Unusable("OFF", "empty", 2, ()))
+
+
+def test_a_run_says_what_it_is_of() -> None:
+    """Of a model and of a file the last part; a parent says what all its conditions agree in."""
+    hub = resolve(None, ["model.id=Qwen/Qwen2.5-1.5B-Instruct", "data.task=needle"])
+    local = resolve(None, ["model.id=/models/own/", "data.on_path=folder/own file.csv", "select.mode=whole_shots"])
+    other = resolve(None, ["model.id=Qwen/Qwen2.5-1.5B-Instruct", "data.task=needle", "select.mode=random_span"])
+    of_hub = {"model": "Qwen2.5-1.5B-Instruct", "task": "needle", "selector": "attention_diversity_span"}
+    assert config_tags([hub]) == of_hub
+    assert config_tags([local]) == {"model": "own", "task": "own file.csv", "selector": "whole_shots"}
+    assert config_tags([hub, other]) == {"model": "Qwen2.5-1.5B-Instruct", "task": "needle"}
+    assert config_tags([hub, local]) == {}
 
 
 def test_preconditions_and_samples_have_tags_of_their_own() -> None:
