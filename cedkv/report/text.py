@@ -158,11 +158,22 @@ def explain(check: CheckResult) -> str:
     return f"required: {check.meaning}; {number(check.observed)} {check.unit} is not {check.relation} {number(check.limit)}"
 
 
+def links(files: Mapping[str, str]) -> str:
+    """Return a line of links to a run's files: what each is called -> its name at the run's root."""
+    return " · ".join(f"[{escape_markdown(name)}]({file})" for name, file in files.items())
+
+
 def markdown(result: ConditionResult) -> str:
-    """Return the run's description in the MLflow UI."""
+    """Return the run's description in the MLflow UI, with links to its page and tables.
+
+    In the table the checks of the effect come first: those of the plumbing are many, and mostly pass.
+    """
     config, results = result.config, result.results
     verdicts = " · ".join(f"{name} **{verdict_word(value)}**" for name, value in results.verdicts.items())
-    lines = [f"### {verdicts}", ""]
+    files = {"page": "report.html", "ON samples": "phase2_on_samples.json", "OFF prompts": "phase2_off_samples.json"}
+    if not result.records.off:
+        del files["OFF prompts"]
+    lines = [f"### {verdicts}", "", links({**files, "report": "report_phase2.json"}), ""]
     for note in results.undecided:
         lines += [f"**{escape_markdown(sentence(note))}.**", ""]
     lines += [escape_markdown(describe_run(config, len(result.records.on), len(result.records.off))), ""]
@@ -170,10 +181,11 @@ def markdown(result: ConditionResult) -> str:
     lines += [f"{escape_markdown(line)}.  " for line in samples_of(result)]
     lines += ["", "| gate | check | observed | limit | n | verdict |", "| --- | --- | ---: | ---: | ---: | --- |"]
     lines += [
-        f"| {c.gate} | {c.name} | {number(c.observed)} | {c.relation} {number(c.limit)} | {c.n} | {c.verdict} |"
-        for c in results.checks
+        f"| {c.gate} | {c.name} | {number(c.observed)} | {c.relation} {number(c.limit)} | {c.n} | "
+        f"{c.verdict if c.verdict == 'pass' else f'**{c.verdict}**'} |"
+        for c in sorted(results.checks, key=lambda check: check.gate == "A")
     ]
-    lines += ["", f"Numerical floor: {number(results.floor)} nats. Files: `report_phase2.json`, `metrics.jsonl`, `artifacts/`."]
+    lines += ["", f"Numerical floor: {number(results.floor)} nats."]
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,13 @@ OUTPUTS = Path("outputs")
 NAME, LOCK, TABLES = "run.json", "run.lock", "tables"
 NOTE = "mlflow.note.content"
 """The tag that MLflow's UI shows as the description of a run."""
-INDIFFERENT = {"phase2.runtime.fail_on_gate", "phase2.runtime.mlflow_timeout", "phase2.model.allow_uncertified"}
+TAG_LENGTH = 8000
+"""Most characters of a tag in MLflow, the description included."""
+INDIFFERENT = {
+    "phase2.runtime.fail_on_gate",
+    "phase2.runtime.mlflow_timeout",
+    "phase2.model.allow_uncertified",
+}
 """Settings that change no result: they may differ when a run is resumed."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -101,11 +107,12 @@ class RunManifest:
     def set_results(self, metrics: Mapping[str, float | None], tags: Mapping[str, str], description: str) -> None:
         """Set the results of a finished run; a metric that could not be computed is left out.
 
-        MLflow's limit for tags and description is 8,000 characters.
+        Args:
+            description: markdown; its links are files of the run (``tracking.ui_links``).
         """
         self.metrics = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
         self.metrics_at = now()
-        self.tags |= {name: redact(value)[:8000] for name, value in {**tags, NOTE: description}.items()}
+        self.tags |= {name: redact(value)[:TAG_LENGTH] for name, value in {**tags, NOTE: description}.items()}
 
     def finish(self, status: str) -> None:
         """Set the final status (FINISHED, FAILED or KILLED) and the end time; what MLflow has is then out of date."""

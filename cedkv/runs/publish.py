@@ -21,7 +21,7 @@ from cedkv.core.values import Record
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import SelectionFiles, TokenTexts, write_report
-from cedkv.report.figures.captions import run_figures
+from cedkv.report.figures.captions import run_figures, save_main_figures
 from cedkv.report.figures.plotting import to_svg
 from cedkv.report.page.render import run_page
 from cedkv.report.page.samples import ConditionSamples
@@ -139,8 +139,10 @@ def report_condition(
         context.unusable,
     )
     write_report(folder, result, context.sources, context.runtime, manifest.seconds)
-    figures = {caption: to_svg(figure) for caption, figure in run_figures(collected, results).items()}
+    drawn = run_figures(collected, results)
+    figures = {caption: to_svg(figure) for caption, figure in drawn.items()}
     write_text(folder / "report.html", run_page(result, shown, figures, context.sources, context.texts))
+    save_main_figures(folder, drawn.values())
     save_table(manifest, "phase2_on_samples.json", on_table.frame())
     if collected.off:
         save_table(manifest, "phase2_off_samples.json", off_table(collected.off, context.texts))

@@ -20,23 +20,21 @@ from cedkv.core.files import write_json, write_text
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import TokenTexts
-from cedkv.report.figures.captions import comparison_figures
+from cedkv.report.figures.captions import comparison_figures, save_main_figures
 from cedkv.report.figures.plotting import save_png, to_svg
 from cedkv.report.leaderboard import console_matrix, frame
 from cedkv.report.page.leaderboard import leaderboard_page
 from cedkv.report.page.render import comparison_page
 from cedkv.report.summary import summary_markdown, tasks_markdown
 from cedkv.report.tables import conditions_table
-from cedkv.report.text import aligned, console_note, describe_run
+from cedkv.report.text import aligned, console_note, describe_run, links
 from cedkv.runs import tracking
 from cedkv.runs.lifecycle import ActiveRun
-from cedkv.runs.manifest import RunManifest
+from cedkv.runs.manifest import TAG_LENGTH, RunManifest
 from cedkv.runs.progress import Clock
 from cedkv.runs.publish import ReportedCondition, save_table, seconds_metrics
 from cedkv.runs.tags import shared_tags
-
-DESCRIPTION_LENGTH = 7900
-"""Most characters of a run's description; MLflow's limit is 8,000."""
+from cedkv.runs.ui import logged_length
 
 
 def publish_comparison(
@@ -178,6 +176,7 @@ def _write_page(
     figures = comparison_figures(comparison)
     drawn = {caption: to_svg(figure) for caption, figure in figures.items()}
     write_text(manifest.folder / page, comparison_page(comparison, [report.samples for report in reported], drawn, texts))
+    save_main_figures(manifest.folder, figures.values(), prefix)
     (manifest.folder / "figures").mkdir(exist_ok=True)
     for number, figure in enumerate(figures.values(), 1):
         save_png(figure, manifest.folder / "figures" / f"{prefix}{number:02d}_{figure.get_label()}.png")
@@ -194,24 +193,32 @@ def _set_results(
     """Set metrics, tags and description of a finished comparison in its manifest."""
     results = [condition for comparison in comparisons.values() for condition in comparison.conditions]
     factors = ", ".join(results[0].factors)
+    files = {"page": "report.html", "conditions": "conditions.json", "comparisons": "comparisons.json", "summary": "summary.md"}
     if board is None:
         (comparison,) = comparisons.values()
         best = comparison.best
         tags = {"best": _label(best), "best.rule": best.rule, "best.run_id": _run_id(best), "factors": factors}
-        description = summary_markdown(comparison, limit=DESCRIPTION_LENGTH)
+        head = _links(files)
+        summary = summary_markdown(comparison, limit=TAG_LENGTH - logged_length(head))
     else:
         tags = {"best": "none" if board.best is None else board.best.method, "best.rule": board.rule}
         tags |= {"factors": ", ".join(filter(None, (TASK, factors))), "tasks": ", ".join(comparisons)}
         for task, comparison in comparisons.items():
             tags |= {f"best.{task}": _label(comparison.best), f"best.{task}.run_id": _run_id(comparison.best)}
-        description = tasks_markdown(name, board, comparisons, limit=DESCRIPTION_LENGTH)
+        head = _links({**files, "leaderboard": "leaderboard.json"} | page_names(list(comparisons)))
+        summary = tasks_markdown(name, board, comparisons, limit=TAG_LENGTH - logged_length(head))
     for gate in ("gateA", "gateB"):
         tags[f"{gate}_passed"] = f"{sum(result.results.verdicts[gate] for result in results)} of {len(results)}"
     tags |= shared_tags(results)
     rows = [row for comparison in comparisons.values() for row in comparison.comparisons]
     resolved_rows = sum(row["verdict"] != "not resolved" for row in rows)
     metrics = {**seconds_metrics(manifest.seconds), "conditions": len(results), "comparisons_resolved": resolved_rows}
-    manifest.set_results(metrics, tags, description)
+    manifest.set_results(metrics, tags, head + summary.removeprefix(f"# {name}\n\n"))  # the UI shows the run's name above
+
+
+def _links(files: Mapping[str, str]) -> str:
+    """Return the first line of a comparison's description: links to its files, and to the UI's views of its nested runs."""
+    return f"{links(files)} · nested runs: [charts](compare:CHART) · [tables](compare:ARTIFACT)\n\n"
 
 
 def _label(best: Best) -> str:

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
 
 import click
 import mlflow
@@ -32,8 +31,9 @@ from mlflow.tracking.context.registry import resolve_tags
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import near_match, preview, redact, sanitize
 from cedkv.runs import journal
-from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, RunManifest, is_run_id, now
+from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
+from cedkv.runs.ui import compare_page, run_page, ui_links
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
@@ -144,7 +144,8 @@ class MlflowTracker:
         timestamp = manifest.metrics_at or now()
         metrics = [Metric(name, value, timestamp, 0) for name, value in manifest.metrics.items()]
         params = [Param(name, value) for name, value in manifest.params.items()]
-        tags = [RunTag(name, value) for name, value in manifest.tags.items()]
+        described = {NOTE: ui_links(manifest.tags[NOTE], manifest)} if NOTE in manifest.tags else {}
+        tags = [RunTag(name, value[:TAG_LENGTH]) for name, value in {**manifest.tags, **described}.items()]
         self._call(lambda client: client.log_batch(run_id, metrics, params, tags))
         if inputs:
             self._call(lambda client: client.log_inputs(run_id, datasets=inputs))
@@ -354,28 +355,17 @@ def describe_datasets(tables: Mapping[str, tuple[str, pd.DataFrame]]) -> list[di
 
 def where_to_look(manifest: RunManifest) -> str:
     """Return how to open the run in MLflow's UI, for the store in use."""
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        return f"{_uri()}/#/experiments/{manifest.experiment}/runs/{manifest.mlflow_run_id}"
-    return "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000"
+    start = "" if _has_server() else "mlflow ui --host 127.0.0.1   (in this folder), then "
+    return f"{start}{_server()}/{run_page(manifest)}"
 
 
 def compare_view(manifest: RunManifest, mode: str) -> str:
     """Return the address of the UI's page that compares the nested runs of a run.
 
-    Runs are sorted by a metric, because the UI hides nested runs below their parent while runs are sorted by time.
-
     Args:
         mode: ``CHART`` for a bar chart per metric, ``ARTIFACT`` for tables side by side.
     """
-    server = _uri() if mlflow.get_tracking_uri().startswith(("http://", "https://")) else "http://127.0.0.1:5000"
-    query = {
-        "compareRunsMode": mode,
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{manifest.mlflow_run_id}'",
-        "orderByKey": "metrics.`phase2_rel_kl_to_teacher_select`",
-        "orderByAsc": "true",
-    }
-    return f"{server}/#/experiments/{manifest.experiment}/runs?{urlencode(query, quote_via=quote)}"
+    return f"{_server()}/{compare_page(manifest, mode)}"
 
 
 def _experiment_id(client: Any, name: str) -> str:
@@ -404,6 +394,15 @@ def _run_id(run: Any) -> str:
 def _dataset_input(description: Mapping[str, str]) -> DatasetInput:
     dataset = {key: value for key, value in description.items() if key != "context"}
     return DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", description["context"])])
+
+
+def _has_server() -> bool:
+    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
+
+
+def _server() -> str:
+    """Return the address of MLflow's server, or the one at which its UI is to be started."""
+    return _uri() if _has_server() else "http://127.0.0.1:5000"
 
 
 def _uri() -> str:

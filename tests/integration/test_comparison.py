@@ -60,7 +60,7 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     files = {item.path for item in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
     assert files == {
         "artifacts", "conditions.json", "comparisons.json", "comparison.json", "config.yaml", "figures", "report.html",
-        "summary.md",
+        "summary.md", "accuracy_by_condition.png", "kl_to_teacher_by_condition.png",
     }  # fmt: skip
     best = next((r for r in results if r.label == parent.data.tags["best"]), None)
     assert best is not None
@@ -74,7 +74,13 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
     assert parent.data.tags["factors"] == "select.mode"
     assert parent.data.tags["gateA_passed"] == "5 of 5"
     assert parent.data.params["phase2.select.mode"] == "attention_diversity_span"
-    assert parent.data.tags["mlflow.note.content"].startswith("# ablate_selector")
+    assert (parent.data.tags["task"], parent.data.tags["model"]) == ("symbol_lookup", Path(config.model.id).name)
+    assert "selector" not in parent.data.tags
+    page = f"#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts"
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith(f"[page]({page}/report.html) · [conditions]({page}/conditions.json) · ")
+    assert note.split("\n\n")[1].startswith("**The teacher itself gains 0 on base"), "the UI shows the run's name above"
+    assert len(note) <= 8000
     mlflow.set_experiment("cedkv")
     table = mlflow.load_table("conditions.json", run_ids=[parent.info.run_id])
     assert sorted(table["condition"]) == sorted(r.label for r in results)
@@ -102,8 +108,9 @@ def test_parent_and_nested_runs(config: Phase2Config, store: str, capsys: pytest
         artifacts = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
         assert artifacts >= {
             "phase2_on_samples.json", "phase2_off_samples.json", "report_phase2.json", "metrics.jsonl", "config.yaml",
-            "report.html", "artifacts",
+            "report.html", "artifacts", "accuracy.png", "kl_by_sample.png", "off_delta.png",
         }  # fmt: skip
+        assert run.data.tags["selector"] == result.config.select.mode
     size = re.search(
         r"5 conditions on 6 ON samples and 8 OFF prompts: [1-9][\d,]* evaluations \(sample x arm\) at most", said.err
     )

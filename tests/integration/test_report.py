@@ -52,6 +52,7 @@ def test_a_run_is_rendered_again_without_a_model(llama_folder: Path, tmp_path: P
     model = tmp_path / "model"
     shutil.copytree(llama_folder, model)
     run_phase2(tiny.config(model))
+    assert {path.name for path in parent().glob("*.png")} == {"accuracy.png", "kl_by_sample.png", "off_delta.png"}
     before = contents()
     shutil.rmtree(model)
     points.LOAD_MODEL.replace(lambda *_: pytest.fail("a model was loaded"), monkeypatch)
@@ -89,6 +90,7 @@ def test_what_is_known_of_samples_is_said_everywhere_and_again(
 
 def test_a_comparison_and_its_conditions_are_rendered_again(llama_folder: Path) -> None:
     run_comparison("ablate_selector", tiny.config(llama_folder), {"select_modes": "random_span,full_demo"})
+    assert {path.name for path in parent().glob("*.png")} == {"accuracy_by_condition.png", "kl_to_teacher_by_condition.png"}
     before = contents()
     assert lose_what_is_rendered() >= 20
     done = render(parent())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -54,8 +55,10 @@ from cedkv.report.figures.plotting import (
 )
 from cedkv.report.figures.selector_charts import DepthLine, depth_line
 
-__all__ = ["comparison_figures", "run_figures", "save_png", "to_svg"]
+__all__ = ["comparison_figures", "run_figures", "save_main_figures", "save_png", "to_svg"]
 
+MAIN_FIGURES = ("accuracy", "kl_by_sample", "off_delta", "accuracy_by_condition", "kl_to_teacher_by_condition")
+"""Names of the figures that a run also leaves as PNG beside its page, where MLflow's UI shows them at once."""
 INTERVAL = "95 % bootstrap intervals over samples"
 SPANS_CHOSEN_FOR = {
     "attention_diversity_span": "the query\nitself",
@@ -117,6 +120,13 @@ def run_figures(records: Records, results: Results) -> dict[str, Figure]:
         if (attention := quality_charts.gold_attention(records.heads)) is not None:
             figures |= _gold_attention_figure(attention)
     return figures
+
+
+def save_main_figures(folder: Path, figures: Iterable[Figure], prefix: str = "") -> None:
+    """Write the main ones of a run's figures as PNG to its root; ``prefix``: of the files' names."""
+    for figure in figures:
+        if figure.get_label() in MAIN_FIGURES:
+            save_png(figure, folder / f"{prefix}{figure.get_label()}.png")
 
 
 def _depth_figure(on: Sequence[Record], lines: Sequence[DepthLine]) -> dict[str, Figure]:

@@ -88,6 +88,19 @@ def test_description_says_what_was_not_decided_before_any_number() -> None:
     assert "nothing about the selection" not in markdown(run())
 
 
+def test_description_links_to_page_and_tables_and_says_first_what_fails() -> None:
+    text = markdown(run(teacher=False))
+    second = text.splitlines()[2]
+    assert second == (
+        "[page](report.html) · [ON samples](phase2_on_samples.json) · [OFF prompts](phase2_off_samples.json) · "
+        "[report](report_phase2.json)"
+    )
+    rows = re.findall(r"^\| (\w+) \| (\w+) \|.*\| ([\w*]+) \|$", text, re.MULTILINE)[1:]
+    assert [gate for gate, *_ in rows] == sorted((gate for gate, *_ in rows), key=["B", "precondition", "A"].index)
+    assert ("precondition", "teacher_gain", "**fail**") in rows
+    assert ("A", "null_effect", "pass") in rows
+
+
 def test_a_run_is_named_by_its_samples_too() -> None:
     """The default task goes without saying."""
     named = [

@@ -11,7 +11,7 @@ import pytest
 
 from cedkv.core.errors import ConfigError
 from cedkv.runs.lifecycle import ActiveRun, sync
-from cedkv.runs.manifest import RunManifest
+from cedkv.runs.manifest import RunManifest, load_manifest
 from cedkv.runs.publish import save_table
 from cedkv.runs.tracking import MlflowTracker, compare_view, describe_datasets, where_to_look
 from tests.support import tiny
@@ -192,11 +192,24 @@ def test_sync_ends_a_run_that_was_killed_without_a_word(store: str) -> None:
 def test_where_to_look_has_no_credentials(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with run() as job:
         ended(job)
-    assert where_to_look(job.manifest).startswith("mlflow ui --host 127.0.0.1")
+    page = rf"http://127.0.0.1:5000/#/experiments/\d+/runs/{job.manifest.run_id}"
+    assert re.fullmatch(rf"mlflow ui --host 127.0.0.1   \(in this folder\), then {page}", where_to_look(job.manifest))
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000/mlflow")
     found = where_to_look(job.manifest)
     assert found.startswith("https://host:5000/mlflow/#/experiments/")
     assert found.endswith(f"/runs/{job.manifest.run_id}")
+
+
+def test_the_description_links_to_the_run_that_it_is_logged_with(store: str) -> None:
+    """``run.json`` keeps the links to files, so that ``sync`` makes them again, for another MLflow too."""
+    with run() as job:
+        job.manifest.set_results({}, {}, "[page](report.html)")
+        found = ended(job)
+    note, run_id = found.data.tags["mlflow.note.content"], job.manifest.run_id
+    assert note == f"[page](#/experiments/{found.info.experiment_id}/runs/{run_id}/artifacts/report.html)"
+    assert load_manifest(job.folder).tags["mlflow.note.content"] == "[page](report.html)"
+    sync(job.folder, 10, lambda _: None)
+    assert mlflow.get_run(run_id).data.tags["mlflow.note.content"] == note
 
 
 def test_nested_runs_are_compared_by_a_link(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
