@@ -21,6 +21,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
     "batch_size": ("runtime.batch_size", "rows in one forward pass, or auto"),
     "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
+    "system_metrics": ("runtime.system_metrics", "true: MLflow logs processor, memory, disk, network and cards of a run"),
     "max_on": ("eval.on_samples", "ON samples, at most"),
     "max_off": ("eval.off_samples", "OFF prompts, at most"),
     "off_tokens": ("eval.off_tokens", "further tokens of base's own answer to an OFF prompt that are compared; 0: none"),

@@ -73,7 +73,7 @@ class ModelBlock(Block):
 
 
 class RuntimeBlock(Block):
-    """Device, dtype, batch size, exit code and MLflow timeout."""
+    """Device, dtype, batch size, exit code, and how MLflow is used."""
 
     backend: Literal["hf"] = "hf"
     allow_mock_fallback: bool = False
@@ -83,6 +83,7 @@ class RuntimeBlock(Block):
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     fail_on_gate: bool = False
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
+    system_metrics: bool = False
 
     @model_validator(mode="after")
     def _check_weights_and_devices(self) -> Self:

@@ -58,6 +58,7 @@ class ActiveRun:
         if not self.resumed:
             self.manifest.write(self._config)
             self.push()
+            self._monitor()
 
     def open_journal(self, depends_on: Mapping[str, Any], conditions: Sequence[str]) -> Journal:
         """Return the run's journal, new or existing.
@@ -77,6 +78,7 @@ class ActiveRun:
             self._tracker.reopen(self.manifest)
             self._tracker.retire(self.manifest)
             self.manifest.save()
+            self._monitor()
         return self._journal
 
     def child(self, key: str, name: str, config: Phase2Config, tags: Mapping[str, str]) -> RunManifest:
@@ -96,6 +98,11 @@ class ActiveRun:
         self.children[key] = child
         return child
 
+    def _monitor(self) -> None:
+        """Log the machine's load from here on where that is asked for; of a comparison to the parent alone."""
+        if self._config.runtime.system_metrics:
+            self._tracker.start_monitor(self.manifest)
+
     def push(self) -> None:
         """Log the manifest as it is now."""
         self._tracker.push(self.manifest)
@@ -105,6 +112,7 @@ class ActiveRun:
         manifest.finish("FINISHED")
         manifest.save()
         if manifest is self.manifest:
+            self._tracker.stop_monitor()
             self._tracker.retry()
             self._tracker.push(manifest, files=True)
             for child in self.children.values():
@@ -134,6 +142,7 @@ class ActiveRun:
         if not (self.folder / NAME).exists() and not isinstance(error, CedkvError):
             with suppress(OSError):  # ended while MLflow was creating the run: nothing a resume needs is written yet
                 self.manifest.write(self._config)
+        self._tracker.stop_monitor()
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         for manifest in (self.manifest, *(child for child in self.children.values() if child.status == "RUNNING")):
             manifest.finish(status)

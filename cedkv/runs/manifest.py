@@ -37,6 +37,7 @@ TAG_LENGTH = 8000
 INDIFFERENT = {
     "phase2.runtime.fail_on_gate",
     "phase2.runtime.mlflow_timeout",
+    "phase2.runtime.system_metrics",
     "phase2.model.allow_uncertified",
 }
 """Settings that change no result: they may differ when a run is resumed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from cedkv.conditions import Condition, build_conditions, by_task
 from cedkv.config.options import COMPARISONS, Phase
@@ -91,6 +92,7 @@ def resolve_run(
         ConfigError, DataError, RunInterrupted: as ``resolve_request``.
     """
     config = config.for_phase(phase)
+    _check_system_metrics(config)
     if command in COMPARISONS:
         conditions = tuple(build_conditions(command, config, lists or {}))
     else:
@@ -101,6 +103,15 @@ def resolve_run(
         _check_evidence(group, texts[task])
     manifest = resumed or new_manifest(command, phase, config, lists or {})
     return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
+
+
+def _check_system_metrics(config: Phase2Config) -> None:
+    """Raise ConfigError if a run asks for system metrics where MLflow cannot measure them."""
+    if config.runtime.system_metrics and find_spec("psutil") is None:
+        raise ConfigError(
+            "runtime.system_metrics = true needs psutil, which is not installed: pip install 'cedkv[system-metrics]', or leave "
+            "it false"
+        )
 
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,8 @@ EXPERIMENT = "cedkv"
 ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
 NOT_ARTIFACTS = {NAME, LOCK, journal.NAME, TABLES}
 """Names in a run's folder that are not logged under their own path: bookkeeping, and tables, which go to the run's root."""
+SYSTEM_METRICS_INTERVAL = 5
+"""Seconds between two readings of the machine, where MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL does not say otherwise."""
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
 
 
@@ -55,8 +57,10 @@ class MlflowTracker:
         self.fault: str | None = None
         self._warned = False
         self._client: Any = None
+        self._monitor: Any = None
         set_http_timeouts(timeout)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning from here, not one per attempt
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # its errors quote the server's address
 
     def start(self, manifest: RunManifest) -> None:
         """Take over the run that ``mlflow run`` has created, or create one; if MLflow fails, the run is local for now.
@@ -101,9 +105,31 @@ class MlflowTracker:
         self._attempt("not everything was logged", lambda: self._push(manifest, parent, files))
         manifest.save()
 
+    def start_monitor(self, manifest: RunManifest) -> None:
+        """Let MLflow log the machine's load to the run (``system/...``) until ``stop_monitor``; of a resumed run it goes on.
+
+        The figures are MLflow's alone: they are not in the run's folder, and end where MLflow stops answering.
+        """
+        self._attempt("no system metrics are logged", lambda: self._start_monitor(str(manifest.mlflow_run_id)))
+
+    def stop_monitor(self) -> None:
+        """Stop logging the machine's load, if it is logged; after a fault nothing is waited for."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            with suppress(TimeoutError):  # it ends by itself then, at its next reading
+                call_with_timeout(monitor.finish, 0 if self.fault else self.timeout)
+
     def retry(self) -> None:
         """Make calls again after a fault."""
         self.fault = None
+
+    def _start_monitor(self, run_id: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # imports psutil, an extra
+
+        self._monitor = self._call(
+            lambda _: SystemMetricsMonitor(run_id, sampling_interval=SYSTEM_METRICS_INTERVAL, resume_logging=True)
+        )
+        self._monitor.start()
 
     def _ensure_run(self, manifest: RunManifest, parent: RunManifest | None) -> None:
         """Make sure that MLflow has the manifest's run: its own, one created for it before, or a new one."""
