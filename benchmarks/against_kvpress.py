@@ -20,7 +20,7 @@ import torch
 from benchmarks.common import Row, engine, loaded, median_ratio, part, quickstart, results_only, row, seconds
 from cedkv.conditions import Condition
 from cedkv.config.schema import Phase2Config
-from cedkv.models import smollm2
+from cedkv.models import model_cache, smollm2
 from cedkv.tasks.load import Samples
 from cedkv.units import evaluations, plan_samples
 
@@ -33,7 +33,7 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
     """Evaluations a second of the engine over those of kvpress, for each source of K/V."""
     names = {kv: f"engine ({kv}) over kvpress, (sample, arm) evaluations a second" for kv in TARGETS}
     try:
-        python = environment(smollm2.cache_root(None) / "bench-kvpress")
+        python = environment(model_cache.cache_root(None) / "bench-kvpress")
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1][:160]
         return [row(f"{name}; not measured: {reason}", None, TARGETS[kv]) for kv, name in names.items()]

@@ -30,8 +30,9 @@ from cedkv.core.files import finite_or_none, write_text
 from cedkv.core.text import number
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.models.capabilities import unsupported_reason
+from cedkv.models.fingerprint import model_names
 from cedkv.models.loading import LanguageModel
-from cedkv.models.smollm2 import cache_root
+from cedkv.models.model_cache import cache_root
 
 FOLDER = "CEDKV_CERTIFICATES"
 """Environment variable that names another folder for certificates and fitted head weights."""
@@ -189,8 +190,7 @@ def identity(lm: LanguageModel, fingerprint: Mapping[str, Any]) -> dict[str, Any
     config = lm.model.config.to_json_string(use_diff=False)
     return {
         **fingerprint,
-        "model.id": lm.meta["model_id"],
-        "model.revision": lm.meta["model_revision"],
+        **model_names(lm),
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "runtime.matmul": lm.meta["matmul"],
         "runtime.device_map": lm.meta["device_map"],

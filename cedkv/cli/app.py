@@ -221,7 +221,7 @@ def report_command(folder: str, debug: bool) -> None:
 
 
 @main.command("certify", cls=GroupedCommand)
-@click.option("--model-id", "model_id", metavar="VALUE", help="Hub id, local folder, or smollm2-135m.")
+@click.option("--model-id", "model_id", metavar="VALUE", help="Hub id, local folder, GGUF file, or smollm2-135m.")
 @click.option("--revision", "model_revision", metavar="VALUE", help="Branch, tag or commit of a hub model.")
 @click.option("--device", metavar="VALUE", help="auto, cpu, cuda, cuda:N, mps.")
 @click.option("--dtype", metavar="VALUE", help="float32, bfloat16, float16.")

@@ -13,7 +13,7 @@ DEFAULT_CONFIG = "configs/phase2.yaml"
 """The ``config`` that MLproject passes where the user gives none."""
 
 OPTIONS: dict[str, tuple[str, str]] = {
-    "model_id": ("model.id", "hub id, local folder, or smollm2-135m"),
+    "model_id": ("model.id", "hub id, local folder, GGUF file, or smollm2-135m"),
     "model_revision": ("model.revision", "branch, tag or commit of a hub model"),
     "trust_remote_code": ("model.trust_remote_code", "run code from the checkpoint; needs a full commit as revision"),
     "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),

@@ -14,7 +14,7 @@ def load_model(model_id: str | os.PathLike[str] | None = None, *, config: Config
     """Load a model and its tokenizer.
 
     Args:
-        model_id: hub id, local folder, or ``smollm2-135m``; None for the configuration's (``model.id``).
+        model_id: hub id, local folder, GGUF file, or ``smollm2-135m``; None for the configuration's (``model.id``).
         config: path of a YAML file, or a configuration, of which ``model`` and ``runtime`` are used.
         settings: keys of ``model`` and ``runtime`` by their short names (``device``, ``dtype``, ``batch_size``, ...), or in
             full: ``**{"model.cache_dir": ...}``.

@@ -29,7 +29,7 @@ def check_config(folder: Path) -> None:
     except FileNotFoundError:
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json (it holds {_names(folder)}). Give the folder that holds "
-            "config.json, *.safetensors and tokenizer.json; a download may have stopped"
+            f"config.json, *.safetensors and tokenizer.json; a download may have stopped.{_gguf_hint(folder)}"
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json cannot be read as JSON: {error}; download it again") from None
@@ -52,10 +52,15 @@ def check_weights(folder: Path) -> None:
             "are read. If you trust the file, convert it with transformers: "
             'm = AutoModelForCausalLM.from_pretrained("FOLDER", use_safetensors=False); m.save_pretrained("FOLDER")'
         )
-    gguf = " GGUF files have to be converted first." if any(folder.glob("*.gguf")) else ""
     raise ModelError(
-        f"{folder} holds no weights: it needs *.safetensors (it holds {_names(folder)}).{gguf} Download the complete folder"
+        f"{folder} holds no weights: it needs *.safetensors (it holds {_names(folder)}). Download the complete folder."
+        f"{_gguf_hint(folder)}"
     )
+
+
+def _gguf_hint(folder: Path) -> str:
+    files = sorted(folder.glob("*.gguf"))
+    return f" For the model in a GGUF file give the file itself: -P model_id={files[0]}" if files else ""
 
 
 def _names(folder: Path) -> str:

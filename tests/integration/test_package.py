@@ -90,7 +90,7 @@ def test_the_wheel_says_what_it_is(wheel: Path, files: set[str], metadata: Messa
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"cedkv-{__version__}.dist-info/licenses/LICENSE" in files
-    assert set(metadata.get_all("Provides-Extra", [])) >= {"docs", "smollm2", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"docs", "gguf", "smollm2", "test"}
     assert metadata["Requires-Python"] == ">=3.11"
     assert str(metadata.get_payload()).startswith("# cedkv")
     with zipfile.ZipFile(wheel) as archive:

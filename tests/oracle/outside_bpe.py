@@ -1,7 +1,7 @@
-"""A byte-level BPE in plain Python, and texts to try a tokenizer with; nothing of ``cedkv`` and nothing of ``tokenizers``.
+"""BPE in plain Python, byte-level and SentencePiece's, and texts to try a tokenizer with; nothing of ``cedkv``.
 
-Text is cut at special tokens, then around every single digit, then by GPT-2's pattern; each piece's bytes are merged
-pair by pair, the pair that comes first in the list of merges going first.
+Byte-level: text is cut at special tokens, then around every single digit (or not), then by a pattern; each piece's bytes are
+merged pair by pair, the pair that comes first in the list of merges going first.
 """
 
 from __future__ import annotations
@@ -43,9 +43,23 @@ def byte_table() -> dict[int, str]:
 
 
 class PlainBpe:
-    """The reference: vocabulary, merges in their order, special tokens."""
+    """The reference: vocabulary, merges in their order, special tokens.
 
-    def __init__(self, tokens: list[str], merges: list[str], special: list[str]) -> None:
+    pattern: what a word is.
+    digits: whether every digit is a word of its own.
+    whole_words: whether a word that is a token is that token, whatever the merges say.
+    """
+
+    def __init__(
+        self,
+        tokens: list[str],
+        merges: list[str],
+        special: list[str],
+        pattern: regex.Pattern[str] = GPT2,
+        digits: bool = True,
+        whole_words: bool = False,
+    ) -> None:
+        self.pattern, self.digits, self.whole_words = pattern, digits, whole_words
         self.ids = {token: index for index, token in enumerate(tokens)}
         self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
         self.special = frozenset(special)
@@ -59,13 +73,16 @@ class PlainBpe:
             if part in self.special:
                 found.append(self.ids[part])
             else:
-                words = (word for piece in regex.split(r"(\p{N})", part) for word in GPT2.findall(piece))
+                pieces = regex.split(r"(\p{N})", part) if self.digits else [part]
+                words = (word for piece in pieces for word in self.pattern.findall(piece))
                 found += [self.ids[token] for word in words for token in self.merged(word)]
         return found
 
     def merged(self, word: str) -> list[str]:
         """The tokens of one word."""
         parts = [self.table[byte] for byte in word.encode()]
+        if self.whole_words and "".join(parts) in self.ids:
+            return ["".join(parts)]
         while len(parts) > 1:
             pairs = list(pairwise(parts))
             best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
@@ -74,3 +91,36 @@ class PlainBpe:
             at = pairs.index(best)
             parts[at : at + 2] = ["".join(best)]
         return parts
+
+
+class PlainSentencePiece:
+    """SentencePiece's BPE: of all neighbours that together are a token the two of the best score are merged, from the left.
+
+    scores: by id, higher is better.
+    whole: tokens that text is cut at before anything else.
+    prefix: what is put in front of every part between such tokens.
+    """
+
+    def __init__(self, tokens: list[str], scores: list[float], whole: list[str], prefix: str) -> None:
+        self.ids = {token: index for index, token in enumerate(tokens)}
+        self.scores, self.whole, self.prefix = scores, frozenset(whole), prefix
+        self.cut = regex.compile("(" + "|".join(regex.escape(token) for token in sorted(whole, key=len, reverse=True)) + ")")
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of a text."""
+        found: list[int] = []
+        for part in filter(None, self.cut.split(text)):
+            if part in self.whole:
+                found.append(self.ids[part])
+                continue
+            pieces = list((self.prefix + part).replace(" ", "▁"))
+            while True:
+                joined = [left + right for left, right in pairwise(pieces)]
+                known = [at for at, token in enumerate(joined) if token in self.ids]
+                if not known:
+                    break
+                best = max(known, key=lambda at: (self.scores[self.ids[joined[at]]], -at))
+                pieces[best : best + 2] = [joined[best]]
+            for piece in pieces:
+                found += [self.ids[piece]] if piece in self.ids else [self.ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+        return found

