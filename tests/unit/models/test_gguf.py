@@ -18,7 +18,7 @@ from cedkv.checks import certificate
 from cedkv.cli.data import data_command
 from cedkv.config.resolve import resolve
 from cedkv.core.errors import ConfigError, ModelError
-from cedkv.models import gguf_file, loading, model_cache
+from cedkv.models import gguf_file, gguf_model, loading, model_cache
 from cedkv.models.fingerprint import fingerprint, prefix_fingerprint
 from tests.support import gguf_making, tiny
 from tests.support.gguf_making import SMALL_GEMMA3
@@ -133,7 +133,7 @@ def test_a_file_is_converted_once_wherever_it_lies(converted: tuple[Path, Path],
     path, cache = converted
     first = load(path, cache)
     for step in ("read", "convert_weights", "convert_tokenizer"):
-        monkeypatch.setattr(gguf_file, step, lambda *_: pytest.fail("converted again"))
+        monkeypatch.setattr(gguf_model, step, lambda *_: pytest.fail("converted again"))
     moved = shutil.copy(path, path.with_name("other.gguf"))
     second = load(moved, cache)
     assert second.meta["gguf"] == {**first.meta["gguf"], "file": "other.gguf"}
@@ -164,7 +164,7 @@ def test_damaged_weights_are_made_again(converted: tuple[Path, Path]) -> None:
 
 def test_opening_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``cedkv data`` needs a tokenizer alone."""
-    monkeypatch.setattr(gguf_file, "convert_weights", lambda *_: pytest.fail("weights were converted"))
+    monkeypatch.setattr(gguf_model, "convert_weights", lambda *_: pytest.fail("weights were converted"))
     path, cache = written(tmp_path / "m.gguf"), tmp_path / "cache"
     arguments = ["--model_id", str(path), "--set", f"model.cache_dir={cache}", "--task", "symbol_lookup", "--show", "1"]
     found = CliRunner().invoke(data_command, arguments)
@@ -268,7 +268,7 @@ REJECTED: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("name", REJECTED)
 def test_rejected_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, match = REJECTED[name]
-    monkeypatch.setattr(gguf_file, "convert_weights", lambda *_: pytest.fail("weights were converted"))
+    monkeypatch.setattr(gguf_model, "convert_weights", lambda *_: pytest.fail("weights were converted"))
     with pytest.raises(ModelError, match=match) as caught:
         load(make(tmp_path / "m.gguf"), tmp_path / "cache")
     assert str(tmp_path / "m.gguf") in str(caught.value)
@@ -293,6 +293,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="names a GGUF file, and there is none; check the path"):
         load(tmp_path / "no.gguf", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "m.gguf")
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ModelError, match="cannot be read: .*Permission denied; change its rights"):
+        gguf_model.tokenizer_folder(path, str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("config", [None, "{}", '{"model_type": "llama"}'], ids=["no config", "empty config", "no weights"])

@@ -19,7 +19,7 @@ from gguf import GGUFReader, dequantize
 
 from cedkv.config.schema import ModelBlock
 from cedkv.core.errors import ConfigError, ModelError
-from cedkv.models import gguf_file, loading, model_cache, smollm2
+from cedkv.models import gguf_file, gguf_model, loading, model_cache, smollm2
 from cedkv.models.checkpoint import local_folder
 from cedkv.models.gguf_tokenizer import byte_level_bpe
 from cedkv.models.loading import LanguageModel
@@ -199,13 +199,13 @@ def test_conversion_that_breaks_leaves_nothing_half_made(tmp_path: Path, monkeyp
     """The tokenizer is written, then the weights fail: the next start must not take the folder for a model."""
     monkeypatch.setattr(smollm2, "_fetch", lambda work: work / "x.gguf")
     monkeypatch.setattr(gguf_file, "read", lambda path: path)
-    monkeypatch.setattr(gguf_file, "config_of", lambda _: None)
-    monkeypatch.setattr(gguf_file, "convert_tokenizer", lambda _, made, __: (made / "tokenizer.json").write_text("made"))
+    monkeypatch.setattr(gguf_model, "config_of", lambda _: None)
+    monkeypatch.setattr(gguf_model, "convert_tokenizer", lambda _, made, __: (made / "tokenizer.json").write_text("made"))
 
     def breaks(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(gguf_file, "convert_weights", breaks)
+    monkeypatch.setattr(gguf_model, "convert_weights", breaks)
     leaves_nothing(tmp_path, r"no space left on device; set model.cache_dir or XDG_CACHE_HOME")
 
 
