@@ -302,7 +302,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(ModelError, match="cannot be read: .*Permission denied; change its rights"):
+    with pytest.raises(ModelError, match=r"cannot be read: .*Permission denied; change its rights"):
         gguf_model.tokenizer_folder(path, str(tmp_path / "cache"))
 
 
