@@ -23,7 +23,7 @@ from cedkv.models.fingerprint import fingerprint, prefix_fingerprint
 from tests.support import gguf_making, tiny
 from tests.support.gguf_making import SMALL_GEMMA3
 
-Q8_0, TQ1_0, I32 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.TQ1_0, GGMLQuantizationType.I32
+Q8_0 = GGMLQuantizationType.Q8_0
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
 LINEAR = {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
