@@ -26,7 +26,7 @@ from cedkv.core.version import __version__
 ROOT = Path(__file__).parents[2]
 MADE_HERE = (".*_cache", ".git", ".venv", ".hypothesis", ".coverage*", "__pycache__", "*.egg-info", "build", "dist", "outputs",
              "mlflow.db*", "mlruns", "site")  # fmt: skip
-READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "docs", "entrypoints", "tests")
+READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "docs", "entrypoints", "examples", "tests")
 """Folders of which a source distribution holds every file."""
 
 
