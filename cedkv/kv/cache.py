@@ -6,6 +6,8 @@ object made from these tensors, because caches grow in place.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +17,11 @@ from transformers.cache_utils import DynamicLayer
 
 from cedkv.core.values import Placement
 from cedkv.kv.rope import RopeLayout, rerotate_keys
+
+# transformers 5.24 calls a model's argument and result ``cache`` and takes the old name until 5.40; earlier versions, which are
+# supported too, know the old name alone. It says so by a warning and by a log line.
+warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
+logging.getLogger("transformers.utils.generic").addFilter(lambda record: "past_key_values" not in record.getMessage())
 
 Layers = tuple[torch.Tensor, ...]
 """Keys or values, one (B, H_kv, T, D_h) tensor per layer."""
