@@ -177,7 +177,7 @@ def markdown(result: ConditionResult) -> str:
     for note in results.undecided:
         lines += [f"**{escape_markdown(sentence(note))}.**", ""]
     lines += [escape_markdown(describe_run(config, len(result.records.on), len(result.records.off))), ""]
-    lines += [f"{sentence(name)}: {line}  " for name, line in measures(result).items()]
+    lines += [f"{sentence(name)}: {line.replace('   ', ' · ')}  " for name, line in measures(result).items()]
     lines += [f"{escape_markdown(line)}.  " for line in samples_of(result)]
     lines += ["", "| gate | check | observed | limit | n | verdict |", "| --- | --- | ---: | ---: | ---: | --- |"]
     lines += [

@@ -99,6 +99,7 @@ def test_description_links_to_page_and_tables_and_says_first_what_fails() -> Non
     assert [gate for gate, *_ in rows] == sorted((gate for gate, *_ in rows), key=["B", "precondition", "A"].index)
     assert ("precondition", "teacher_gain", "**fail**") in rows
     assert ("A", "null_effect", "pass") in rows
+    assert "Accuracy: base 0 · teacher 0 · select 1 · random 0 ± 0  \n" in text, "markdown would fold spaces"
 
 
 def test_a_run_is_named_by_its_samples_too() -> None:
