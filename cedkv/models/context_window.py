@@ -14,9 +14,11 @@ def longest_sequence(samples: Samples, config: Phase2Config) -> tuple[int, int]:
     """Return (slots in front of the query, query tokens) of the longest row that can occur.
 
     The slots in front of a query contain the prefix or the whole demo; a batch is padded to its longest row in both parts.
+    Behind a query stands its answer but the last token, behind an OFF prompt what base answers (``eval.off_tokens``).
     """
     slots = max(config.prefix_len, max(len(sample.demo_token_ids) for sample in samples.on))
-    query_lengths = [len(sample.query_token_ids) for sample in samples.on] + [len(sample.token_ids) for sample in samples.off]
+    query_lengths = [len(sample.query_token_ids) + len(sample.answer_token_ids) - 1 for sample in samples.on]
+    query_lengths += [len(sample.token_ids) + config.eval.off_tokens for sample in samples.off]
     return slots, max(query_lengths)
 
 
