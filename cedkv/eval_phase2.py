@@ -21,7 +21,7 @@ from cedkv.core.seeding import rng_for
 from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
 from cedkv.inference.answers import AnswerReader, Answers
-from cedkv.inference.batch import Announce, Batch
+from cedkv.inference.batch import Announce, Batch, silent
 from cedkv.inference.distributions import kl
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import next_token_logprobs
@@ -70,7 +70,7 @@ def _execute(
     batch = read_batch(lm, configs, on, partners, step, gate_a_rows)
 
     def alone(sample: OnSample) -> Batch:
-        return read_batch(lm, configs, [sample], None, _silent, keep=[0])
+        return read_batch(lm, configs, [sample], None, silent, keep=[0])
 
     step("base", len(on))
     reader = AnswerReader([sample.answer_token_ids for sample in batch.samples])
@@ -101,10 +101,6 @@ def _execute(
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
     return records
-
-
-def _silent(arm: str, n: int) -> None:
-    """Announce nothing: what a check runs again is part of Gate A's evaluations."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def identical_conditions(results: Sequence[ConditionResult]) -> list[dict[str, A
                     repeated.label,
                     quantity="largest difference of KLs and log-probabilities",
                     deviations=gaps,
-                    limit=math.sqrt(2 * first.config.kl_limit("padding_kl_max")),
+                    limit=first.config.difference_limit("padding_kl_max"),
                     floor=None if floor is None else math.sqrt(2 * floor),
                 )
             )

@@ -41,11 +41,6 @@ def _decoded(
     return after
 
 
-def _square_root_limit(config: Phase2Config) -> float:
-    """Return sqrt(2 x KL limit): a KL of d moves (log-)probabilities by about sqrt(2 d)."""
-    return float(np.sqrt(2 * config.kl_limit("batch_kl_max")))
-
-
 class AnswerAlone(MeasuredCheck):
     """Tokens of an answer, decoded one at a time = all in one pass.
 
@@ -59,7 +54,7 @@ class AnswerAlone(MeasuredCheck):
     name, unit = "answer_alone", "nats"
 
     def limit(self, config: Phase2Config) -> float:
-        return _square_root_limit(config)
+        return config.difference_limit("batch_kl_max")
 
     def expected(self, config: Phase2Config) -> bool:
         return False
@@ -109,7 +104,7 @@ class OffFurtherAlone(MeasuredCheck):
     name, unit = "off_further_alone", "nats"
 
     def limit(self, config: Phase2Config) -> float:
-        return _square_root_limit(config)
+        return config.difference_limit("batch_kl_max")
 
     def expected(self, config: Phase2Config) -> bool:
         return False

@@ -79,8 +79,7 @@ class AttentionAlone(MeasuredCheck):
     name, unit = "attention_alone", "relative"
 
     def limit(self, config: Phase2Config) -> float:
-        """Return sqrt(2 x KL limit): a KL of d moves probabilities by about sqrt(2 d)."""
-        return float(np.sqrt(2 * config.kl_limit("batch_kl_max")))
+        return config.difference_limit("batch_kl_max")
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
         configured, asked = token_scores(config)

@@ -6,6 +6,7 @@ defaults, with a comment per key (a test keeps them equal). Values are immutable
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
@@ -260,6 +261,10 @@ class Phase2Config(Block):
         """Return a threshold for two mathematically identical computations in nats; where it is null, the dtype's limit."""
         value = getattr(self.thresholds, threshold)
         return KL_LIMIT[self.runtime.torch_dtype] if value is None else float(value)
+
+    def difference_limit(self, threshold: str) -> float:
+        """Return the limit of a difference of (log-)probabilities or KLs in nats: a KL of d moves them by about sqrt(2 d)."""
+        return math.sqrt(2 * self.kl_limit(threshold))
 
     @property
     def rows_per_pass(self) -> int | None:

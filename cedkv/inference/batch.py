@@ -16,6 +16,10 @@ Announce = Callable[[str, int], None]
 """Called before an arm is computed, with the arm's name and its number of evaluations (sample x arm)."""
 
 
+def silent(arm: str, n: int) -> None:
+    """Announce nothing: what is computed counts elsewhere, or is not counted."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """B samples and everything about them that conditions share.

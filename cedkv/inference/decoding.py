@@ -91,3 +91,12 @@ def decoding_steps(
                 use_cache=True,
                 logits_to_keep=1,
             )
+
+
+def end_tokens(lm: LanguageModel) -> frozenset[int]:
+    """Return the tokens that end a text, by the model's generation settings, its configuration, or the tokenizer."""
+    ends: set[int] = set()
+    for source in (getattr(lm.model, "generation_config", None), lm.model.config.get_text_config(), lm.tokenizer):
+        end = getattr(source, "eos_token_id", None)
+        ends |= set(end if isinstance(end, list | tuple) else [] if end is None else [end])
+    return frozenset(ends)

@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.seeding import rng_for
-from cedkv.inference.decoding import decoding_steps
+from cedkv.inference.decoding import decoding_steps, end_tokens
 from cedkv.inference.distributions import log_softmax
 from cedkv.inference.forward import Ids
 from cedkv.kv.cache import KVPrefix
@@ -163,13 +163,6 @@ def stream_tokens(
         if all(ended) or not left:
             return
         logits = steps.send(tokens)
-
-
-def end_tokens(lm: LanguageModel) -> frozenset[int]:
-    """Return the tokens that end a text: those of the checkpoint's generation settings, and the tokenizer's."""
-    given = getattr(lm.model.generation_config, "eos_token_id", None)
-    listed = given if isinstance(given, list | tuple) else [given]
-    return frozenset(token for token in (*listed, lm.tokenizer.eos_token_id) if token is not None)
 
 
 def pieces_of(tokens: Iterable[int], tokenizer: Any) -> Iterator[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from cedkv.inference.decoding import decode
+from cedkv.inference.decoding import decode, end_tokens
 from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.forward import Further, Ids
 from cedkv.models.loading import LanguageModel
@@ -81,7 +81,7 @@ def read_off_base(lm: LanguageModel, prompts: Sequence[Ids], names: Sequence[str
     Raises:
         NumericsError: a logit is not finite.
     """
-    ends = torch.tensor(sorted(end_tokens(lm.model)), device=lm.device)
+    ends = torch.tensor(sorted(end_tokens(lm)), device=lm.device)
     answers = torch.zeros(len(prompts), tokens, dtype=torch.long)
     lengths = torch.zeros(len(prompts), dtype=torch.long)
     logprobs = further = torch.empty(0)
@@ -106,12 +106,3 @@ def read_off_base(lm: LanguageModel, prompts: Sequence[Ids], names: Sequence[str
 
     decode(lm, prompts, names, tokens, choose)
     return OffBase(logprobs, [tuple(a[:n]) for a, n in zip(answers.tolist(), lengths.tolist(), strict=True)], further)
-
-
-def end_tokens(model: Any) -> frozenset[int]:
-    """Return the tokens with which a model ends its answer, by its generation configuration and its own."""
-    ends: set[int] = set()
-    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
-        end = getattr(config, "eos_token_id", None)
-        ends |= set(end if isinstance(end, list | tuple) else [] if end is None else [end])
-    return frozenset(ends)

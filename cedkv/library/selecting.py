@@ -15,6 +15,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import preview
 from cedkv.core.values import OnEpisode, OnSample
+from cedkv.inference.batch import silent
 from cedkv.inference.evidence import head_weights_key, read_batch
 from cedkv.inference.head_weights import ensure_head_weights, fitted_scores
 from cedkv.inference.passes import check_lengths, check_loaded_readings
@@ -117,11 +118,11 @@ def select_kv(
 
 def _select(lm: LanguageModel, config: Phase2Config, samples: list[OnSample]) -> PrefixBatch:
     """Run the engine's steps on samples of one demo."""
-    batch = read_batch(lm, [config], samples, None, _silent)
+    batch = read_batch(lm, [config], samples, None, silent)
     students = Students(batch, [config])
     chosen = students.chosen[0]
     student = students.select(chosen.select)
-    judged = judge(batch, config, chosen.evidence, chosen.select.selections, _silent)
+    judged = judge(batch, config, chosen.evidence, chosen.select.selections, silent)
     prefixes = []
     for row, sample in enumerate(samples):
         worth, placement = judged[row].worth, chosen.select.placements[row]
@@ -138,10 +139,6 @@ def _select(lm: LanguageModel, config: Phase2Config, samples: list[OnSample]) ->
             )
         )
     return PrefixBatch(prefixes, student.prefix)
-
-
-def _silent(arm: str, n: int) -> None:
-    """Announce nothing."""
 
 
 def _chosen(selector: str | Selector | None, params: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cedkv.inference.decoding import end_tokens
 from cedkv.inference.distributions import kl
 from cedkv.inference.forward import next_token_logprobs, prefill
-from cedkv.inference.off import OffBase, OffReader, end_tokens, read_off_base
+from cedkv.inference.off import OffBase, OffReader, read_off_base
 from cedkv.kv.cache import assemble
 from cedkv.kv.positioning import place
 from tests.support import tiny
@@ -54,13 +56,14 @@ def test_an_answer_stops_where_the_model_ends_it(llama_folder: Path) -> None:
     assert read_off_base(lm, PROMPTS, NAMES, 0).tokens == [()] * 4
 
 
-def test_end_tokens_of_either_configuration() -> None:
-    def model(of_generation: object, own: object) -> SimpleNamespace:
+def test_end_tokens_of_configurations_and_tokenizer() -> None:
+    def lm(of_generation: object, own: object, of_tokenizer: object) -> Any:
         config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=own))
-        return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=of_generation), config=config)
+        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=of_generation), config=config)
+        return SimpleNamespace(model=model, tokenizer=SimpleNamespace(eos_token_id=of_tokenizer))
 
-    assert end_tokens(model([1, 2], 3)) == {1, 2, 3}
-    assert end_tokens(model(None, None)) == frozenset()
+    assert end_tokens(lm([1, 2], 3, 4)) == {1, 2, 3, 4}
+    assert end_tokens(lm(None, None, None)) == frozenset()
 
 
 def test_the_first_distribution_does_not_depend_on_what_follows(model_folder: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cedkv.core.errors import ConfigError, NumericsError
-from cedkv.inference.generation import Sampling, end_tokens, pieces_of, stream_tokens
+from cedkv.inference.decoding import end_tokens
+from cedkv.inference.generation import Sampling, pieces_of, stream_tokens
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import tokens_text
 from tests.support import zoo
