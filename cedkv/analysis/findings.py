@@ -6,7 +6,6 @@ comparisons is corrected.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 
 from cedkv.analysis.best import Best, best_condition
 from cedkv.analysis.comparison import (
-    comparison_row,
     grid_comparisons,
     identical_conditions,
     series,
     setting,
     unique_up_to_padding,
 )
+from cedkv.analysis.contrasts import Contrast, contrast, mean_with_interval, short, sign_of, signed, signed_interval, verdict_of
 from cedkv.analysis.families import (
     BUDGET,
     MODE,
@@ -42,7 +41,7 @@ from cedkv.analysis.families import (
 from cedkv.analysis.paired import interval, rank_agreement
 from cedkv.analysis.quantities import ACCURACY, KL_TO_TEACHER, OFF_DELTA, Quantity
 from cedkv.analysis.results import ConditionResult
-from cedkv.core.text import number, plural, sentence
+from cedkv.core.text import plural, sentence
 from cedkv.metrics_phase2 import p99
 
 HOW_SURE = (
@@ -91,47 +90,6 @@ def compare_conditions(name: str, results: Sequence[ConditionResult]) -> Compari
         relations=relations(results),
         identical=identical_conditions(results),
     )
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """The difference ``left - right`` in words, with its interval; the ends are None for too few samples."""
-
-    text: str
-    """Both means and the change."""
-    change: str
-    """The difference with its interval: ``−1.2 [−1.3, −1.1]``."""
-    low: float | None
-    high: float | None
-
-    @property
-    def sign(self) -> int | None:
-        """1 above 0, -1 below 0, None where the interval holds 0 or is missing."""
-        return sign_of(self.low, self.high)
-
-
-def sign_of(low: float | None, high: float | None) -> int | None:
-    """Return the sign of a difference by its interval: 1, -1, or None where the interval holds 0 or is missing."""
-    if low is None or high is None:
-        return None
-    return 1 if low > 0 else -1 if high < 0 else None
-
-
-def contrast(left: ConditionResult, right: ConditionResult, quantity: Quantity, arm: str = "select") -> Contrast:
-    """Return ``left - right`` of a quantity in words, with the interval that the table of comparisons shows.
-
-    Args:
-        arm: the arm of the right condition; the left one is always ``select``.
-    """
-    left_values, right_values = series(left, quantity), series(right, quantity, arm)
-    left_name, right_name = (left.label, right.label) if arm == "select" else ("select", arm)
-    row = comparison_row(left_values, right_values, left=left_name, right=right_name, quantity=quantity, seed=left.config.seed)
-    low, high = row["low"], row["high"]
-    if low is None or high is None:
-        return Contrast("too few samples to compare", "too few samples to compare", None, None)
-    means = f"{short(float(np.mean(left_values)))} against {short(float(np.mean(right_values)))}"
-    change = signed_interval(row["difference"], low, high)
-    return Contrast(f"{means}, difference {change}", change, low, high)
 
 
 def relations(results: Sequence[ConditionResult]) -> list[dict[str, Any]]:
@@ -213,34 +171,6 @@ def questions(results: Sequence[ConditionResult], best: Best) -> list[dict[str, 
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
 
-def mean_and_interval(condition: ConditionResult, quantity: Quantity) -> tuple[float, float | None, float | None]:
-    """Return a condition's mean and the ends of its interval; NaN without values, None where there are too few."""
-    select = series(condition, quantity)
-    low, high = interval(select, condition.config.seed, f"{condition.label}-{quantity.name}")
-    return (float(np.mean(select)) if select else math.nan), low, high
-
-
-def mean_with_interval(condition: ConditionResult, quantity: Quantity) -> str:
-    """Return a condition's mean with its interval: ``0.188 [0.09, 0.28]``."""
-    mean, low, high = mean_and_interval(condition, quantity)
-    return short(mean) + ("" if low is None or high is None else f" [{short(low)}, {short(high)}]")
-
-
-def short(value: float | None) -> str:
-    """Return three significant digits, or a dash."""
-    return number(value, 3)
-
-
-def signed(value: float) -> str:
-    """Return three significant digits with a sign."""
-    return f"{value:+.3g}".replace("-", "−") if value else "0"
-
-
-def signed_interval(mean: float, low: float, high: float) -> str:
-    """Return a difference with its interval: ``−1.2 [−1.3, −1.1]``."""
-    return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
-
-
 def _answer_by_group(groups: Sequence[Family], answer: Callable[[Family], str]) -> str:
     """Return the answer of every family, named by its first condition where there are several."""
     if len(groups) == 1:
@@ -253,13 +183,8 @@ def _kl_and_accuracy(left: ConditionResult, right: ConditionResult) -> str:
     parts = []
     for quantity in (KL_TO_TEACHER, ACCURACY):
         difference = contrast(left, right, quantity)
-        parts.append(f"{_verdict(difference.sign, quantity)} ({quantity.short_label} {difference.text})")
+        parts.append(f"{verdict_of(difference.sign, quantity)} ({quantity.short_label} {difference.text})")
     return " and ".join(parts)
-
-
-def _verdict(sign: int | None, quantity: Quantity) -> str:
-    undecided = f"no resolved difference in {quantity.short_label}"
-    return {1: quantity.when_higher, -1: quantity.when_lower, None: undecided}[sign]
 
 
 def _means(group: Family, name_of: Callable[[ConditionResult], str]) -> str:
@@ -335,7 +260,7 @@ def _off_answer(group: Family) -> str:
     sentences = [f"the whole demonstration moves OFF prompts by {mean} nats on average, p99 {short(p99(deltas))}"]
     for sign, moved_by in by_sign.items():
         if moved_by:
-            sentences.append(sentence(f"{_verdict(sign, OFF_DELTA)} under {', '.join(moved_by)}"))
+            sentences.append(sentence(f"{verdict_of(sign, OFF_DELTA)} under {', '.join(moved_by)}"))
     return ". ".join(sentences)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from cedkv.core.values import OnSample, Placement
+from cedkv.inference.batched import map_kv
 from cedkv.inference.distributions import require_finite
-from cedkv.inference.forward import map_kv
 from cedkv.kv.cache import KVPrefix, Layers, read_cache
 from cedkv.models.loading import LanguageModel
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from cedkv.inference.batched import map_rows
 from cedkv.inference.distributions import require_finite
-from cedkv.inference.forward import Ids, forward_with_prefix, hidden_slots, left_padded, map_rows, share_head
+from cedkv.inference.forward import Ids, forward_with_prefix, hidden_slots, left_padded, share_head
 from cedkv.kv.attention import hide_prefix
 from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel

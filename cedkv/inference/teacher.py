@@ -11,19 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cedkv.inference.batched import map_rows, zeros_like_kv
 from cedkv.inference.distributions import require_finite
-from cedkv.inference.forward import (
-    Further,
-    Ids,
-    full_demo_prefix,
-    given_tokens,
-    last_logits,
-    left_padded,
-    map_rows,
-    prefill,
-    read_logits,
-    zeros_like_kv,
-)
+from cedkv.inference.forward import Further, Ids, full_demo_prefix, given_tokens, last_logits, left_padded, prefill, read_logits
 from cedkv.kv.attention import observe_attention
 from cedkv.kv.cache import KVPrefix, read_cache
 from cedkv.kv.readers import AttentionReader, PassRows, measure_inputs

@@ -186,7 +186,7 @@ def read_run(source: str | os.PathLike[str]) -> Run:
 
 
 def _download(run_id: str) -> Run:
-    from cedkv.runs.tracking import ExperimentReader
+    from cedkv.runs.experiment_reader import ExperimentReader
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / run_id

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cedkv.analysis.leaderboard import Entry, Leaderboard, leaderboard
+from cedkv.analysis.leaderboard import Entry, Leaderboard
+from cedkv.analysis.ranking import leaderboard
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
@@ -20,7 +21,8 @@ from cedkv.core.values import Record
 from cedkv.report.leaderboard import console_matrix, frame
 from cedkv.report.page.leaderboard import leaderboard_page
 from cedkv.runs import manifest
-from cedkv.runs.tracking import PARENT, RESUMED, ExperimentReader, StoredRun
+from cedkv.runs.experiment_reader import ExperimentReader, StoredRun
+from cedkv.runs.tracking import PARENT, RESUMED
 from cedkv.selectors.base import query_kind, selector_class
 
 TABLE = "phase2_on_samples.json"

@@ -12,7 +12,8 @@ import pandas as pd
 
 from cedkv.analysis.best import Best
 from cedkv.analysis.findings import ComparisonResult, compare_conditions
-from cedkv.analysis.leaderboard import Leaderboard, entry_of, leaderboard
+from cedkv.analysis.leaderboard import Leaderboard
+from cedkv.analysis.ranking import entry_of, leaderboard
 from cedkv.analysis.results import ConditionResult
 from cedkv.conditions import TASK, by_task
 from cedkv.config.resolve import resolve

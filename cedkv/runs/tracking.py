@@ -12,12 +12,9 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import click
@@ -29,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import near_match, preview, redact, sanitize
+from cedkv.core.text import preview, redact, sanitize
 from cedkv.runs import journal
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
@@ -126,7 +123,7 @@ class MlflowTracker:
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # imports psutil, an extra
 
-        self._monitor = self._call(
+        self._monitor = self.call(
             lambda _: SystemMetricsMonitor(run_id, sampling_interval=SYSTEM_METRICS_INTERVAL, resume_logging=True)
         )
         self._monitor.start()
@@ -136,9 +133,9 @@ class MlflowTracker:
         if manifest.known:
             return
         if manifest.mlflow_run_id is None:
-            experiment = self._call(lambda client: _experiment_id(client, manifest.experiment))
+            experiment = self.call(lambda client: _experiment_id(client, manifest.experiment))
             same_origin = f"tags.`{ORIGIN}` = '{manifest.origin}'"
-            runs = self._call(lambda client: client.search_runs([experiment], same_origin, max_results=1))
+            runs = self.call(lambda client: client.search_runs([experiment], same_origin, max_results=1))
             if runs:
                 manifest.mlflow_run_id = _run_id(runs[0])
             else:
@@ -146,21 +143,23 @@ class MlflowTracker:
                 tags = resolve_tags({ORIGIN: manifest.origin, **manifest.tags, **parent_tag})
                 tags = {name: redact(value) for name, value in tags.items()}
                 with single_attempt(self.timeout):
-                    run = self._call(lambda client: client.create_run(experiment, manifest.start_time, tags, manifest.name))
+                    run = self.call(lambda client: client.create_run(experiment, manifest.start_time, tags, manifest.name))
                 manifest.mlflow_run_id, manifest.experiment, manifest.known = _run_id(run), experiment, True
                 return
         run_id = manifest.mlflow_run_id
         try:
-            info = self._call(lambda client: client.get_run(run_id)).info
+            info = self.call(lambda client: client.get_run(run_id)).info
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise ConfigError(f"run {run_id} is not in MLflow at {_uri()}: set MLFLOW_TRACKING_URI to where it is") from None
+            raise ConfigError(
+                f"run {run_id} is not in MLflow at {tracking_uri()}: set MLFLOW_TRACKING_URI to where it is"
+            ) from None
         if info.lifecycle_stage == "deleted":
             raise ConfigError(f"run {run_id} was deleted in MLflow; bring it back: mlflow runs restore --run-id {run_id}")
         if info.run_name and not _GENERATED_NAME.match(info.run_name):
             manifest.name = info.run_name  # the user chose this name
-        self._call(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
+        self.call(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
         manifest.experiment, manifest.known = info.experiment_id, True
 
     def _push(self, manifest: RunManifest, parent: RunManifest | None, files: bool) -> None:
@@ -172,16 +171,16 @@ class MlflowTracker:
         params = [Param(name, value) for name, value in manifest.params.items()]
         described = {NOTE: ui_links(manifest.tags[NOTE], manifest)} if NOTE in manifest.tags else {}
         tags = [RunTag(name, value[:TAG_LENGTH]) for name, value in {**manifest.tags, **described}.items()]
-        self._call(lambda client: client.log_batch(run_id, metrics, params, tags))
+        self.call(lambda client: client.log_batch(run_id, metrics, params, tags))
         if inputs:
-            self._call(lambda client: client.log_inputs(run_id, datasets=inputs))
+            self.call(lambda client: client.log_inputs(run_id, datasets=inputs))
         ended = manifest.end_time is not None
         if ended and manifest.status != "FINISHED":
-            self._call(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
+            self.call(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
         if files:
             self._push_files(manifest, run_id)
         if ended and manifest.status == "FINISHED":
-            self._call(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
+            self.call(lambda client: client.set_terminated(run_id, manifest.status, manifest.end_time))
         manifest.logged = files and ended
 
     def _push_files(self, manifest: RunManifest, run_id: str) -> None:
@@ -199,22 +198,22 @@ class MlflowTracker:
             self._upload(run_id, file, None)
         if tables:  # the tag that mlflow.log_table sets; log_table itself would append to a table that was logged before
             logged_tables = json.dumps([{"path": file.name, "type": "table"} for file in tables])
-            self._call(lambda client: client.set_tag(run_id, "mlflow.loggedArtifacts", logged_tables))
+            self.call(lambda client: client.set_tag(run_id, "mlflow.loggedArtifacts", logged_tables))
 
     def _upload(self, run_id: str, file: Path, artifact_folder: str | None) -> None:
-        self._call(lambda client: client.log_artifact(run_id, str(file), artifact_folder))
+        self.call(lambda client: client.log_artifact(run_id, str(file), artifact_folder))
 
     def _retire(self, carrier_id: str, manifest: RunManifest) -> None:
-        data = self._call(lambda client: client.get_run(carrier_id)).data
+        data = self.call(lambda client: client.get_run(carrier_id)).data
         if data.tags.get("mlflow.source.type") != "PROJECT" or data.metrics:
             return  # not a run that mlflow run has just created
         note = f"This run only carried `mlflow run -P resume={manifest.mlflow_run_id}`; the results are in that run."
         tags = {RESUMED: str(manifest.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {manifest.name}"}
-        self._call(lambda client: client.log_batch(carrier_id, tags=[RunTag(*tag) for tag in tags.items()]))
-        self._call(lambda client: client.set_terminated(carrier_id, "FINISHED"))
+        self.call(lambda client: client.log_batch(carrier_id, tags=[RunTag(*tag) for tag in tags.items()]))
+        self.call(lambda client: client.set_terminated(carrier_id, "FINISHED"))
         click.echo(f"results go to run {manifest.mlflow_run_id}; run {carrier_id} only carries the resume", err=True)
 
-    def _call(self, call: Callable[[Any], T]) -> T:
+    def call(self, call: Callable[[Any], T]) -> T:
         """Return the result of a call with the client, or raise its error; TimeoutError after ``timeout`` seconds."""
         return call_with_timeout(lambda: call(self._open_client()), self.timeout)
 
@@ -237,127 +236,10 @@ class MlflowTracker:
         except ConfigError:
             raise
         except Exception as error:
-            self.fault = f"MLflow at {_uri()}: {consequence}: {sanitize(' '.join(str(error).split()))[:400]}"
+            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {sanitize(' '.join(str(error).split()))[:400]}"
             if not self._warned:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
             self._warned = True
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as MLflow has it; ``start_time`` is in ms since 1970."""
-
-    run_id: str
-    status: str
-    start_time: int
-    params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-
-
-class ExperimentReader:
-    """Reads the runs of an experiment, their tables and files."""
-
-    def __init__(self, timeout: int) -> None:
-        """Create a reader; ``timeout``: longest wait for a call, in seconds."""
-        self._tracker = MlflowTracker(timeout)
-
-    def runs(self, experiment: str, query: str = "") -> list[StoredRun]:
-        """Return the runs that are not deleted, the latest first.
-
-        Args:
-            experiment: its name or, only digits, its id.
-            query: MLflow's search filter, ``tags.team = 'a'``.
-
-        Raises:
-            ConfigError: there is no such experiment, MLflow rejects the filter, or does not answer.
-        """
-        with self._reported():
-            experiments = self._pages(lambda client, token: client.search_experiments(page_token=token))
-            by_name = {each.name: each.experiment_id for each in experiments}
-            experiment_id = by_name.get(experiment, experiment if experiment in by_name.values() else None)
-            if experiment_id is None:
-                raise ConfigError(
-                    f"there is no experiment {preview(experiment)} at {_uri()}{near_match(experiment, by_name)} "
-                    "(MLFLOW_TRACKING_URI, or --tracking-uri, says where to look)"
-                )
-            found = self._pages(
-                lambda client, token: client.search_runs(
-                    [experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
-                )
-            )
-            return [
-                StoredRun(
-                    run.info.run_id,
-                    run.info.status,
-                    run.info.start_time or 0,
-                    dict(run.data.params),
-                    dict(run.data.metrics),
-                    dict(run.data.tags),
-                )
-                for run in found
-            ]
-
-    def table(self, run_id: str, name: str) -> list[dict[str, Any]] | None:
-        """Return the rows of a table at the run's root; None where the run has none that can be read.
-
-        Raises:
-            ConfigError: MLflow does not answer.
-        """
-        with self._reported(), TemporaryDirectory() as folder:
-            artifacts = self._tracker._call(lambda client: client.list_artifacts(run_id))
-            if name not in {artifact.path for artifact in artifacts}:
-                return None
-            path = self._tracker._call(lambda client: client.download_artifacts(run_id, name, folder))
-            try:
-                content = json.loads(Path(path).read_text(encoding="utf-8"))
-                return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-            except (ValueError, KeyError, TypeError):
-                return None
-
-    def files(self, run_id: str, names: Collection[str], folder: Path) -> None:
-        """Download files of a run, those that it has of these.
-
-        Args:
-            names: paths among the run's artifacts.
-            folder: where the files go, under the same paths.
-
-        Raises:
-            ConfigError: MLflow has no such run, or does not answer.
-        """
-        with self._reported():
-            for within in sorted({name.rpartition("/")[0] for name in names}):
-                for path in self._paths(run_id, within):
-                    if path in names:
-                        self._download(run_id, path, folder / path)
-
-    def _paths(self, run_id: str, within: str) -> list[str]:
-        return [artifact.path for artifact in self._tracker._call(lambda client: client.list_artifacts(run_id, within))]
-
-    def _download(self, run_id: str, path: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found = self._tracker._call(lambda client: client.download_artifacts(run_id, path, str(target.parent)))
-        Path(found).replace(target)  # releases of MLflow differ in whether the path's folders are made again
-
-    def _pages(self, search: Callable[..., Any]) -> list[Any]:
-        """Return what a search, given the client and the ``token`` of a page, finds on all pages."""
-        found, token = list[Any](), None
-        while True:
-            page = self._tracker._call(partial(search, token=token))
-            found += page
-            token = page.token
-            if not token:
-                return found
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Turn an error of MLflow into ConfigError."""
-        try:
-            yield
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"MLflow at {_uri()}: {sanitize(' '.join(str(error).split()))[:400]}") from None
 
 
 def use_tracking_uri(uri: str) -> None:
@@ -428,9 +310,9 @@ def _has_server() -> bool:
 
 def _server() -> str:
     """Return the address of MLflow's server, or the one at which its UI is to be started."""
-    return _uri() if _has_server() else "http://127.0.0.1:5000"
+    return tracking_uri() if _has_server() else "http://127.0.0.1:5000"
 
 
-def _uri() -> str:
+def tracking_uri() -> str:
     """Return the tracking URI without credentials."""
     return redact(mlflow.get_tracking_uri())

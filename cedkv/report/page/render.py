@@ -19,7 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cedkv.analysis.best import by_group
 from cedkv.analysis.comparison import series
-from cedkv.analysis.findings import ComparisonResult, mean_and_interval
+from cedkv.analysis.contrasts import mean_and_interval
+from cedkv.analysis.findings import ComparisonResult
 from cedkv.analysis.quantities import JUDGED, QUANTITIES
 from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.checks.base import CheckResult

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from cedkv.analysis.contrasts import sign_of
 from cedkv.analysis.families import budgets, lengths, positions, sinks, transfers
-from cedkv.analysis.findings import compare_conditions, relations, sign_of
+from cedkv.analysis.findings import compare_conditions, relations
 from cedkv.analysis.results import ConditionResult
 from cedkv.config.extensions import POSITIONING
 from cedkv.report.summary import summary_markdown

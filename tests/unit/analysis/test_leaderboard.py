@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cedkv.analysis.leaderboard import Entry, Leaderboard, leaderboard, table
+from cedkv.analysis.leaderboard import Entry, Leaderboard, table
 from cedkv.analysis.paired import gap_recovered, share_interval
+from cedkv.analysis.ranking import leaderboard
 from cedkv.analysis.ranks import Outcomes, mean_ranks, ranks
 from cedkv.core.values import Record
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.analysis.leaderboard import Leaderboard, leaderboard
+from cedkv.analysis.leaderboard import Leaderboard
+from cedkv.analysis.ranking import leaderboard
 from cedkv.report.leaderboard import CONSOLE_WIDTH, MEASURES, console_matrix, leaderboard_markdown
 from cedkv.report.page import leaderboard as page_module
 from cedkv.report.page.leaderboard import leaderboard_page
