@@ -15,9 +15,9 @@ from cedkv.analysis.ranking import leaderboard
 from cedkv.report.leaderboard import CONSOLE_WIDTH, MEASURES, console_matrix, leaderboard_markdown
 from cedkv.report.page import leaderboard as page_module
 from cedkv.report.page.leaderboard import leaderboard_page
+from tests.support.browser import opened, probed
 from tests.support.pages import HOSTILE
 from tests.unit.analysis.test_leaderboard import entry, samples
-from tests.unit.report.test_page_browser import opened, probed
 
 METHODS = {"attention": [1, 1, 0, 1], "delimiter": [1, 0, 0, 0], "oracle": [1, 1, 1, 1]}
 

@@ -11,44 +11,13 @@ import pandas as pd
 import pytest
 
 from cedkv.core.errors import CedkvError, DataError
-from cedkv.core.values import OnEpisode
-from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.load import load_samples
 from cedkv.tasks.texts import read_sample_texts
 from tests.support import tiny
+from tests.support.user_rows import COLOURS, asked, episodes, gold, load, outputs, shots, write
 
-COLOURS = ("red", "blue", "green")
 ROWS = [{"text": f"w{i}", "label": COLOURS[i // 10]} for i in range(30)]
 """Sorted by their labels, as files often are."""
-
-
-def write(folder: Path, rows: Any, name: str = "own.json") -> str:
-    (folder / name).write_text(json.dumps(rows))
-    return str(folder / name)
-
-
-def load(path: str, *overrides: str, n: int = 6) -> Samples:
-    config = tiny.config("nowhere", f"data.on_path='{path}'", f"eval.on_samples={n}", *overrides)
-    return load_samples(config, tiny.tokenizer(), 1024, 500)
-
-
-def episodes(path: str, *overrides: str, n: int = 6) -> list[OnEpisode]:
-    return [sample.episode for sample in load(path, *overrides, n=n).on]
-
-
-def shots(episode: OnEpisode) -> list[str]:
-    return [episode.demo_text[start:end] for start, end in episode.shots or ()]
-
-
-def asked(episode: OnEpisode) -> str:
-    return episode.query_text.removeprefix("Q: ").removesuffix("\nA:")
-
-
-def outputs(episode: OnEpisode) -> list[str]:
-    return [episode.demo_text[start:end] for start, end, kind in episode.char_kinds if kind == "answer"]
-
-
-def gold(episode: OnEpisode) -> str | None:
-    return None if episode.gold is None else episode.demo_text[slice(*episode.gold)]
 
 
 # shots
@@ -284,108 +253,6 @@ def test_generated_samples_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -
     config = tiny.config("nowhere", "data.sample_ids=[on-42-0001]")
     with pytest.raises(DataError, match=r"50 were looked at, has no sample 'on-42-0001'; did you mean 'on-42-000\d\d'"):
         load_samples(config, tiny.tokenizer(), 1024, 500)
-
-
-# rows with a demonstration of their own
-
-RECORDS = [[f"key{i}", COLOURS[i % 3]] for i in range(9)]
-
-
-def test_records(tmp_path: Path) -> None:
-    path = write(tmp_path, [{"ordered_kv_records": RECORDS, "key": "key4", "value": "blue"}])
-    (episode,) = episodes(path)
-    assert episode.demo_text == "".join(f"{key}: {value}\n" for key, value in RECORDS)
-    assert (episode.query_text, episode.answer_text, gold(episode)) == ("key4:", " blue", "key4: blue\n")
-    assert (len(episode.shots or ()), episode.other_query_text) == (9, "key8:")
-    (short,) = episodes(path, "data.demo_tokens=30")
-    assert 2 <= len(shots(short)) < 9
-    assert gold(short) == "key4: blue\n"
-    for asked_key in ("key0", "key8"):
-        row = {"ordered_kv_records": RECORDS, "key": asked_key, "value": dict(RECORDS)[asked_key]}
-        (edge,) = episodes(write(tmp_path, [row]), "data.demo_tokens=30")
-        assert gold(edge) == shots(edge)[0 if asked_key == "key0" else -1]
-
-
-@pytest.mark.parametrize("value", ["red", None])
-def test_records_without_the_answer(tmp_path: Path, value: str | None) -> None:
-    with pytest.raises(DataError, match=r"row 1: ordered_kv_records has no record of key 'key4' and value"):
-        load(write(tmp_path, [{"ordered_kv_records": RECORDS, "key": "key4", "value": value}]))
-    with pytest.raises(DataError, match=r"row 1: a record of ordered_kv_records should be \[key, value\], found 'key4'"):
-        load(write(tmp_path, [{"ordered_kv_records": ["key4"], "key": "key4", "value": "red"}]))
-
-
-def test_needle(tmp_path: Path) -> None:
-    text = "The grass is green. One colour for dax is: red. The sky is blue.\nWhat is the colour for dax?"
-    row = {"index": 7, "input": text, "outputs": ["red"], "answer_prefix": " The colour for dax is", "length": 20}
-    (episode,) = episodes(write(tmp_path, [row]))
-    assert (episode.sample_id, episode.demo_text, episode.query_text) == ("row-00001", text, " The colour for dax is")
-    assert (episode.answer_text, gold(episode)) == (" red", "One colour for dax is: red.")
-    del row["answer_prefix"]
-    (without,) = episodes(write(tmp_path, [{**row, "input": text + " It is"}]))
-    assert (without.query_text, without.demo_text) == ("What is the colour for dax? It is", text.partition("\n")[0] + "\n")
-
-
-def test_classification_with_a_context(tmp_path: Path) -> None:
-    context = "Text: w1\nType: red\nText: w2\nType: blue\nText: w3\nType: red\n"
-    row = {"input": "Text: w4\nType:", "context": context, "answers": ["red"], "all_classes": list(COLOURS), "_id": "a"}
-    (episode,) = episodes(write(tmp_path, [row]))
-    assert (episode.demo_text, episode.query_text, episode.answer_text) == (context, "Text: w4\nType:", " red")
-    assert (episode.sample_id, episode.labels) == ("a", (" red", " blue", " green"))
-    assert (gold(episode), len(shots(episode))) == ("Text: w3\nType: red\n", 3)
-
-
-def test_questions_about_a_context(tmp_path: Path) -> None:
-    context = "  The dax is red. The lug is blue. Red is a colour: red it is."
-    rows = [
-        {
-            "context": context,
-            "question": "What is the dax?",
-            "answers": {"text": ["red"], "answer_start": [context.index("red")]},
-        },
-        {"context": context, "question": "What is the lug?", "answers": {"text": ["blue"], "answer_start": [3]}},
-    ]
-    made = {episode.sample_id: episode for episode in episodes(write(tmp_path, rows))}
-    first, second = made["row-00001"], made["row-00002"]
-    assert (first.query_text, first.answer_text) == ("Question: What is the dax?\nAnswer:", " red")
-    assert (first.demo_text, first.other_query_text) == (f"{context.strip()}\n\n", second.query_text)
-    assert (gold(first), gold(second)) == ("The dax is red.", "The lug is blue."), (
-        "a place that does not hold it is not believed"
-    )
-    for override in ("data.demo_tokens=30", "data.verbalizer=symbols", "data.format=chat"):
-        with pytest.raises(DataError, match=rf"^{override.partition('=')[0]}.* carries .*own \(column context\)"):
-            load(write(tmp_path, rows), override)
-
-
-# OFF prompts
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "overrides", "expected"),
-    [
-        ("a.jsonl", '{"prompt_text": "Why?"}\n', (), [("off-00001", "Why?", False)]),
-        ("a.jsonl", '{"prompt_text": "Why?"}\n', ("data.off_format=document",), [("off-00001", "Why?", True)]),
-        ("a.csv", "id,Question\nx,Why?\ny,How?\n", (), [("x", "Why?", False), ("y", "How?", False)]),
-        ("a.json", '[{"text": "1."}, {"text": "2."}]', (), [("off-00001", "1.", True), ("off-00002", "2.", True)]),
-        ("a.json", '[{"text": "Once."}]', ("data.off_format=prompt",), [("off-00001", "Once.", False)]),
-        ("a.txt", "One\ndocument.\n\nAnother.", (), [("off-00001", "One\ndocument.", True), ("off-00002", "Another.", True)]),
-        ("a.txt", "Why?\nHow?\n", ("data.off_format=prompt",), [("off-00001", "Why?", False), ("off-00002", "How?", False)]),
-        ("a.txt", '{"prompt_text": "Why?"}\n', (), [("off-00001", "Why?", False)]),
-        ("a.json", '[{"text": ""}, {"text": "Twice."}]', ("data.unusable=skip",), [("off-00002", "Twice.", True)]),
-    ],
-)  # fmt: skip
-def test_off_prompts(tmp_path: Path, name: str, content: str, overrides: tuple[str, ...], expected: list[Any]) -> None:
-    (tmp_path / name).write_text(content)
-    texts = read_sample_texts(tiny.config("nowhere", f"data.off_path='{tmp_path}/{name}'", *overrides)).off
-    assert [(text.sample_id, text.text, text.document) for text in texts] == expected
-
-
-def test_off_files_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("a,b\nx,y\n")
-    with pytest.raises(DataError, match=r"no column of OFF prompts; found \['a', 'b'\]\. Name one prompt, question"):
-        load_samples(tiny.config("nowhere", f"data.off_path={tmp_path}/a.csv"), tiny.tokenizer(), 1024, 500)
-    (tmp_path / "b.csv").write_text("prompt,b\n,y\nx,y\n")
-    with pytest.raises(DataError, match=r"b\.csv:2: prompt is empty; fill it in"):
-        load_samples(tiny.config("nowhere", f"data.off_path={tmp_path}/b.csv"), tiny.tokenizer(), 1024, 500)
 
 
 def test_a_frame_written_by_pandas_in_every_way(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Open a page in a real browser and read what it shows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html as html_module
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def opened(chromium: str, folder: Path, text: str, address: str = "", probe: str = "", width: int = 1280) -> str:
+    """The page's elements once its script has run; ``probe`` is a script of the test's own that runs last.
+
+    Raises:
+        AssertionError: anything on the browser's console.
+    """
+    if probe:
+        digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
+        text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+        text = text.replace("</body>", f"<script>{probe}</script></body>")
+    file = folder / "report.html"
+    file.write_text(text, encoding="utf-8")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=2000",
+        "--enable-logging=stderr", "--v=0", f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}",
+        f"{file.as_uri()}#{address}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
+    assert not console, console
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def text_of(dom: str, element: str) -> str:
+    found = re.search(rf'id="{element}"[^>]*>([^<]*)<', dom)
+    assert found, element
+    return html_module.unescape(found[1])
+
+
+def listed(dom: str) -> list[str]:
+    return re.findall(r'data-id="([^"]*)"', dom)
+
+
+def probed(dom: str) -> Any:
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found, "the probe did not finish"
+    return json.loads(html_module.unescape(found[1]))
