@@ -39,7 +39,7 @@ def check_answer(
             found.same(f"{name} generated", generated[: len(answer)] == list(answer), right)
     forced = after(answer[:-1])
     total = sum(logprobs[token] for logprobs, token in zip(forced, answer, strict=True))
-    found.number("answer", logprob, total)
+    found.number("answer", logprob / len(answer), total / len(answer))  # a token: roundings add up over the answer
     return float(total)
 
 

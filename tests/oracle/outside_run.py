@@ -151,7 +151,8 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
         kls = {key: divergence(*pair) for key, pair in pairs.items()}
         for key, value in kls.items():
             found.number("kl", record[key], value)
-        found.number("answer", record["phase2_answer_logprob_gain"], right["select"] - right["base"])
+        gain = right["select"] - right["base"]
+        found.number("answer", record["phase2_answer_logprob_gain"] / len(whole), gain / len(whole))
         mine.append(kls | of_labels)
         judged.append(check_quality(found, plain, record, chosen, teacher, rules))
 
