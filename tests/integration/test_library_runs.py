@@ -16,6 +16,7 @@ import cedkv
 from cedkv.cli.app import main
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import OUTPUTS
+from tests.support import patch_points as points
 from tests.support import tiny
 
 SETTINGS: dict[str, Any] = {
@@ -70,9 +71,7 @@ def test_a_run_is_read_from_its_folder_by_its_id_and_from_mlflow(
         cedkv.read_run("0123456789")
     with pytest.raises(ConfigError, match="neither the folder of a run nor a run id"):
         cedkv.read_run("no/such/folder")
-    monkeypatch.setattr(
-        "cedkv.runs.tracking.MlflowTracker._call", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer in 60 s"))
-    )
+    points.MLFLOW_CALL.replace(lambda *_: (_ for _ in ()).throw(TimeoutError("no answer in 60 s")), monkeypatch)
     with pytest.raises(ConfigError, match=r"can it be had from MLflow: MLflow at sqlite.*no answer in 60 s"):
         cedkv.read_run(run.run_id)
 

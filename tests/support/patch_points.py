@@ -23,6 +23,7 @@ from cedkv.kv import attention, cache, readers
 from cedkv.models import loading
 from cedkv.runs import lifecycle, pipeline, publish, timeouts, tracking
 from cedkv.runs.journal import Journal
+from cedkv.tasks import texts
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,12 @@ RECORDED_OFF_KL = point("kl", eval_phase2)
 RUN = point("run", pipeline)
 LOAD_SAMPLES = point("load_samples", pipeline)
 EVALUATE = point("evaluate", pipeline)
-LOAD_SAMPLES = point("load_samples", pipeline)
 REPORT_CONDITION = point("report_condition", publish)
 OPEN_RUN = point("open_run", pipeline)
 END_ON_SIGNALS = point("_end_on_signals", app)
 MLFLOW_ATTEMPT = point("_attempt", tracking.MlflowTracker)
+MLFLOW_CALL = point("call", tracking.MlflowTracker)
+MAX_SEARCH = point("MAX_SEARCH", texts)
 MLFLOW_HTTP_SETTINGS = point("_http", timeouts)
 TRACKING_FAULT = point("fault", lifecycle.ActiveRun)
 JOURNAL_APPEND = point("append", Journal)

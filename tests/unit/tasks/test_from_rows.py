@@ -13,6 +13,7 @@ import pytest
 from cedkv.core.errors import CedkvError, DataError
 from cedkv.tasks.load import load_samples
 from cedkv.tasks.texts import read_sample_texts
+from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.user_rows import COLOURS, asked, episodes, gold, load, outputs, shots, write
 
@@ -249,7 +250,7 @@ def test_generated_samples_by_id() -> None:
 
 
 def test_generated_samples_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cedkv.tasks.texts.MAX_SEARCH", 50)
+    points.MAX_SEARCH.replace(50, monkeypatch)
     config = tiny.config("nowhere", "data.sample_ids=[on-42-0001]")
     with pytest.raises(DataError, match=r"50 were looked at, has no sample 'on-42-0001'; did you mean 'on-42-000\d\d'"):
         load_samples(config, tiny.tokenizer(), 1024, 500)
