@@ -32,7 +32,56 @@ _PUBLIC = {
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]
+# Written out for type checkers, which take no name from a list that is computed; a test compares it with _PUBLIC.
+__all__ = [
+    "KV_SOURCES",
+    "PADDING",
+    "POSITIONING",
+    "SELECTORS",
+    "TASKS",
+    "CedkvError",
+    "Check",
+    "CheckInputs",
+    "CheckResult",
+    "ConfigError",
+    "DataError",
+    "Evidence",
+    "KVSource",
+    "LanguageModel",
+    "MeasuredCheck",
+    "ModelError",
+    "NumericsError",
+    "OnEpisode",
+    "Phase2Config",
+    "Placement",
+    "PrefixBatch",
+    "Run",
+    "RunRecords",
+    "SelectBlock",
+    "SelectedPrefix",
+    "Selection",
+    "SelectionTask",
+    "Selector",
+    "Span",
+    "Task",
+    "TaskRequest",
+    "TokenKind",
+    "__version__",
+    "attention_score",
+    "candidates",
+    "compare",
+    "evaluate",
+    "load_model",
+    "load_prefix",
+    "pick_spaced",
+    "pick_top",
+    "read_run",
+    "resolve",
+    "resolve_run",
+    "rng_for",
+    "run",
+    "select_kv",
+]
 
 if TYPE_CHECKING:
     from cedkv.checks.base import Check, CheckInputs, CheckResult, MeasuredCheck, RunRecords

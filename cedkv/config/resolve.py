@@ -123,8 +123,13 @@ def resolve(
     tree = _read_yaml(Path(path)) if path is not None else {}
     pairs = [pair for text in overrides for pair in _split_overrides(text)]
     for name, value in (options or {}).items():
-        if value is not None:
-            pairs.append((OPTIONS[name][0], value))
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"option {name} = {preview(value)} is no text; options are read as a shell gives them: {str(value)!r}"
+            )
+        pairs.append((OPTIONS[name][0], value))
     return _validate(tree, pairs)
 
 

@@ -12,6 +12,7 @@ def test_every_public_name_can_be_imported() -> None:
     for name in cedkv.__all__:
         assert getattr(cedkv, name) is not None, name
     assert set(cedkv.__all__) <= set(dir(cedkv))
+    assert sorted(cedkv.__all__) == sorted(["__version__", *cedkv._MODULE_OF])
     assert not hasattr(cedkv, "Selectr")
 
 

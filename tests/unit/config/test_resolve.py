@@ -153,3 +153,10 @@ def test_number_with_an_exponent_in_a_file(file: Path) -> None:
     file.write_text("phase2: {thresholds: {on_gain_min: 1e-4, source_cache_diff_max: 2.5E+1}}")
     limits = resolve(file).thresholds
     assert (limits.on_gain_min, limits.source_cache_diff_max) == (1e-4, 25.0)
+
+
+def test_options_are_texts() -> None:
+    """A number is an error with the text to give, not a traceback out of the parser."""
+    with pytest.raises(ConfigError, match=r"option max_on = 24 is no text; options are read as a shell gives them: '24'"):
+        resolve(options={"max_on": 24})  # type: ignore[dict-item]
+    assert resolve(options={"max_on": "24"}).eval.on_samples == 24
