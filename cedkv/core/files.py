@@ -12,7 +12,7 @@ from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 """``schema_version`` of every JSON object and JSON line that is written here."""
 
 

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def processor() -> str:
+    """Return the processor's kind and the instructions that torch uses on it, on which roundings depend: ``x86_64 AVX512``."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def use_onednn(model: torch.nn.Module) -> bool:

@@ -71,7 +71,8 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
         "model.weights": weights_digest(lm.model),
         "model.tokenizer": tokenizer_digest(lm.tokenizer),
     }
-    values |= {f"runtime.{name}": lm.meta[name] for name in ("torch_dtype", "device", "device_name", "torch_threads")}
+    values |= {f"runtime.{name}": lm.meta[name] for name in ("torch_dtype", "device_name", "torch_threads")}
+    values["runtime.device"] = lm.device.type  # not its index: cards of one name compute the same
     if lm.meta["trust_remote_code"]:
         values["model.code"] = lm.meta["trust_remote_code"]
     return values | {f"versions.{name}": version for name, version in lm.meta["versions"].items()}

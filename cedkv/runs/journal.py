@@ -1,14 +1,16 @@
 """``journal.jsonl``: the finished units of a run, each on disk as soon as it is finished; a run is resumed from its journal.
 
-The first line says what the run depends on; each further line is a unit with the records of every condition:
+The first line says what the run depends on, and the keys of all its units in their order; each further line is a unit, in the
+order in which units were finished, with the device that computed it and the records of every condition:
 
-    {"sha256":"...","header":{...}}
-    {"sha256":"...","unit":"unit/00000","sizes":[812,790],"records":[[...],[...]]}
+    {"sha256":"...","header":{"units":["unit/00000",...],...}}
+    {"sha256":"...","unit":"unit/00000","ran_on":{...},"sizes":[812,790],"records":[[...],[...]]}
 
 In a run of several tasks a unit is of one of them (``symbol_lookup/unit/00000``), and conditions of the others have no records
-there. The digest covers the rest of its line. A last line that does not match its digest was being written when the process or
-the machine stopped: the line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is
-Python's dialect: NaN stays NaN, so that gates decide the same after a resume.
+there. Records are read in the order of the plan, so that nothing depends on which unit was finished first. The digest covers
+the rest of its line. A last line that does not match its digest was being written when the process or the machine stopped: the
+line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is Python's dialect: NaN stays NaN,
+so that gates decide the same after a resume.
 """
 
 from __future__ import annotations
@@ -30,19 +32,22 @@ _DIGEST_PREFIX = b'{"sha256":"'
 _CONTENT_START = len(_DIGEST_PREFIX) + 64 + 2
 """Offset in a line of what its digest covers: 64 hexadecimal digits, a quote and a comma follow the prefix."""
 _RECORDS = b',"records":['
+UNITS = "units"
+"""Name in the header under which the keys of all planned units stand."""
 
 
 class Journal:
     """The journal of a run, open for appending; memory holds only the offsets of each unit's records.
 
-    units: keys of the finished units, in their order.
+    planned: keys of all units, in their order. ran_on: key of a finished unit -> the device that computed it, in the order in
+    which units were finished.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], conditions: Sequence[str], append: bool = True) -> None:
         """Start a journal, or continue the existing one.
 
         Args:
-            header: what the run depends on, flat; a resumed run must agree in every value.
+            header: what the run depends on, flat, and its planned units (``UNITS``); a resumed run must agree in every value.
             conditions: keys of the conditions, in the order of a line's records.
             append: False reads the journal and leaves it as it is.
 
@@ -52,9 +57,12 @@ class Journal:
             RunInterrupted: the journal cannot be written.
         """
         self.path = path
-        self.units: list[str] = []
+        self.planned: list[str] = list(header[UNITS])
+        self.ran_on: dict[str, dict[str, Any]] = {}
         self._conditions = list(conditions)
-        self._extents: list[list[tuple[int, int]]] = []  # per unit and condition: offset and size of the records in the file
+        self._extents: dict[
+            str, list[tuple[int, int]]
+        ] = {}  # per unit and condition: offset and size of the records in the file
         self._end = 0
         if path.exists():
             self._read(header)
@@ -70,35 +78,41 @@ class Journal:
             self._file.close()
             raise
 
-    def append(self, unit: str, records: Mapping[str, Sequence[Record]]) -> None:
+    @property
+    def missing(self) -> list[str]:
+        """Keys of the planned units that are not finished, in their order."""
+        return [unit for unit in self.planned if unit not in self._extents]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether units were finished in the order of the plan."""
+        return list(self._extents) == [unit for unit in self.planned if unit in self._extents]
+
+    def append(self, unit: str, ran_on: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) -> None:
         """Write a finished unit, which is on disk when this returns.
 
         Args:
+            ran_on: the device that computed the unit.
             records: the records of the conditions that the unit has, by their key.
 
         Raises:
             RunInterrupted: the disk is full.
         """
         parts = [_dumps(list(records.get(key, ()))) for key in self._conditions]
-        head = _dumps({"unit": unit, "sizes": [len(part) for part in parts]})[:-1].encode()
+        head = _dumps({"unit": unit, "ran_on": ran_on, "sizes": [len(part) for part in parts]})[:-1].encode()
         offset = self._end + _CONTENT_START + len(head) - 1 + len(_RECORDS)
         self._write(_with_digest(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))
-        self._add(unit, offset, [len(part) for part in parts])
-
-    def require_plan(self, planned: Sequence[str]) -> None:
-        """Raise DataError if the units are not the first ones of the plan in its order (a line is repeated or moved)."""
-        for number, unit in enumerate(self.units, 2):
-            if planned[number - 2 : number - 1] != [unit]:
-                raise self._damaged(number, f"unit {preview(unit)} is not the one that belongs there")
+        self._add(unit, ran_on, offset, [len(part) for part in parts])
 
     def records(self, condition: str) -> Iterator[Record]:
-        """Yield all records of a condition, in the order of units, read from disk unit by unit."""
+        """Yield all records of a condition, in the order of planned units, read from disk unit by unit."""
         column = self._conditions.index(condition)
         with self.path.open("rb") as file:
-            for extents in self._extents:
-                offset, size = extents[column]
-                file.seek(offset)
-                yield from json.loads(file.read(size))
+            for unit in self.planned:
+                if unit in self._extents:
+                    offset, size = self._extents[unit][column]
+                    file.seek(offset)
+                    yield from json.loads(file.read(size))
 
     def close(self) -> None:
         """Close the file; written records can still be read."""
@@ -117,18 +131,18 @@ class Journal:
             ) from error
         self._end += len(line)
 
-    def _add(self, unit: str, offset: int, sizes: Sequence[int]) -> None:
+    def _add(self, unit: str, ran_on: Mapping[str, Any], offset: int, sizes: Sequence[int]) -> None:
         """Register a unit whose first records are at ``offset``; a comma separates the records of two conditions."""
-        self.units.append(unit)
         extents = []
         for size in sizes:
             extents.append((offset, size))
             offset += size + 1
-        self._extents.append(extents)
+        self._extents[unit] = extents
+        self.ran_on[unit] = dict(ran_on)
 
     def _read(self, header: Mapping[str, Any]) -> None:
         """Register the units of an existing journal, up to a last line that is incomplete."""
-        file_size = self.path.stat().st_size
+        file_size, planned = self.path.stat().st_size, set(self.planned)
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not _is_intact(line):
@@ -145,7 +159,11 @@ class Journal:
                     if split < 0:
                         raise self._damaged(number, "the line is not a unit")
                     head = json.loads(b"{" + line[_CONTENT_START:split] + b"}")
-                    self._add(head["unit"], self._end + split + len(_RECORDS), head["sizes"])
+                    if head["unit"] not in planned:
+                        raise self._damaged(number, f"unit {preview(head['unit'])} is none of this run")
+                    if head["unit"] in self._extents:
+                        raise self._damaged(number, f"unit {preview(head['unit'])} stands there twice")
+                    self._add(head["unit"], head["ran_on"], self._end + split + len(_RECORDS), head["sizes"])
                 self._end += len(line)
 
     def _damaged(self, number: int, problem: str) -> DataError:
@@ -175,10 +193,15 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
         raise DataError(f"{path} cannot be read: {error}; it was damaged, or removed") from None
     if header is None:
         raise DataError(f"{path}:1: the line does not match its sha256: the file was damaged or edited")
+    if UNITS not in header:
+        raise DataError(
+            f"{path} has schema_version {header.get('schema_version')}, and its records can be read from 1.3 on; read the run "
+            "with the version of cedkv that wrote it, which stands in its report_phase2.json"
+        )
     depends_on = {name: value for name, value in header.items() if name != "schema_version"}
     journal = Journal(path, depends_on, conditions, append=False)
     if journal._end != path.stat().st_size:
-        raise journal._damaged(len(journal.units) + 2, "the line does not match its sha256")
+        raise journal._damaged(len(journal.ran_on) + 2, "the line does not match its sha256")
     return header, journal.records
 
 

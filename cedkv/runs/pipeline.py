@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,26 @@ from typing import Any
 import click
 
 from cedkv.analysis.results import ConditionResult
-from cedkv.checks import certificate
 from cedkv.checks.base import check_providers
-from cedkv.conditions import Condition, by_task, in_task, labels
+from cedkv.checks.certificate import Certificate
+from cedkv.conditions import by_task, in_task, labels
 from cedkv.config.extensions import providers
-from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
-from cedkv.core.text import plural, sanitize
+from cedkv.core.text import plural
 from cedkv.core.values import Record
-from cedkv.eval_phase2 import run_units
-from cedkv.inference.head_weights import HeadWeights, ensure_head_weights, use_head_weights
-from cedkv.inference.passes import check_lengths, check_loaded_readings, check_readings
-from cedkv.models import loading
-from cedkv.models.capabilities import check_supported
+from cedkv.execution.worker import Executor, ModelFacts, Worker
+from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.models.checkpoint import trust_tag
-from cedkv.models.context_window import check_context
-from cedkv.models.fingerprint import fingerprint
-from cedkv.models.loading import LanguageModel
-from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME
+from cedkv.models.tokenizer import token_text
+from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME, TokenTexts
 from cedkv.report.tables import sample_tables
-from cedkv.report.text import about_samples, run_name
+from cedkv.report.text import run_name
 from cedkv.runs import tracking
-from cedkv.runs.journal import Journal
+from cedkv.runs.journal import UNITS, Journal
 from cedkv.runs.lifecycle import ActiveRun, open_run
 from cedkv.runs.manifest import RunManifest, results_settings
+from cedkv.runs.prepare import prepare
 from cedkv.runs.progress import Clock, Progress
 from cedkv.runs.publish import publish_conditions
 from cedkv.runs.publish_comparison import publish_comparison
@@ -45,8 +41,6 @@ from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.sample_notes import notes_header
 from cedkv.runs.tags import config_tags
 from cedkv.selectors.base import query_kind, selector_class
-from cedkv.tasks.load import Samples, load_samples
-from cedkv.units import evaluations, plan_samples
 
 PENDING = {"1.5": ("gateA",), "2": ("gateA", "gateB", "phase2")}
 """Tags of a phase's verdicts; ``pending`` until they are known."""
@@ -78,64 +72,51 @@ def run(resolved: ResolvedRun) -> list[ConditionResult]:
 
 def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     clock, config, conditions = Clock(), resolved.config, resolved.conditions
-    configs, keys = [condition.config for condition in conditions], [condition.key for condition in conditions]
+    keys = [condition.key for condition in conditions]
     size = "" if resolved.comparison is None else f"{resolved.comparison}, {len(conditions)} conditions; "
     click.echo(f"run {active.manifest.run_id}: {size}loading {config.model.id} ...", err=True)
     clock.enter("load")
-    spec = loading.open_spec(config)
-    for each in configs:
-        check_supported(spec.capabilities, each)
-    check_readings(spec, configs)
-    samples = {}
-    for task, group in by_task(conditions).items():
-        limits = (spec.capabilities.max_positions, spec.vocabulary)
-        samples[task] = load_samples(group[0].config, spec.tokenizer, *limits, resolved.texts[task])
-        for line in about_samples(samples[task].notes, samples[task].unusable, len(samples[task].on), len(samples[task].off)):
-            click.echo(": ".join(filter(None, ("samples", task, sanitize(line)))), err=True)
-        check_context(spec.capabilities, samples[task], [condition.config for condition in group])
-        check_lengths(spec, [condition.config for condition in group], samples[task].on)
-    lm = loading.load(config, spec)
-    for each in configs:
-        loading.check_loaded(lm, each)
-    check_loaded_readings(lm, configs)
-    identity = fingerprint(lm)
-    journal = active.open_journal(depends_on(identity, conditions, samples, resolved.phase), keys)
-    certified = certificate.ensure_certificate(lm, identity, config.model.cache_dir)
-    _attach_certificate(certified, configs, active.manifest)
-    certified.check(configs)
-    weights_folder = certificate.measurements_folder(config.model.cache_dir, "head_weights")
-    groups = [
-        TaskGroup(
-            task,
-            group,
-            samples[task],
-            ensure_head_weights(lm, [condition.config for condition in group], certified.identity, weights_folder),
-        )
-        for task, group in by_task(conditions).items()
-    ]
-    if resolved.comparison is None:
-        write_json(active.folder / "artifacts" / RUNTIME, lm.meta)
-    if any(group.fitted for group in groups):
-        all_fitted = [asdict(weights) for group in groups for weights in group.fitted]
-        write_json(active.folder / "artifacts" / HEAD_WEIGHTS, {"fitted": all_fitted})
-    datasets = {g.task: tracking.describe_datasets(sample_tables(g.samples, resolved.phase)) for g in groups}
+    spec, work = prepare(resolved)
+    with closing(Worker(work, spec)) as executor:
+        facts = executor.load()
+        journal = active.open_journal(depends_on(facts.identity, work), keys)
+        certified = executor.certify()
+        _attach_certificate(certified, work.configs, active.manifest)
+        certified.check(work.configs)
+        fitted = [weights for of_group in executor.head_weights() for weights in of_group]
+        if fitted:
+            write_json(active.folder / "artifacts" / HEAD_WEIGHTS, {"fitted": [asdict(weights) for weights in fitted]})
+        manifests = _describe(resolved, active, work, facts, certified)
+        evaluate(executor, work, {key: m.folder for key, m in manifests.items()}, clock, journal)
+    clock.enter("report")
+    samples_of = {condition.key: group.samples for group in work.groups for condition in group.conditions}
+    texts = TokenTexts({}, partial(token_text, spec.tokenizer))
+    reported = publish_conditions(resolved, active, manifests, facts.meta, texts, samples_of, journal, clock)
+    if resolved.comparison is not None:
+        publish_comparison(resolved.comparison, active, facts.meta, texts, reported, clock)
+    return [report.result for report in reported]
+
+
+def _describe(
+    resolved: ResolvedRun, active: ActiveRun, work: Workload, facts: ModelFacts, certified: Certificate
+) -> dict[str, RunManifest]:
+    """Log model, datasets and certificate with the run and its nested runs; return the manifest of every condition's run."""
+    datasets = {group.task: tracking.describe_datasets(sample_tables(group.samples, work.phase)) for group in work.groups}
     unique = {json.dumps(dataset): dataset for inputs in datasets.values() for dataset in inputs}
     active.manifest.datasets = list(unique.values())
+    if resolved.comparison is None:
+        write_json(active.folder / "artifacts" / RUNTIME, facts.meta)
+        active.push()
+        return {resolved.conditions[0].key: active.manifest}
     active.push()
-    manifests = {keys[0]: active.manifest} if resolved.comparison is None else _children(resolved, active)
-    for of_task in groups if resolved.comparison is not None else ():
-        for condition in of_task.conditions:
-            child = active.children[condition.key]
-            child.datasets = datasets[of_task.task]
-            write_json(child.folder / "artifacts" / RUNTIME, lm.meta)
+    manifests = _children(resolved, active)
+    for group in work.groups:
+        for condition in group.conditions:
+            child = manifests[condition.key]
+            child.datasets = datasets[group.task]
+            write_json(child.folder / "artifacts" / RUNTIME, facts.meta)
             _attach_certificate(certified, [condition.config], child)
-    evaluate(lm, groups, resolved.phase, {key: m.folder for key, m in manifests.items()}, clock, journal)
-    clock.enter("report")
-    samples_of = {condition.key: group.samples for group in groups for condition in group.conditions}
-    reported = publish_conditions(resolved, active, manifests, lm, samples_of, journal, clock)
-    if resolved.comparison is not None:
-        publish_comparison(resolved.comparison, active, lm, reported, clock)
-    return [report.result for report in reported]
+    return manifests
 
 
 def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest]:
@@ -152,35 +133,34 @@ def _children(resolved: ResolvedRun, active: ActiveRun) -> dict[str, RunManifest
     return active.children
 
 
-def _attach_certificate(certified: certificate.Certificate, configs: Sequence[Phase2Config], manifest: RunManifest) -> None:
+def _attach_certificate(certified: Certificate, configs: Sequence[Phase2Config], manifest: RunManifest) -> None:
     """Tag a run with the certificate's verdict for its configurations, and store the certificate with it."""
     manifest.tags["certificate"] = "uncertified" if certified.failed(configs) else "certified"
     write_json(manifest.folder / "artifacts" / "certificate.json", certified.as_dict())
 
 
-def depends_on(
-    identity: Mapping[str, Any], conditions: Sequence[Condition], samples: Mapping[str, Samples], phase: Phase
-) -> dict[str, Any]:
-    """Return all that a run's records depend on, flat: a resumed run must agree in it.
+def depends_on(identity: Mapping[str, Any], work: Workload) -> dict[str, Any]:
+    """Return all that a run's records depend on, flat, and its units: a resumed run must agree in it.
 
     Args:
         identity: of ``fingerprint``.
-        samples: of each task (``by_task``).
     """
-    values: dict[str, Any] = {"phase": phase}
+    values: dict[str, Any] = {"phase": work.phase, UNITS: [planned.key for planned in work.plan]}
+    conditions = work.conditions
     for condition in conditions:
         prefix = "" if len(conditions) == 1 else f"{condition.key}: "
         settings = results_settings(condition.config)
         values |= {f"{prefix}{name}": value for name, value in settings.items()}
         values |= {f"{prefix}{name}": provider for name, provider in _providers(condition.config).items()}
-    for task, of_task in samples.items():
-        for kind, source, digested in (("on", of_task.on_source, of_task.on), ("off", of_task.off_source, of_task.off)):
+    for group in work.groups:
+        task, samples = group.task, group.samples
+        for kind, source, digested in (("on", samples.on_source, samples.on), ("off", samples.off_source, samples.off)):
             digest = sha256()
             for sample in digested:
                 digest.update(f"{sample!r}\n".encode())
             name = in_task(task, f"samples.{kind}")
             values |= {f"{name}.source": source, f"{name}.digest": digest.hexdigest()}
-        values |= notes_header(of_task, in_task(task, "samples"))
+        values |= notes_header(samples, in_task(task, "samples"))
     return {**values, **check_providers(), **identity}
 
 
@@ -194,57 +174,35 @@ def _providers(config: Phase2Config) -> dict[str, str]:
     return providers({name.removeprefix("phase2."): value for name, value in config.dotted().items()})
 
 
-@dataclass(frozen=True)
-class TaskGroup:
-    """The conditions of a task (``by_task``), their samples, and the weights of attention heads that they need."""
-
-    task: str
-    conditions: list[Condition]
-    samples: Samples
-    fitted: list[HeadWeights]
-
-
-def evaluate(
-    lm: LanguageModel,
-    groups: Sequence[TaskGroup],
-    phase: Phase,
-    folders: Mapping[str, Path],
-    clock: Clock,
-    journal: Journal,
-) -> None:
-    """Run the units that are not in the journal; append each to the journal, and its samples to ``metrics.jsonl``."""
-    plans = [plan_samples(group.conditions, group.samples, phase, group.task) for group in groups]
-    units = [unit for plan in plans for unit in plan]
-    done = len(journal.units)
-    journal.require_plan([unit.key for unit in units])
-    for key, folder in folders.items():
-        write_lines(folder / "metrics.jsonl", _samples_of(journal.records(key)))
+def evaluate(executor: Executor, work: Workload, folders: Mapping[str, Path], clock: Clock, journal: Journal) -> None:
+    """Compute the units that are not in the journal; append each to the journal, and its samples to ``metrics.jsonl``."""
+    left = [planned for planned in work.plan if planned.key not in journal.ran_on]
+    done = [planned.size for planned in work.plan if planned.key in journal.ran_on]
+    _write_samples(folders, journal)
     if done:
-        click.echo(f"resumed: {done} of {len(units)} units are done already", err=True)
-    sizes = [
-        evaluations(group.conditions, unit, phase, group.samples.on)
-        for group, plan in zip(groups, plans, strict=True)
-        for unit in plan
-    ]
-    if len(folders) > 1 and done < len(units):
-        size = "; ".join(map(_size, groups))
-        click.echo(f"{size}: {sum(sizes[done:]):,} evaluations (sample x arm) at most", err=True)
-    with closing(Progress(sizes, done)) as progress:
+        click.echo(f"resumed: {len(done)} of {len(work.plan)} units are done already", err=True)
+    if len(folders) > 1 and left:
+        size, most = "; ".join(map(_size, work.groups)), sum(planned.size for planned in left)
+        click.echo(f"{size}: {most:,} evaluations (sample x arm) at most", err=True)
+    with closing(Progress([planned.size for planned in left], done)) as progress:
 
         def step(arm: str, count: int) -> None:
             progress.step(arm, count)
             clock.enter(arm)
 
-        before = 0  # units of the groups before this one
-        for group, plan in zip(groups, plans, strict=True):
-            use_head_weights(lm, [condition.config for condition in group.conditions], group.fitted)
-            left = plan[max(0, done - before) :]
-            before += len(plan)
-            for unit, records in run_units(lm, group.conditions, group.samples, left, phase, step):
-                journal.append(unit.key, records)
-                for key, condition_records in records.items():
-                    append_lines(folders[key] / "metrics.jsonl", _samples_of(condition_records))
-                progress.unit(unit.key)
+        for finished in executor.execute(left, step):
+            journal.append(finished.planned.key, finished.ran_on, finished.records)
+            for key, records in finished.records.items():
+                append_lines(folders[key] / "metrics.jsonl", _samples_of(records))
+            progress.unit(finished.planned.key)
+    if not journal.in_order:
+        _write_samples(folders, journal)
+
+
+def _write_samples(folders: Mapping[str, Path], journal: Journal) -> None:
+    """Write the samples of finished units to ``metrics.jsonl``, in the order of the plan."""
+    for key, folder in folders.items():
+        write_lines(folder / "metrics.jsonl", _samples_of(journal.records(key)))
 
 
 def _size(group: TaskGroup) -> str:

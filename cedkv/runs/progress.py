@@ -19,15 +19,15 @@ LINE_INTERVAL = 30.0
 class Progress:
     """Counts evaluations (sample x arm) and reports on stderr how far a run is."""
 
-    def __init__(self, sizes: Sequence[int], done: int) -> None:
+    def __init__(self, left: Sequence[int], done: Sequence[int]) -> None:
         """Start counting.
 
         Args:
-            sizes: evaluations of each unit, in order.
-            done: number of units that an earlier process has finished.
+            left: evaluations of each unit that is to be computed.
+            done: the same of the units that an earlier process has finished.
         """
-        self._units, self._units_done = len(sizes), done
-        self._total, self._count, self._pending = sum(sizes), sum(sizes[:done]), 0
+        self._units, self._units_done = len(left) + len(done), len(done)
+        self._total, self._count, self._pending = sum(left) + sum(done), sum(done), 0
         self._count_at_start, self._started = self._count, time.monotonic()
         self._prints_lines, self._last_line = not sys.stderr.isatty(), -math.inf
         self._bar = tqdm(total=self._total, initial=self._count, unit="eval", desc="start", disable=None, dynamic_ncols=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import click
@@ -18,8 +17,6 @@ from cedkv.analysis.results import ConditionResult, collect, decide
 from cedkv.conditions import Condition, by_task, factors, labels
 from cedkv.core.files import append_lines, write_text
 from cedkv.core.values import Record
-from cedkv.models.loading import LanguageModel
-from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import SelectionFiles, TokenTexts, write_report
 from cedkv.report.figures.captions import run_figures, save_main_figures
 from cedkv.report.figures.plotting import to_svg
@@ -63,7 +60,8 @@ def publish_conditions(
     resolved: ResolvedRun,
     active: ActiveRun,
     manifests: Mapping[str, RunManifest],
-    lm: LanguageModel,
+    runtime: Mapping[str, Any],
+    texts: TokenTexts,
     samples: Mapping[str, Samples],
     journal: Journal,
     clock: Clock,
@@ -72,17 +70,17 @@ def publish_conditions(
 
     Args:
         manifests: condition key -> manifest of its run.
+        runtime: model, device, versions.
         samples: condition key -> its samples.
         journal: has the records of all conditions.
         clock: its times go into a single evaluation's report.
     """
     single = resolved.comparison is None
-    texts = TokenTexts({}, partial(token_text, lm.tokenizer))
     reported = []
     for condition in named_conditions(resolved.conditions, resolved.comparison, resolved.phase):
         manifest, own = manifests[condition.key], samples[condition.key]
         sources = {"on": own.on_source, "off": own.off_source}
-        context = ReportContext(sources, lm.meta, texts, own.notes, own.unusable)
+        context = ReportContext(sources, runtime, texts, own.notes, own.unusable)
         manifest.seconds = clock.read() if single else {}
         report = report_condition(manifest, condition, resolved.phase, journal.records(condition.key), context)
         result = report.result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import click
@@ -18,8 +17,6 @@ from cedkv.analysis.results import ConditionResult
 from cedkv.conditions import TASK, by_task
 from cedkv.config.resolve import resolve
 from cedkv.core.files import write_json, write_text
-from cedkv.models.loading import LanguageModel
-from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import TokenTexts
 from cedkv.report.figures.captions import comparison_figures, save_main_figures
 from cedkv.report.figures.plotting import save_png, to_svg
@@ -39,15 +36,19 @@ from cedkv.runs.ui import logged_length
 
 
 def publish_comparison(
-    name: str, active: ActiveRun, lm: LanguageModel, reported: Sequence[ReportedCondition], clock: Clock
+    name: str,
+    active: ActiveRun,
+    runtime: Mapping[str, Any],
+    texts: TokenTexts,
+    reported: Sequence[ReportedCondition],
+    clock: Clock,
 ) -> None:
     """Compare the conditions, write and log the parent run, end it, and print what came out."""
     manifest = active.manifest
     comparisons = compare_tasks(name, [report.result for report in reported])
     clock.enter("write")
     manifest.seconds = clock.read()
-    texts = TokenTexts({}, partial(token_text, lm.tokenizer))
-    board = report_comparison(manifest, comparisons, reported, lm.meta, texts)
+    board = report_comparison(manifest, comparisons, reported, runtime, texts)
     _set_results(manifest, name, comparisons, board)
     for task, comparison in comparisons.items():
         click.echo(f"\n{task}" * bool(task) + f"\n{aligned(comparison.conditions)}\n")

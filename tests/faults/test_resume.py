@@ -88,8 +88,8 @@ def test_ended_by_a_signal_it_is_killed_with_its_data(
         points.END_ON_SIGNALS.real()
         real = points.JOURNAL_APPEND.real
 
-        def append(self: Journal, unit: str, records: Any) -> None:
-            real(self, unit, records)
+        def append(self: Journal, unit: str, *finished: Any) -> None:
+            real(self, unit, *finished)
             if unit == "unit/00001":
                 os.kill(os.getpid(), number)
 

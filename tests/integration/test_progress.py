@@ -16,7 +16,7 @@ def test_lines_at_most_every_half_minute_and_one_a_unit(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    told = Progress([1000, 400, 300], done=1)
+    told = Progress([400, 300], done=[1000])
     for at, arm in ((0.0, "teacher"), (29.0, "base"), (31.0, "select"), (60.0, "random 1/5"), (62.0, "random 2/5")):
         now = at
         told.step(arm, 100)
@@ -38,7 +38,7 @@ def test_lines_at_most_every_half_minute_and_one_a_unit(
 
 def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    told = Progress([20, 20], done=0)
+    told = Progress([20, 20], done=[])
     told.step("teacher", 20)
     told.unit("unit/00000")
     told.close()

@@ -153,8 +153,8 @@ def test_killed_in_the_second_task_and_resumed_it_is_the_same(config: Phase2Conf
     def killed_after_the_third_unit() -> None:
         real, appended = points.JOURNAL_APPEND.real, list[str]()
 
-        def append(self: Journal, unit: str, records: Any) -> None:
-            real(self, unit, records)
+        def append(self: Journal, unit: str, *finished: Any) -> None:
+            real(self, unit, *finished)
             appended.append(unit)
             if len(appended) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -21,7 +21,7 @@ from cedkv.inference import ablation, evidence, forward, head_weights, student, 
 from cedkv.inference import prefix as prefix_module
 from cedkv.kv import attention, cache, readers
 from cedkv.models import loading
-from cedkv.runs import lifecycle, pipeline, publish, timeouts, tracking
+from cedkv.runs import lifecycle, pipeline, prepare, publish, timeouts, tracking
 from cedkv.runs.journal import Journal
 from cedkv.tasks import texts
 
@@ -124,7 +124,7 @@ RECORDED_OFF_KL = point("kl", eval_phase2)
 
 # runs
 RUN = point("run", pipeline)
-LOAD_SAMPLES = point("load_samples", pipeline)
+LOAD_SAMPLES = point("load_samples", prepare)
 EVALUATE = point("evaluate", pipeline)
 REPORT_CONDITION = point("report_condition", publish)
 OPEN_RUN = point("open_run", pipeline)

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
 from cedkv.runs.journal import Journal, differences
 
-HEADER = {"run_id": "r", "phase2.seed": 42, "samples.on.digest": "abc"}
+RAN_ON = {"runtime.device": "cpu"}
 UNITS = [
     ("main/00000", {"a": [{"x": 0.1, "text": "ü \u2028 \ud800"}, {"x": math.nan}], "b,\"records\":[": []}),
     ("main/00001", {"a": [{"x": math.inf}], "b,\"records\":[": [{"y": 1}]}),
     ("repro-1/00000", {"a": [], "b,\"records\":[": [{"y": "\n"}, {"y": [1, 2]}]}),
 ]  # fmt: skip
 KEYS = list(UNITS[0][1])
+HEADER = {"run_id": "r", "phase2.seed": 42, "samples.on.digest": "abc", "units": [unit for unit, _ in UNITS]}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, units: Any = UNITS) -> bytes:
     journal = Journal(path, HEADER, KEYS)
     for unit, records in units:
-        journal.append(unit, records)
+        journal.append(unit, RAN_ON, records)
     journal.close()
     return path.read_bytes()
 
@@ -39,7 +40,7 @@ def write(path: Path, units: Any = UNITS) -> bytes:
 def read(path: Path) -> tuple[list[str], dict[str, str]]:
     journal = Journal(path, HEADER, KEYS)
     journal.close()
-    return journal.units, {key: repr(list(journal.records(key))) for key in KEYS}
+    return list(journal.ran_on), {key: repr(list(journal.records(key))) for key in KEYS}
 
 
 def expected(n: int) -> tuple[list[str], dict[str, str]]:
@@ -64,7 +65,7 @@ def test_every_torn_end_is_cut_off_and_written_again(path: Path) -> None:
         assert read(path) == expected(done)
         journal = Journal(path, HEADER, KEYS)
         for unit, records in UNITS[done:]:
-            journal.append(unit, records)
+            journal.append(unit, RAN_ON, records)
         journal.close()
         assert path.read_bytes() == whole
 
@@ -101,26 +102,39 @@ def test_garbage_after_the_last_line_is_cut_off(path: Path) -> None:
 @pytest.mark.parametrize(
     ("order", "told"),
     [
-        ([0, 1, 1, 2], "jsonl:3: unit 'main/00000' is not the one that belongs there.*head -n 2"),
-        ([0, 2, 1], "jsonl:2: unit 'main/00001' is not the one that belongs there.*head -n 1"),
-        ([0, 1, 2, 3, 3], "jsonl:5: unit 'repro-1/00000' is not the one that belongs there.*head -n 4"),
+        ([0, 1, 1, 2], "jsonl:3: unit 'main/00000' stands there twice.*head -n 2"),
+        ([0, 1, 2, 3, 3], "jsonl:5: unit 'repro-1/00000' stands there twice.*head -n 4"),
         ([0, 0, 1], "jsonl:2: the line is not a unit.*head -n 1"),
         ([1, 2], "jsonl:1: the line is not a header.*head -n 0"),
     ],
-    ids=["twice", "in another order", "one too many", "two headers", "no header"],
+    ids=["twice", "one too many", "two headers", "no header"],
 )
 def test_lines_that_are_whole_and_in_the_wrong_place(path: Path, order: list[int], told: str) -> None:
     """A merge of two copies, a mistaken cut: it is said which line, and how to go on from before it."""
     lines = write(path).splitlines(keepends=True)
     path.write_bytes(b"".join(lines[at] for at in order))
 
-    def go_on() -> None:
-        Journal(path, HEADER, KEYS).require_plan([unit for unit, _ in UNITS])
-
     with pytest.raises(DataError, match=told):
-        go_on()
+        Journal(path, HEADER, KEYS)
     path.write_bytes(b"".join(lines[:2]))
-    go_on()
+    assert read(path) == expected(1)
+
+
+def test_units_in_any_order_are_read_in_the_order_of_the_plan(path: Path) -> None:
+    """Workers finish units as they come; what is read does not depend on who was first."""
+    write(path, [UNITS[2], UNITS[0]])
+    journal = Journal(path, HEADER, KEYS)
+    assert (journal.missing, journal.in_order) == (["main/00001"], False)
+    journal.append(UNITS[1][0], RAN_ON, UNITS[1][1])
+    assert (list(journal.ran_on), journal.missing) == (["repro-1/00000", "main/00000", "main/00001"], [])
+    journal.close()
+    assert read(path)[1] == expected(3)[1]
+
+
+def test_unit_of_another_plan_is_damage(path: Path) -> None:
+    write(path, [*UNITS, ("main/00002", {})])
+    with pytest.raises(DataError, match=r"jsonl:5: unit 'main/00002' is none of this run.*head -n 4"):
+        Journal(path, HEADER, KEYS)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +163,11 @@ def test_differences_are_named_once_each() -> None:
 
 def test_full_disk_is_told_and_what_was_written_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(path, HEADER, KEYS)
-    journal.append(*UNITS[0])
+    journal.append(UNITS[0][0], RAN_ON, UNITS[0][1])
     journal._file.close()
     journal._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
     with pytest.raises(RunInterrupted, match=r"journal\.jsonl cannot be written: .*No space left.*--resume"):
-        journal.append(*UNITS[1])
+        journal.append(UNITS[1][0], RAN_ON, UNITS[1][1])
     assert [list(journal.records(key)) for key in KEYS][1] == []
     journal.close()
     assert read(path) == expected(1)

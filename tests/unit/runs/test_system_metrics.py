@@ -115,14 +115,14 @@ def test_a_resumed_run_is_measured_on_from_where_it_was(store: str) -> None:
     again = resolve_run("phase2", asked(), resumed=find_resumable(run_id))
     with open_run(again, {}) as job:
         assert monitors() == []
-        job.open_journal({}, ["run"])
+        job.open_journal({"units": []}, ["run"])
         measured(job, last + 1)
         job.finish(job.manifest)
     assert monitors() == []
     assert steps(run_id) == sorted(set(steps(run_id)))
     without = resolve_run("phase2", asked("false"), resumed=find_resumable(run_id))
     with open_run(without, {}) as job:
-        job.open_journal({}, ["run"])
+        job.open_journal({"units": []}, ["run"])
         assert monitors() == []
         job.finish(job.manifest)
 

@@ -1,0 +1,111 @@
+"""A loaded model that computes units of a run, in the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cedkv.checks import certificate
+from cedkv.checks.certificate import Certificate, measurements_folder
+from cedkv.core.values import Record
+from cedkv.eval_phase2 import run_units
+from cedkv.execution.workload import PlannedUnit, Workload
+from cedkv.inference.batch import Announce
+from cedkv.inference.head_weights import HeadWeights, ensure_head_weights, use_head_weights
+from cedkv.inference.passes import check_loaded_readings
+from cedkv.models import loading
+from cedkv.models.fingerprint import fingerprint
+from cedkv.models.loading import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a run says of its loaded model.
+
+    identity: of ``fingerprint``. meta: for the report.
+    """
+
+    identity: dict[str, Any]
+    meta: dict[str, Any]
+
+    @property
+    def ran_on(self) -> dict[str, Any]:
+        """Device, dtype, threads and versions that compute; stored with each unit."""
+        return {name: value for name, value in self.identity.items() if name.startswith(("runtime.", "versions."))}
+
+
+@dataclass(frozen=True)
+class FinishedUnit:
+    """A computed unit: the device that computed it, and the records of its conditions by their key."""
+
+    planned: PlannedUnit
+    ran_on: dict[str, Any]
+    records: dict[str, list[Record]]
+
+
+class Executor(Protocol):
+    """Where the units of a run are computed. The methods are called in the order in which they stand here."""
+
+    def load(self) -> ModelFacts:
+        """Load the model; raise ModelError if it cannot run the workload."""
+
+    def certify(self) -> Certificate:
+        """Return the model's certificate, which is measured on first use."""
+
+    def head_weights(self) -> list[list[HeadWeights]]:
+        """Return the weights of attention heads that each group needs, which are fitted on first use."""
+
+    def execute(self, units: Sequence[PlannedUnit], step: Announce) -> Iterator[FinishedUnit]:
+        """Compute units; yield each when it is finished, in any order.
+
+        Args:
+            step: called when an arm of a unit begins.
+        """
+
+    def close(self) -> None:
+        """Free what computes."""
+
+
+class Worker:
+    """An executor that computes in this process, one unit after the other."""
+
+    def __init__(self, work: Workload, spec: ModelSpec) -> None:
+        self._work, self._spec = work, spec
+        self._fitted: list[list[HeadWeights]] = []
+        self._group: int | None = None  # whose head weights the model has
+
+    def load(self) -> ModelFacts:
+        """See ``Executor``."""
+        self.lm = loading.load(self._work.config, self._spec)
+        for config in self._work.configs:
+            loading.check_loaded(self.lm, config)
+        check_loaded_readings(self.lm, self._work.configs)
+        self.facts = ModelFacts(fingerprint(self.lm), self.lm.meta)
+        return self.facts
+
+    def certify(self) -> Certificate:
+        """See ``Executor``."""
+        self._certificate = certificate.ensure_certificate(self.lm, self.facts.identity, self._work.config.model.cache_dir)
+        return self._certificate
+
+    def head_weights(self) -> list[list[HeadWeights]]:
+        """See ``Executor``."""
+        folder = measurements_folder(self._work.config.model.cache_dir, "head_weights")
+        identity = self._certificate.identity
+        self._fitted = [ensure_head_weights(self.lm, group.configs, identity, folder) for group in self._work.groups]
+        return self._fitted
+
+    def execute(self, units: Sequence[PlannedUnit], step: Announce) -> Iterator[FinishedUnit]:
+        """See ``Executor``."""
+        for planned in units:
+            group = self._work.groups[planned.group]
+            if planned.group != self._group:
+                use_head_weights(self.lm, group.configs, self._fitted[planned.group])
+                self._group = planned.group
+            of_group = (self.lm, group.conditions, group.samples)
+            for _, records in run_units(*of_group, [planned.unit], self._work.phase, step):
+                yield FinishedUnit(planned, self.facts.ran_on, records)
+
+    def close(self) -> None:
+        """See ``Executor``."""
