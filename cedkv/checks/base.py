@@ -81,6 +81,7 @@ class CheckResult:
 
     Attributes:
         note: what follows from a result that is not a pass, and what to do; empty where there is nothing to add.
+        resolves: what n can resolve, in a sentence; empty where one sample is enough to fail.
         decides: False where the observed value decides nothing, however it stands to the limit; ``note`` says why.
     """
 
@@ -94,6 +95,7 @@ class CheckResult:
     meaning: str
     note: str = ""
     decides: bool = True
+    resolves: str = ""
 
     @property
     def tag(self) -> str:
@@ -269,6 +271,11 @@ class MeasuredCheck(Check):
         if n == 0 and not self.expected(run.config):
             return None
         return self.result(largest(run.plumbing, self.observation), self.limit(run.config), n)
+
+
+def relative(difference: float, scale: float) -> float:
+    """Return a difference over a scale: 0 where both sides agree to the last bit, be they zeros; infinite over zeros else."""
+    return difference / scale if scale else 0.0 if difference == 0 else math.inf * difference
 
 
 def all_checks() -> list[Check]:

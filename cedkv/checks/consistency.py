@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cedkv.checks.base import CheckInputs, MeasuredCheck
+from cedkv.checks.base import CheckInputs, MeasuredCheck, relative
 from cedkv.checks.reference import alone_base, alone_batch, alone_student, is_one_pass
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
@@ -274,8 +274,8 @@ class RotationEquivariance(MeasuredCheck):
             difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
             for sample in range(len(counts)):
                 own = torch.from_numpy(owners == sample).to(key.device)
-                error = difference[own].max() / expected[own].float().abs().max()
-                worst[sample] = float(np.maximum(worst[sample], float(error)))  # NaN stays NaN
+                error = relative(float(difference[own].max()), float(expected[own].float().abs().max()))
+                worst[sample] = float(np.maximum(worst[sample], error))  # NaN stays NaN
         return worst
 
 

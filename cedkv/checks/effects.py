@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from cedkv.checks.base import Check, CheckResult, Gate, RunRecords
+from cedkv.checks.resolution import LEAST_DIFFERING, accuracy_resolution, mean_resolution, tail_resolution
 from cedkv.core.text import number
 from cedkv.core.values import Record
 from cedkv.metrics_phase2 import mean, repro_accuracies
@@ -94,11 +95,44 @@ class MetricCheck(Check):
         """Return the limit that the configuration sets."""
         return float(getattr(run.config.thresholds, self.threshold))
 
+    def worst(self, run: RunRecords) -> float | None:
+        """Return the worst that could have been observed in this run; None where there is no bound."""
+        return None
+
+    def resolution(self, run: RunRecords) -> str:
+        """Return ``CheckResult.resolves``; empty where nothing is known."""
+        return ""
+
     def judge(self, run: RunRecords) -> CheckResult:
-        return self.result(run.metrics[self.metric], self.limit(run), len(run.on))
+        n, limit, worst = self.n(run), self.limit(run), self.worst(run)
+        result = replace(self.result(run.metrics[self.metric], limit, n), resolves=self.resolution(run))
+        if result.verdict == "pass" and worst is not None and replace(result, observed=worst).verdict == "pass":
+            why = f"no outcome could have failed: {number(worst)} is the worst, and the limit is {number(limit)}"
+            return replace(result, decides=False, note=why)
+        return result
+
+    def n(self, run: RunRecords) -> int:
+        """Return the number of samples."""
+        return len(run.on)
 
 
-class OnGain(MetricCheck):
+class AccuracyCheck(MetricCheck):
+    """A metric that compares the accuracy of two arms, paired over ON samples.
+
+    A difference that no outcome on n samples makes significant is not resolved: a pass is then ``insufficient``.
+    """
+
+    def resolution(self, run: RunRecords) -> str:
+        return accuracy_resolution(len(run.on))
+
+    def judge(self, run: RunRecords) -> CheckResult:
+        result = super().judge(run)
+        if result.verdict == "pass" and len(run.on) < LEAST_DIFFERING:
+            return replace(result, decides=False, note=f"{result.resolves}; evaluate more (eval.on_samples, -P max_on)")
+        return result
+
+
+class OnGain(AccuracyCheck):
     """Select answers more ON samples than base.
 
     Why: it is what the prefix is for. Cannot see: whether it is the content of the spans that helps: any example shows the
@@ -107,6 +141,10 @@ class OnGain(MetricCheck):
 
     name, unit, relation = "on_gain", "accuracy", ">="
     metric, threshold = "phase2_on_gain_select", "on_gain_min"
+
+    def worst(self, run: RunRecords) -> float | None:
+        base = run.metrics.get("phase2_on_acc_base")
+        return None if base is None else -base
 
 
 class OffDeltaP99(MetricCheck):
@@ -122,8 +160,14 @@ class OffDeltaP99(MetricCheck):
     name, unit = "off_delta_p99", "nats"
     metric, threshold = "phase2_off_delta_p99_select", "off_delta_p99_max"
 
+    def n(self, run: RunRecords) -> int:
+        return len(run.off)
+
+    def resolution(self, run: RunRecords) -> str:
+        return tail_resolution(len(run.off))
+
     def judge(self, run: RunRecords) -> CheckResult:
-        result = self.result(run.metrics[self.metric], self.limit(run), len(run.off))
+        result = super().judge(run)
         entropy = OffEntropy().judge(run)
         if entropy is None or entropy.verdict == "pass" or result.verdict != "pass":
             return result
@@ -141,6 +185,12 @@ class DeltaOn(MetricCheck):
     name, unit, relation = "delta_on", "nats", ">="
     metric, threshold = "phase2_delta_on_mean_select", "delta_on_min"
 
+    def worst(self, run: RunRecords) -> float | None:
+        return 0.0
+
+    def resolution(self, run: RunRecords) -> str:
+        return mean_resolution(np.mean, [record["phase2_delta_on_select"] for record in run.on])
+
 
 class RelKlToTeacher(MetricCheck):
     """Select is nearer to the teacher than base is.
@@ -154,11 +204,15 @@ class RelKlToTeacher(MetricCheck):
     name, unit = "rel_kl_to_teacher", "ratio"
     metric, threshold = "phase2_rel_kl_to_teacher_select", "rel_kl_to_teacher_max"
 
+    def resolution(self, run: RunRecords) -> str:
+        pairs = ([record[name] for record in run.on] for name in ("kl_select_teacher", "kl_base_teacher"))
+        return mean_resolution(lambda select, base: float(select.mean() / (base.mean() + 1e-6)), *pairs)
 
-class SelectVsRandom(MetricCheck):
+
+class SelectVsRandom(AccuracyCheck):
     """Select answers at least as many ON samples as random spans.
 
-    The limit is the random arm's accuracy, mean over trials.
+    The limit is the random arm's accuracy, mean over trials. Where neither answers a sample, nothing is compared.
 
     Why: a choice has to be worth more than chance at the same cost. Cannot see: whether a difference is more than luck: it
     is no test; the paired comparisons of the report are.
@@ -170,8 +224,12 @@ class SelectVsRandom(MetricCheck):
     def limit(self, run: RunRecords) -> float | None:
         return run.metrics["phase2_on_acc_student_random_mean"]
 
+    def worst(self, run: RunRecords) -> float | None:
+        select = run.metrics.get("phase2_on_acc_student_select")
+        return 0.0 if select == 0 else None  # random spans might have answered more than select does
 
-class TeacherGain(MetricCheck):
+
+class TeacherGain(AccuracyCheck):
     """The teacher answers more ON samples than base.
 
     It is the gain in accuracy.

@@ -46,7 +46,7 @@ class KvPrecision(MeasuredCheck):
             nonzero = sum((tensor != 0).sum(dim=1) for tensor in tensors)
             for narrow in NARROWER[dtype]:
                 exact = sum(((tensor != 0) & (tensor.to(narrow).to(tensor.dtype) == tensor)).sum(dim=1) for tensor in tensors)
-                worst = np.maximum(worst, (exact / nonzero).cpu().numpy())  # type: ignore[union-attr]
+                worst = np.maximum(worst, (exact / nonzero.clamp_min(1)).cpu().numpy())  # type: ignore[union-attr]
         return worst.tolist()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cedkv.checks.base import CheckInputs, MeasuredCheck
+from cedkv.checks.base import CheckInputs, MeasuredCheck, relative
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
@@ -94,7 +94,7 @@ class AttentionAlone(MeasuredCheck):
 def _difference(alone: NDArray[np.float64], batched: NDArray[np.float64]) -> float:
     if alone.shape != batched.shape:
         return 1.0
-    return float(np.abs(alone - batched).max() / max(np.abs(alone).max(), 1e-30))
+    return relative(float(np.abs(alone - batched).max()), float(np.abs(alone).max()))
 
 
 class SelectionRules(MeasuredCheck):
@@ -306,4 +306,4 @@ def _uncached(
 
 
 def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((values - expected).float().abs().max() / expected.float().abs().max())
+    return relative(float((values - expected).float().abs().max()), float(expected.float().abs().max()))

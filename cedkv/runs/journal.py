@@ -9,8 +9,8 @@ order in which units were finished, with the device that computed it and the rec
 In a run of several tasks a unit is of one of them (``symbol_lookup/unit/00000``), and conditions of the others have no records
 there. Records are read in the order of the plan, so that nothing depends on which unit was finished first. The digest covers
 the rest of its line. A last line that does not match its digest was being written when the process or the machine stopped: the
-line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is Python's dialect: NaN stays NaN,
-so that gates decide the same after a resume.
+line is cut off and its unit computed again. Any other such line is damage, and an error. The JSON is Python's dialect: NaN
+stays NaN, so that gates decide the same after a resume.
 """
 
 from __future__ import annotations

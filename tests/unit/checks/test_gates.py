@@ -17,6 +17,8 @@ from tests.support import making
 
 CONFIG = Phase2Config()
 ON = [making.on(sample_id=f"on-{k}") for k in range(4)]
+SIX = [making.on(sample_id=f"on-{k}") for k in range(6)]
+"""As few as Gate B decides from."""
 REPEATS = making.repeats(ON, CONFIG.eval.repro_runs)
 GATE_A = {
     "teacher_incremental", "null_effect", "nonzero_effect", "roundtrip_rel_kl", "repro_tolerance", "keep_all_absolute",
@@ -146,10 +148,10 @@ def test_missing_repetition_never_passes() -> None:
 
 
 def test_gate_b_passes_and_each_condition_fails_alone() -> None:
-    on, off = ON, [making.off()]
+    on, off = SIX, [making.off()]
     checks = making.gate_b(CONFIG, on, off)
     assert {c.name: c.verdict for c in checks} == dict.fromkeys(GATE_B, "pass")
-    assert {c.name: c.n for c in checks} == {**dict.fromkeys(GATE_B, 4), "off_delta_p99": 1}
+    assert {c.name: c.n for c in checks} == {**dict.fromkeys(GATE_B, 6), "off_delta_p99": 1}
     bad: dict[str, tuple[Record, Record]] = {
         "on_gain": (making.on(correct_base=True), making.off()),
         "off_delta_p99": (making.on(), making.off(phase2_delta_off_select=1.1)),
@@ -157,10 +159,10 @@ def test_gate_b_passes_and_each_condition_fails_alone() -> None:
         "rel_kl_to_teacher": (making.on(kl_select_teacher=2.1), making.off()),
     }
     for name, (one, other) in bad.items():
-        checks = making.gate_b(CONFIG, [one], [other])
+        checks = making.gate_b(CONFIG, [one] * 6, [other])
         assert {c.name for c in checks if c.verdict != "pass"} == {name}
     worse = [making.on(correct_random=[True, True]), making.on(correct_select=False, correct_random=[True, True])]
-    checks = making.gate_b(CONFIG, worse, off)
+    checks = making.gate_b(CONFIG, worse * 3, off)
     assert {c.name for c in checks if c.verdict != "pass"} == {"select_vs_random"}
 
 
@@ -178,7 +180,7 @@ def test_pass_means_that_the_condition_holds(observed: float | None, limit: floa
 @pytest.mark.parametrize("b", [True, False])
 def test_the_final_verdict_needs_both_gates(a: bool, b: bool) -> None:
     made = records(
-        ON, [making.off(phase2_delta_off_select=0.0 if b else 9.0)], [making.plumbing(null_effect=0.0 if a else 9.0)]
+        SIX, [making.off(phase2_delta_off_select=0.0 if b else 9.0)], [making.plumbing(null_effect=0.0 if a else 9.0)]
     )
     results = decide(CONFIG, made, "2")
     assert results.verdicts == {"gateA": a, "gateB": b, "phase2": a and b}
