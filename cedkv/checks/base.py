@@ -54,7 +54,7 @@ CHECKS: Registry[Any] = Registry(
         "gateA.off_alone": "cedkv.checks.reference:OffAlone",
         "gateA.answer_alone": "cedkv.checks.answers:AnswerAlone",
         "gateA.off_further_alone": "cedkv.checks.answers:OffFurtherAlone",
-        "gateA.rotation_equivariance": "cedkv.checks.consistency:RotationEquivariance",
+        "gateA.rotation_equivariance": "cedkv.checks.rotation:RotationEquivariance",
         "gateA.random_is_another": "cedkv.checks.effects:RandomIsAnother",
         "gateB.on_gain": "cedkv.checks.effects:OnGain",
         "gateB.off_delta_p99": "cedkv.checks.effects:OffDeltaP99",

@@ -14,24 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cedkv.checks.base import CheckInputs, MeasuredCheck, relative
+from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.checks.reference import alone_base, alone_batch, alone_student, is_one_pass
+from cedkv.checks.rotation import ROTATION_SHIFT, rotation_moves_queries
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Placement
 from cedkv.inference.distributions import kl, log_softmax
-from cedkv.inference.forward import left_padded, next_token_logprobs, prefill
+from cedkv.inference.forward import left_padded, next_token_logprobs
 from cedkv.inference.prefix import encode
 from cedkv.inference.prefix_store import load_prefix, save_prefix
 from cedkv.kv.cache import KVPrefix, assemble
 from cedkv.kv.positioning import place
-from cedkv.kv.rope import rerotate_keys
 from cedkv.models.fingerprint import prefix_fingerprint
 from cedkv.models.loading import LanguageModel
-
-ROTATION_SHIFT = 37
-"""Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
-ROTATION_TOKENS = 32
-"""First demo tokens whose keys are moved; their keys do not depend on the condition."""
 
 
 def snapshot(prefix: KVPrefix) -> KVPrefix:
@@ -158,8 +153,8 @@ class RoundtripExact(MeasuredCheck):
 class KeepAllAbsolute(MeasuredCheck):
     """Every token kept in its place, or moved with the query = teacher.
 
-    The larger KL(. || teacher) of prefill and gather, in all layers. Where keys can be rotated, gathered keys and query
-    move by the same number of positions, which changes nothing either.
+    The larger KL(. || teacher) of prefill and gather, in all layers. Where positions do nothing but rotate keys and queries,
+    gathered keys and query move by the same number of positions, which changes nothing either.
 
     Why: with nothing left out the prefix must say what the demo says: encoding, positions, mask and injection in one
     figure. Cannot see: which tokens are selected, and gaps between them: there are none.
@@ -174,8 +169,7 @@ class KeepAllAbsolute(MeasuredCheck):
     def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
         lengths = [len(sample.demo_token_ids) for sample in inputs.samples]
         placements = [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
-        room = lm.capabilities.max_positions - max(len(sample.teacher_ids) for sample in inputs.samples)
-        shift = 0 if lm.rope_layouts is None else min(ROTATION_SHIFT, room)
+        shift = self._shift(lm, inputs)
         moved = [
             replace(p, key_positions=tuple(q + shift for q in p.key_positions), query_start=p.query_start + shift)
             for p in placements
@@ -185,6 +179,17 @@ class KeepAllAbsolute(MeasuredCheck):
             prefix = encode(lm, source, inputs.samples, placed, inputs.demo, range(len(inputs.samples)))
             worst = worst.maximum(kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix), inputs.teacher))
         return worst.tolist()
+
+    @staticmethod
+    def _shift(lm: LanguageModel, inputs: CheckInputs) -> int:
+        """Return the positions by which keys and query can move together: 0 where positions do more than rotate."""
+        if lm.rope_layouts is None:
+            return 0
+        ends = [len(sample.teacher_ids) for sample in inputs.samples]
+        starts = [len(sample.demo_token_ids) for sample in inputs.samples]
+        shift = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(ends))
+        queried = sorted({p for start, end in zip(starts, ends, strict=True) for p in range(start, end)})
+        return shift if rotation_moves_queries(lm, inputs.queries[0][0], queried, shift) else 0
 
 
 class PaddingEquivalence(MeasuredCheck):
@@ -232,50 +237,6 @@ class BatchConsistency(MeasuredCheck):
                 select = alone_student(lm, config, inputs, row, sample.query_token_ids, sample.sample_id)
                 pairs.append((select, inputs.select))
             worst.append(float(np.max([float(kl(alone, batched[row : row + 1])) for alone, batched in pairs])))
-        return worst
-
-
-class RotationEquivariance(MeasuredCheck):
-    """Keys run at p + d = keys at p, rotated by d, in every layer.
-
-    Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens.
-
-    Each token runs alone, and so sees nothing but itself at either position: every layer gets the same input both times,
-    and only the rotation differs. (In a batch row, deeper layers also differ by what rounding made of earlier scores,
-    which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the pair's
-    length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where the
-    model's angles are rounded as well; and where an attention sink takes its share of a token alone.)
-
-    Why: gathered keys are moved by this rotation. Cannot see: positions beyond a demo's first tokens, and other distances
-    than the one tried.
-    """
-
-    name, unit, threshold = "rotation_equivariance", "relative", "rotation_rel_error_max"
-    certified = True
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float] | None:
-        return None if lm.rope_layouts is None else inputs.cached(self.name, lambda: self._measure(lm, inputs))
-
-    def expected(self, config: Phase2Config) -> bool:
-        return False
-
-    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
-        counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in inputs.samples]
-        rows = [[token] for sample, n in zip(inputs.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
-        owners = np.repeat(np.arange(len(counts)), counts)
-        names = [inputs.names[owner] for owner in owners]
-        positions = [p for n in counts for p in range(n)]
-        distance = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
-        keys, _ = prefill(lm, rows, [[p] for p in positions], names)
-        moved, _ = prefill(lm, rows, [[p + distance] for p in positions], names)
-        shift = torch.full((len(rows), 1), distance, device=lm.device)
-        worst = [0.0] * len(counts)
-        for key, expected, layout in zip(keys, moved, lm.rope_layouts or (), strict=True):
-            difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
-            for sample in range(len(counts)):
-                own = torch.from_numpy(owners == sample).to(key.device)
-                error = relative(float(difference[own].max()), float(expected[own].float().abs().max()))
-                worst[sample] = float(np.maximum(worst[sample], error))  # NaN stays NaN
         return worst
 
 

@@ -132,12 +132,20 @@ def probe_samples(lm: LanguageModel) -> list[OnSample]:
     return samples
 
 
-def _weighing(module: Any, query: Any, key: torch.Tensor, value: Any, mask: Any, **more: Any) -> tuple[Any, torch.Tensor]:
+def _weighing(
+    module: Any, query: Any, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **more: Any
+) -> tuple[Any, torch.Tensor]:
     """The model's own eager attention, and the weight each value has in it, (B, H_q, T_q, T): what comes out where the values
-    are unit vectors. The map it returns itself may be another (Granite SWA's lacks the sink's share)."""
+    are unit vectors, as wide as the model's values, because some models scale by that width. The map it returns itself may be
+    another (Granite SWA's lacks the sink's share)."""
     eager = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]  # by that name in every model
-    units = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:2], -1, -1)
-    return eager(module, query, key, value, mask, **more)[0], eager(module, query, key, units, mask, **more)[0].transpose(1, 2)
+    length, width = key.shape[2], value.shape[-1]
+    units = torch.eye(length, -(-length // width) * width, dtype=key.dtype, device=key.device)
+    weights = [
+        eager(module, query, key, some.expand(*value.shape[:2], -1, -1), attention_mask, **more)[0].transpose(1, 2)
+        for some in torch.split(units, width, dim=1)
+    ]
+    return eager(module, query, key, value, attention_mask, **more)[0], torch.cat(weights, dim=-1)[..., :length]
 
 
 AttentionInterface.register(WEIGHING, _weighing)

@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import torch
 
+from cedkv.checks.precision import EPSILON, ROUNDINGS
 from cedkv.checks.probe import ROWS, WEIGHING, Probe, ProbeCheck, call_alone, left_alone, worst
 from cedkv.inference.distributions import kl
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode
+from cedkv.kv.attention import AttentionCall, observe_attention
 from cedkv.kv.positioning import place
 from cedkv.kv.readings import ValueNorm
 from cedkv.models.output_projection import TOLERANCE, projections
 
 ROWS_LIMIT = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of attention rows that rounding may make, by dtype."""
+"""Largest difference of attention rows that rounding may make, by dtype, where scores are of usual size."""
+MOST_ROUNDING = 0.1
+"""Difference of a weight beyond which rounding is no excuse, however large the scores."""
 
 
 class WeightsWithoutPlace(ProbeCheck):
@@ -98,11 +102,25 @@ class HiddenPrefixUnseen(ProbeCheck):
         return float(kl(unseen, next_token_logprobs(lm, inputs.queries, inputs.names, masked)).max())
 
 
+class _ScoreSizes:
+    """Keeps of every layer the largest sum of |q| |k| * scaling that a score is made of."""
+
+    def __init__(self) -> None:
+        self.of_layer: dict[int, float] = {}
+
+    def observe(self, call: AttentionCall) -> None:
+        key = call.key.abs().float().repeat_interleave(call.query.shape[1] // call.key.shape[1], dim=1)
+        largest = float((call.query.abs().float() @ key.transpose(2, 3)).max()) * call.form.scaling
+        self.of_layer[call.layer] = max(largest, self.of_layer.get(call.layer, 0.0))
+
+
 class AttentionRows(ProbeCheck):
     """Attention as it is read = the eager implementation's.
 
-    Largest absolute difference, over layers and heads, of the query's last row, under either pooling, and of the mean of its
-    last two.
+    Largest difference, over layers and heads, of the query's last row, under either pooling, and of the mean of its last two.
+    A score's rounding grows with the sum of |q| |k| that it is made of, and a weight follows its score; so differences of a
+    layer are divided by how much more than the limit ``ROUNDINGS`` roundings of its largest sum are, if they are more, and
+    of ``MOST_ROUNDING`` at most.
 
     Why: selectors score tokens by these rows. Cannot see: what scores make of the rows: pooling over heads, layers and
     neighbours.
@@ -114,16 +132,25 @@ class AttentionRows(ProbeCheck):
         return ROWS_LIMIT[dtype]
 
     def measure(self, probe: Probe) -> float:
-        differences = []
+        differences, sizes = [], _ScoreSizes()
+        dtype = probe.lm.meta["torch_dtype"]
+        rows = [torch.tensor([list(sample.teacher_ids)], device=probe.lm.device) for sample in probe.samples]
+        with observe_attention(sizes):
+            for ids in rows:
+                probe.lm.model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
+        rounding = {layer: ROUNDINGS * EPSILON[dtype] * size for layer, size in sizes.of_layer.items()}
+        excess = {
+            layer: max(1.0, min(by_rounding, MOST_ROUNDING) / ROWS_LIMIT[dtype]) for layer, by_rounding in rounding.items()
+        }
         with left_alone(probe.lm.model, WEIGHING):
-            for row, sample in enumerate(probe.samples):
-                ids = torch.tensor([list(sample.teacher_ids)], device=probe.lm.device)
+            for row, (sample, ids) in enumerate(zip(probe.samples, rows, strict=True)):
                 maps = probe.lm.model(ids, output_attentions=True).attentions
                 for i, layer in enumerate(sorted(probe.layers)):
                     for reading, count in ROWS.items():
                         read = maps[layer][0].float()[:, -count:, : len(sample.demo_token_ids)]
                         expected = read.mean(dim=1) if reading.pooling == "mean" else read.amax(dim=1)
-                        differences.append(float((probe.teacher.maps[reading][row][i] - expected).abs().max()))
+                        difference = float((probe.teacher.maps[reading][row][i] - expected).abs().max())
+                        differences.append(difference / excess[layer])
         return worst(differences)
 
 

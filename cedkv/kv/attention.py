@@ -93,6 +93,7 @@ _UNSUPPORTED_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks")
 
 _observer: ContextVar[CallObserver | None] = ContextVar("cedkv_attention_observer", default=None)
 _hidden: ContextVar[HiddenPrefix | None] = ContextVar("cedkv_hidden_prefix", default=None)
+_sinks: ContextVar[bool] = ContextVar("cedkv_sinks", default=True)
 
 
 @contextmanager
@@ -113,6 +114,20 @@ def hide_prefix(hidden: HiddenPrefix | None) -> Iterator[None]:
         yield
     finally:
         _hidden.reset(token)
+
+
+@contextmanager
+def without_sinks() -> Iterator[None]:
+    """Let forward passes inside the context leave attention sinks out.
+
+    A token that runs alone then gives its own value to the next layer, exactly, at every position. With a sink it gives a
+    share of it, which depends on how its score was rounded.
+    """
+    token = _sinks.set(False)
+    try:
+        yield
+    finally:
+        _sinks.reset(token)
 
 
 def attention_rows(
@@ -196,7 +211,8 @@ def cedkv_attention(
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
     hidden, observer = _hidden.get(), _observer.get()
-    form = ScoreForm(kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.pop("softcap", None), kwargs.pop("s_aux", None))
+    softcap, sinks = kwargs.pop("softcap", None), kwargs.pop("s_aux", None)
+    form = ScoreForm(kwargs.get("scaling") or query.shape[-1] ** -0.5, softcap, sinks if _sinks.get() else None)
     if hidden is not None and layer not in hidden.visible_layers:
         if attention_mask is None and query.shape[2] > 1:
             raise RuntimeError("a prefix can only be hidden from a layer when the attention mask is explicit")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cedkv.core.errors import ModelError
+from cedkv.kv.attention import without_sinks
 from cedkv.kv.cache import Layers, read_cache
 from cedkv.kv.rope import RopeLayout, rerotate_keys
 
@@ -63,7 +64,8 @@ def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
 def _keys(model: Any, ids: torch.Tensor, start: int) -> Layers:
     """Return the keys, (T, H_kv, 1, D_h) per layer, of T tokens that each run alone, at positions ``start``, start + 1, ..."""
     positions = torch.arange(start, start + len(ids), device=ids.device)[:, None]
-    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
+    with without_sinks():
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
     return read_cache(output.past_key_values)[0]
 
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import PretrainedConfig
 
 from cedkv import eval_phase2, recording
-from cedkv.checks import consistency, probe, probe_checks
+from cedkv.checks import consistency, probe, probe_checks, rotation
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
 from cedkv.inference import ablation, evidence, forward, head_weights, student, teacher
@@ -97,8 +97,8 @@ ASSEMBLE_GATHERED = point("assemble", student)
 ASSEMBLE_EVERYWHERE = point("assemble", student, prefix_module, consistency)
 FRESH_CACHE = point("fresh_cache", cache.KVPrefix)
 ROTATE_KEYS = point("rerotate_keys", cache)
-ROTATE_KEYS_CHECKED = point("rerotate_keys", consistency)
-ROTATE_KEYS_EVERYWHERE = point("rerotate_keys", cache, consistency)
+ROTATE_KEYS_CHECKED = point("rerotate_keys", rotation)
+ROTATE_KEYS_EVERYWHERE = point("rerotate_keys", cache, rotation)
 SAVE_PREFIX = point("save_prefix", consistency)
 POSITIONING = POSITIONING_MODES._loaded
 """Positioning mode -> the function that places by it; ``monkeypatch.setitem`` replaces one."""

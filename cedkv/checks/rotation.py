@@ -1,0 +1,94 @@
+"""Gate A: what positions do to keys and queries. Keys of a cache can be moved where that is a rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cedkv.checks.base import CheckInputs, MeasuredCheck, relative
+from cedkv.config.schema import Phase2Config
+from cedkv.inference.forward import prefill
+from cedkv.kv.attention import AttentionCall, observe_attention, without_sinks
+from cedkv.kv.rope import rerotate_keys
+from cedkv.models.loading import LanguageModel
+
+ROTATION_SHIFT = 37
+"""Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
+ROTATION_TOKENS = 32
+"""First demo tokens whose keys are moved; their keys do not depend on the condition."""
+LENGTH_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest relative change of a query's length that rounding may make, by dtype."""
+
+
+class _QueryLengths:
+    """Keeps the lengths of query vectors, (tokens, H_q) of every layer and pass."""
+
+    def __init__(self) -> None:
+        self.passes: list[torch.Tensor] = []
+
+    def observe(self, call: AttentionCall) -> None:
+        self.passes.append(call.query.float().norm(dim=-1)[..., -1].cpu())
+
+
+def rotation_moves_queries(lm: LanguageModel, token: int, positions: Sequence[int], distance: int) -> bool:
+    """Return whether positions that are ``distance`` further leave the length of queries as it is, as a rotation does.
+
+    Some models scale queries by their position besides (Ministral 3, Llama 4): keys and query that move together then score
+    otherwise. The token runs alone at every position.
+    """
+    lengths = []
+    for shift in (0, distance):
+        observer = _QueryLengths()
+        with observe_attention(observer), without_sinks():
+            prefill(lm, [[token]] * len(positions), [[p + shift] for p in positions], [f"token {token}"] * len(positions))
+        lengths.append(torch.cat(observer.passes))
+    here, there = lengths
+    return torch.allclose(here, there, rtol=LENGTH_TOLERANCE[lm.meta["torch_dtype"]], atol=0.0)
+
+
+class RotationEquivariance(MeasuredCheck):
+    """Keys run at p + d = keys at p, rotated by d, in every layer.
+
+    Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens.
+
+    Each token runs alone, and so sees nothing but itself at either position: every layer gets the same input both times,
+    and only the rotation differs. (In a batch row, deeper layers also differ by what rounding made of earlier scores,
+    which grows with depth.) That is at most 6 roundings: products and sum of a pair are 3 half roundings of the pair's
+    length, in each of its two numbers, at p and at p+d, and one more is the moved key's own. (More in float32, where the
+    model's angles are rounded as well.) Attention sinks are left out, because their share of a token alone depends on how its
+    score was rounded.
+
+    Why: gathered keys are moved by this rotation. Cannot see: positions beyond a demo's first tokens, and other distances
+    than the one tried.
+    """
+
+    name, unit, threshold = "rotation_equivariance", "relative", "rotation_rel_error_max"
+    certified = True
+
+    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float] | None:
+        return None if lm.rope_layouts is None else inputs.cached(self.name, lambda: self._measure(lm, inputs))
+
+    def expected(self, config: Phase2Config) -> bool:
+        return False
+
+    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
+        counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in inputs.samples]
+        rows = [[token] for sample, n in zip(inputs.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
+        owners = np.repeat(np.arange(len(counts)), counts)
+        names = [inputs.names[owner] for owner in owners]
+        positions = [p for n in counts for p in range(n)]
+        distance = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
+        with without_sinks():
+            keys, _ = prefill(lm, rows, [[p] for p in positions], names)
+            moved, _ = prefill(lm, rows, [[p + distance] for p in positions], names)
+        shift = torch.full((len(rows), 1), distance, device=lm.device)
+        worst = [0.0] * len(counts)
+        for key, expected, layout in zip(keys, moved, lm.rope_layouts or (), strict=True):
+            difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
+            for sample in range(len(counts)):
+                own = torch.from_numpy(owners == sample).to(key.device)
+                error = relative(float(difference[own].max()), float(expected[own].float().abs().max()))
+                worst[sample] = float(np.maximum(worst[sample], error))  # NaN stays NaN
+        return worst
