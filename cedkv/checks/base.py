@@ -306,6 +306,11 @@ def check_providers() -> dict[str, str]:
     return {f"extension.{name}": str(CHECKS.provider(name)) for name in CHECKS.external()}
 
 
+def check_sources() -> dict[str, str]:
+    """Return the digests of modules that provide checks that are not built in: ``code.<name>`` -> sha256."""
+    return {f"code.{name}": digest for name in CHECKS.external() if (digest := CHECKS.source(name)) is not None}
+
+
 def measured_checks() -> list[MeasuredCheck]:
     """Return the checks that are measured on the model during a run."""
     return [check for check in all_checks() if isinstance(check, MeasuredCheck)]

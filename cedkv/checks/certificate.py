@@ -27,6 +27,7 @@ from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.files import finite_or_none, write_text
+from cedkv.core.source import CERTIFIED_CODE, code_digest
 from cedkv.core.text import number
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.models.capabilities import unsupported_reason
@@ -36,8 +37,6 @@ from cedkv.models.model_cache import cache_root
 
 FOLDER = "CEDKV_CERTIFICATES"
 """Environment variable that names another folder for certificates and fitted head weights."""
-CERTIFIED_CODE = ("core", "config", "metrics_phase2.py", "kv", "tasks", "selectors", "models", "inference", "checks")
-"""Packages and modules that the probe computes with; a test asserts that the probe imports no other part of the suite."""
 ROTATION = "rotation_equivariance"
 """The check that matters only where cached keys are moved: ``gather`` at ``compact`` positions."""
 _STORED = ("name", "observed", "limit", "unit", "meaning", "n")
@@ -194,7 +193,7 @@ def identity(lm: LanguageModel, fingerprint: Mapping[str, Any]) -> dict[str, Any
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "runtime.matmul": lm.meta["matmul"],
         "runtime.device_map": lm.meta["device_map"],
-        "suite.code": _code_digest(),
+        "suite.code": code_digest(CERTIFIED_CODE),
     }
 
 
@@ -254,17 +253,6 @@ def _supported_pairs(lm: LanguageModel) -> dict[str, str | None]:
                 reason = "the keys of this model did not follow any rotation known here"
             reasons[f"{source}, {mode}"] = reason
     return reasons
-
-
-def _code_digest() -> str:
-    """Return the sha256 of ``CERTIFIED_CODE``; modules that only present results are not part of what is certified."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    roots = [root / name for name in CERTIFIED_CODE]
-    for path in sorted(file for r in roots for file in ([r] if r.suffix else r.rglob("*.py"))):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _path(identity: Mapping[str, Any], cache_dir: str | None) -> Path:

@@ -100,3 +100,13 @@ def providers(settings: Mapping[str, Any]) -> dict[str, str]:
     """
     by_key = {key: registry.provider(str(settings[key])) for key, registry in REGISTRIES.items()}
     return {f"extension.{key}": provider for key, provider in by_key.items() if provider is not None}
+
+
+def sources(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of modules that provide what is not built in: ``code.<configuration key>`` -> sha256.
+
+    Args:
+        settings: as for ``providers``.
+    """
+    by_key = {key: registry.source(str(settings[key])) for key, registry in REGISTRIES.items()}
+    return {f"code.{key}": digest for key, digest in by_key.items() if digest is not None}

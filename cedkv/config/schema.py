@@ -85,6 +85,7 @@ class RuntimeBlock(Block):
     fail_on_gate: bool = False
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
     system_metrics: bool = False
+    allow_other_code: bool = False
 
     @model_validator(mode="after")
     def _check_weights_and_devices(self) -> Self:

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cedkv.core.errors import CedkvError, ConfigError
+from cedkv.core.source import module_digest
 from cedkv.core.text import near_match, preview
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class Registry(Generic[T]):
         if point is not None and name not in self._registered:
             return _distribution(point)
         return str(getattr(self.get(name), "__module__", name))
+
+    def source(self, name: str) -> str | None:
+        """Return the digest of the module that holds an implementation; None for built-in ones, and where it has no file."""
+        return None if name in self.builtin else module_digest(str(getattr(self.get(name), "__module__", name)))
 
     def external(self) -> list[str]:
         """Return the names that are not built in."""

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate.utils import align_module_device
 
+from cedkv.core.source import RECORDS_CODE, code_digest
 from cedkv.models.loading import LanguageModel
 
 _weights_digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
@@ -75,6 +76,7 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
     values["runtime.device"] = lm.device.type  # not its index: cards of one name compute the same
     if lm.meta["trust_remote_code"]:
         values["model.code"] = lm.meta["trust_remote_code"]
+    values["versions.code"] = code_digest(RECORDS_CODE)
     return values | {f"versions.{name}": version for name, version in lm.meta["versions"].items()}
 
 
@@ -88,7 +90,7 @@ def _file(lm: LanguageModel) -> dict[str, Any]:
 
 
 def prefix_fingerprint(lm: LanguageModel) -> dict[str, Any]:
-    """Return what a stored prefix is valid for: the fingerprint and the model's name, without device, threads and Python."""
+    """Return what a stored prefix is valid for: the fingerprint and the model's name, without device, threads and code."""
     names = model_names(lm)
-    execution_only = {"runtime.device", "runtime.device_name", "runtime.torch_threads", "versions.python"}
+    execution_only = {"runtime.device", "runtime.device_name", "runtime.torch_threads", "versions.python", "versions.code"}
     return names | {name: value for name, value in fingerprint(lm).items() if name not in execution_only}

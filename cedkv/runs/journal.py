@@ -153,7 +153,8 @@ class Journal:
                     stored = json.loads(line).get("header")
                     if stored is None:
                         raise self._damaged(number, "the line is not a header")
-                    _reject_other_header(self.path.parent.name, stored, {"schema_version": SCHEMA_VERSION, **header})
+                    current = json.loads(_dumps({"schema_version": SCHEMA_VERSION, **header}))  # JSON has no tuples
+                    _reject_other_header(self.path.parent.name, stored, current)
                 else:
                     split = line.find(_RECORDS)
                     if split < 0:
@@ -185,14 +186,7 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
     Raises:
         DataError: there is no journal, or it is damaged.
     """
-    try:
-        with path.open("rb") as file:
-            first_line = file.readline()
-        header = json.loads(first_line)["header"] if _is_intact(first_line) else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it was damaged, or removed") from None
-    if header is None:
-        raise DataError(f"{path}:1: the line does not match its sha256: the file was damaged or edited")
+    header = read_header(path)
     if UNITS not in header:
         raise DataError(
             f"{path} has schema_version {header.get('schema_version')}, and its records can be read from 1.3 on; read the run "
@@ -232,8 +226,37 @@ def reject_changes(run_id: str, changed: Sequence[str]) -> None:
 
 
 def _reject_other_header(run_id: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    as_stored = json.loads(_dumps(current))  # JSON has no tuples: compare what would be stored
-    reject_changes(run_id, differences(stored, as_stored))
+    changed = differences(stored, current)
+    if changed and all(is_code(name) for name in {*stored, *current} if stored.get(name) != current.get(name)):
+        raise ConfigError(
+            f"run {run_id} was started with other code, and a part of its results would be of each:\n  "
+            + "\n  ".join(changed)
+            + "\nGo back to that code or start a new run; where the change cannot matter, runtime.allow_other_code=true resumes"
+            " the run, and tags it code=changed"
+        )
+    reject_changes(run_id, changed)
+
+
+def is_code(name: str) -> bool:
+    """Return whether a name of a header is the digest of code that computes: this package's, or of an extension's module."""
+    return name == "versions.code" or name.rpartition(": ")[2].startswith("code.")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what the run of a journal depends on.
+
+    Raises:
+        DataError: there is no journal, or its first line is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}; it was damaged, or removed") from None
+    if not _is_intact(line) or "header" not in (content := json.loads(line)):
+        raise DataError(f"{path}:1: the line does not match its sha256: the file was damaged or edited")
+    header: dict[str, Any] = content["header"]
+    return header
 
 
 def _dumps(value: Any) -> str:

@@ -72,7 +72,14 @@ class ActiveRun:
         Raises:
             ConfigError: a value that the run depends on has changed since the run was started.
         """
-        self._journal = Journal(self.folder / journal.NAME, {"run_id": self.manifest.run_id, **depends_on}, conditions)
+        path, header = self.folder / journal.NAME, {"run_id": self.manifest.run_id, **depends_on}
+        if path.exists() and self._config.runtime.allow_other_code:
+            stored = journal.read_header(path)
+            changed = [name for name in {**stored, **header} if journal.is_code(name) and stored.get(name) != header.get(name)]
+            header = {name: value for name, value in header.items() if name not in changed}
+            header |= {name: stored[name] for name in changed if name in stored}
+            self._tags = {**self._tags, **({"code": "changed"} if changed else {})}
+        self._journal = Journal(path, header, conditions)
         if self.resumed:
             self.manifest.tags |= self._tags
             self._tracker.reopen(self.manifest)

@@ -38,6 +38,7 @@ INDIFFERENT = {
     "phase2.runtime.fail_on_gate",
     "phase2.runtime.mlflow_timeout",
     "phase2.runtime.system_metrics",
+    "phase2.runtime.allow_other_code",
     "phase2.model.allow_uncertified",
 }
 """Settings that change no result: they may differ when a run is resumed."""

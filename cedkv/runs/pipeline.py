@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from cedkv.analysis.results import ConditionResult
-from cedkv.checks.base import check_providers
+from cedkv.checks.base import check_providers, check_sources
 from cedkv.checks.certificate import Certificate
 from cedkv.conditions import by_task, in_task, labels
-from cedkv.config.extensions import providers
+from cedkv.config.extensions import providers, sources
 from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.text import plural
@@ -151,7 +151,8 @@ def depends_on(identity: Mapping[str, Any], work: Workload) -> dict[str, Any]:
         prefix = "" if len(conditions) == 1 else f"{condition.key}: "
         settings = results_settings(condition.config)
         values |= {f"{prefix}{name}": value for name, value in settings.items()}
-        values |= {f"{prefix}{name}": provider for name, provider in _providers(condition.config).items()}
+        extensions = _providers(condition.config) | sources(_by_key(condition.config))
+        values |= {f"{prefix}{name}": value for name, value in extensions.items()}
     for group in work.groups:
         task, samples = group.task, group.samples
         for kind, source, digested in (("on", samples.on_source, samples.on), ("off", samples.off_source, samples.off)):
@@ -161,7 +162,7 @@ def depends_on(identity: Mapping[str, Any], work: Workload) -> dict[str, Any]:
             name = in_task(task, f"samples.{kind}")
             values |= {f"{name}.source": source, f"{name}.digest": digest.hexdigest()}
         values |= notes_header(samples, in_task(task, "samples"))
-    return {**values, **check_providers(), **identity}
+    return {**values, **check_providers(), **check_sources(), **identity}
 
 
 def _provenance(config: Phase2Config) -> dict[str, str]:
@@ -171,7 +172,12 @@ def _provenance(config: Phase2Config) -> dict[str, str]:
 
 def _providers(config: Phase2Config) -> dict[str, str]:
     """Return who provides what this configuration names and is not built in; tags of the run too."""
-    return providers({name.removeprefix("phase2."): value for name, value in config.dotted().items()})
+    return providers(_by_key(config))
+
+
+def _by_key(config: Phase2Config) -> dict[str, Any]:
+    """Return a configuration's values by their keys."""
+    return {name.removeprefix("phase2."): value for name, value in config.dotted().items()}
 
 
 def evaluate(executor: Executor, work: Workload, folders: Mapping[str, Path], clock: Clock, journal: Journal) -> None:

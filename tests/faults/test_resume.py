@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
+from cedkv.models import fingerprint
 from cedkv.runs.journal import Journal
 from cedkv.runs.manifest import LOCK, RunManifest, find_resumable, load_manifest
 from tests.support import patch_points as points
@@ -181,6 +182,24 @@ def test_changed_samples_are_rejected_by_name(store: str, certified: Path, tmp_p
     assert forked(lambda: run_phase2(its, "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
     own.write_text(f"{json.dumps({**line, 'query_text': 'Word: lug' + chr(10) + 'Symbol:'})}\n" * 11)
     unchanged(the_run(), resume(the_run(), its), ConfigError, r"samples\.on\.digest: '[0-9a-f]{64}' then")
+
+
+def test_other_code_is_rejected_and_tagged_where_it_is_asked_for(
+    interrupted: str, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the samples by each code would pass every gate; each unit says which code computed it."""
+    its = config(llama_folder)
+    monkeypatch.setattr(fingerprint, "code_digest", lambda _: "other")
+    unchanged(
+        interrupted, resume(interrupted, its), ConfigError, r"other code.*\n.*versions\.code: '[0-9a-f]{64}' then, 'other' now"
+    )
+    resume(interrupted, config(llama_folder, "runtime.allow_other_code=true"))()
+    run = mlflow.get_run(interrupted)
+    assert (run.info.status, run.data.tags["code"]) == ("FINISHED", "changed")
+    lines = [json.loads(line) for line in (Path("outputs") / interrupted / "journal.jsonl").read_text().splitlines()[1:]]
+    codes = [line["ran_on"]["versions.code"] for line in lines]
+    assert codes[-1] == "other"
+    assert codes[0] != "other"
 
 
 def test_two_processes_at_once(interrupted: str, llama_folder: Path, undisturbed: dict[str, str]) -> None:

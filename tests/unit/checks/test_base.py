@@ -11,10 +11,10 @@ import pytest
 import cedkv
 from cedkv.checks import base
 from cedkv.checks.base import CHECKS, Check, CheckResult, MeasuredCheck, RunRecords, all_checks, check_providers
-from cedkv.checks.certificate import CERTIFIED_CODE
 from cedkv.checks.gates import judge_gate
 from cedkv.config.schema import Phase2Config, ThresholdsBlock
 from cedkv.core.errors import ConfigError
+from cedkv.core.source import CERTIFIED_CODE, RECORDS_CODE
 
 EVERY = pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.key)
 
@@ -89,14 +89,17 @@ def test_results_are_plain_values() -> None:
     assert (result.verdict, result.limit) == ("pass", 2.0)
 
 
-def test_the_certificates_digest_covers_all_that_the_probe_imports() -> None:
-    """A module that is left out could change what is computed, and old certificates would stay valid."""
-    program = "import sys, cedkv.checks.certificate; print(*(m for m in sys.modules if m.startswith('cedkv.')))"
+@pytest.mark.parametrize(
+    ("module", "parts"), [("cedkv.checks.certificate", CERTIFIED_CODE), ("cedkv.execution.worker", RECORDS_CODE)]
+)
+def test_digests_of_code_cover_all_that_is_imported(module: str, parts: tuple[str, ...]) -> None:
+    """A module that is left out could change what is computed, and old certificates and journals would stay valid."""
+    program = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('cedkv.')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    covered = {name.removesuffix(".py") for name in CERTIFIED_CODE}
+    covered = {name.removesuffix(".py") for name in parts}
     assert {name.split(".")[1] for name in done.stdout.split()} <= covered
     root = Path(cedkv.__file__).parent
-    assert all((root / name).exists() for name in CERTIFIED_CODE)
+    assert all((root / name).exists() for name in parts)
 
 
 class Extra(Check):
