@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,8 +116,8 @@ def names_of(key: str) -> Callable[[click.Context, click.Parameter, str], list[s
     return complete
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of every command that makes a run: ``--config``, ``--set``, ``--resume`` and ``--debug``."""
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that reads a whole configuration: ``--config``, ``--set`` and ``--debug``."""
     command = click.option(
         "--debug",
         type=bool,
@@ -126,11 +126,6 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         default=False,
         metavar="true",
         help="Running|Show the traceback of an error.",
-    )(command)
-    command = click.option(
-        "--resume",
-        metavar="RUN_ID",
-        help="Running|Continue an interrupted run from its last finished unit; RUN_ID is a folder in outputs/.",
     )(command)
     command = click.option(
         "--set",
@@ -142,11 +137,31 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--config", "path", metavar="FILE", help="Configuration|YAML file with a phase2 block.")(command)
 
 
-def short_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the ``-P`` names as options: ``--select_mode``."""
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that makes a run: ``config_options``, and ``--resume``."""
+    command = click.option(
+        "--resume",
+        metavar="RUN_ID",
+        help="Running|Continue an interrupted run from its last finished unit; RUN_ID is a folder in outputs/.",
+    )(command)
+    return config_options(command)
+
+
+def short_options(command: Callable[..., None], with_flags: bool = False) -> Callable[..., None]:
+    """Add the ``-P`` names as options: ``--select_mode``; ``with_flags`` also as ``phase2_flags`` spell them."""
     for name, (key, text) in reversed(OPTIONS.items()):
+        spellings = [f"--{name}", _flag(name)] if with_flags and name in PHASE2_FLAGS else [f"--{name}"]
         command = click.option(
-            f"--{name}", name, metavar="VALUE", help=f"-P names|{text} [{key}]", shell_complete=names_of(key)
+            *spellings, name, metavar="VALUE", help=f"-P names|{text} [{key}]", shell_complete=names_of(key)
+        )(command)
+    return command
+
+
+def list_options(options: Mapping[str, tuple[str, str]], command: Callable[..., None]) -> Callable[..., None]:
+    """Add the list options of a comparison (of ``COMPARISONS``)."""
+    for option, (key, text) in reversed([*options.items()]):
+        command = click.option(
+            f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]", shell_complete=names_of(key)
         )(command)
     return command
 
@@ -155,8 +170,11 @@ def phase2_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flags of ``python -m cedkv``: ``--phase2-select-mode``."""
     for name in reversed(PHASE2_FLAGS):
         key, text = OPTIONS[name]
-        flag = f"--phase2-{name.replace('_', '-')}"
-        command = click.option(flag, name, metavar="VALUE", help=f"Phase 2|{text} [{key}]", shell_complete=names_of(key))(
-            command
-        )
+        command = click.option(
+            _flag(name), name, metavar="VALUE", help=f"Phase 2|{text} [{key}]", shell_complete=names_of(key)
+        )(command)
     return command
+
+
+def _flag(name: str) -> str:
+    return f"--phase2-{name.replace('_', '-')}"

@@ -52,12 +52,8 @@ def read_batch(
         ModelError: values are weighed, and the model's output projection is not known.
         NumericsError: a logit, key or value is not finite.
     """
-    passes, needed = plan_passes(configs), needed_evidence(configs)
-    if (
-        passes.over_cache
-        or needed & {"causal_drop", "answer_odds", "divergence"}
-        or any(kv_source(c.prefix.kv_source).reads_demo_cache or c.eval.n_lds_masks for c in configs)
-    ):
+    passes = plan_passes(configs)
+    if keeps_every_demo(configs):
         keep = range(len(samples))
     names = [sample.sample_id for sample in samples]
     scopes = {score.scope for config in configs for score in token_scores(config)}
@@ -90,6 +86,15 @@ def read_batch(
         replay=outputs.get("replay"),
         partners=partners,
         drops={} if drops is None else drops,
+    )
+
+
+def keeps_every_demo(configs: Sequence[Phase2Config]) -> bool:
+    """Return whether the K/V of every demo of a batch are kept, because a condition runs over them or takes K/V out of them."""
+    return (
+        plan_passes(configs).over_cache
+        or not needed_evidence(configs).isdisjoint({"causal_drop", "answer_odds", "divergence"})
+        or any(kv_source(c.prefix.kv_source).reads_demo_cache or c.eval.n_lds_masks for c in configs)
     )
 
 

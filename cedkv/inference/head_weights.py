@@ -29,7 +29,7 @@ from cedkv.inference.ablation import answer_odds
 from cedkv.inference.evidence import head_map, head_weights_key, read_batch
 from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
-from cedkv.models.loading import LanguageModel
+from cedkv.models.loading import LanguageModel, ModelSpec
 from cedkv.tasks.load import Samples, load_samples
 
 EPISODES = 48
@@ -100,7 +100,7 @@ def use_head_weights(lm: LanguageModel, configs: Sequence[Phase2Config], fitted:
         lm.measured[head_weights_key(score.reading)] = torch.tensor(weights.weights)
 
 
-def held_out_samples(lm: LanguageModel, config: Phase2Config) -> tuple[list[OnSample], str]:
+def held_out_samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> tuple[list[OnSample], str]:
     """Return episodes that a run of this configuration does not evaluate, and where they come from.
 
     A generator gives those of another seed, a file the samples behind those that are evaluated.
@@ -126,7 +126,7 @@ def held_out_samples(lm: LanguageModel, config: Phase2Config) -> tuple[list[OnSa
     return others, samples.on_source
 
 
-def _samples(lm: LanguageModel, config: Phase2Config) -> Samples:
+def _samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> Samples:
     return load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
 
 

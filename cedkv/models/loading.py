@@ -87,14 +87,17 @@ class ModelSpec:
     gguf: Path | None = None
 
 
-def open_spec(config: Phase2Config) -> ModelSpec:
+def open_spec(config: Phase2Config, device: torch.device | None = None) -> ModelSpec:
     """Find a model, read its configuration and tokenizer, and reject what these rule out.
+
+    Args:
+        device: where it will run; None for the device that the configuration names, which must then be available here.
 
     Raises:
         ModelError: the model cannot be loaded, or does not support the configuration.
         ConfigError: the device is not available, or ``model.revision`` does not apply.
     """
-    device = pick_device(config.runtime.device)
+    device = device or pick_device(config.runtime.device)
     name, revision = config.model.id, config.model.revision
     gguf = None if name == smollm2.NAME else gguf_path(name)
     if name == smollm2.NAME or gguf is not None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cedkv.core.errors import ModelError
 from cedkv.kv.attention import AttentionCall, observe_attention
 from cedkv.models.loading import LanguageModel, ModelSpec
+from cedkv.models.sizes import meta_model
 
 NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """Names that transformers' decoders give to their output projection."""
@@ -37,10 +37,7 @@ def projections(model: Any) -> dict[int, torch.nn.Module]:
 
 def unsupported_projection(spec: ModelSpec) -> str | None:
     """Return why W_o is not known for a model, by the names of its modules, without its weights; None where it is."""
-    config = AutoConfig.from_pretrained(spec.source, **spec.options)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.options["trust_remote_code"])
-    missing = sorted(set(range(spec.capabilities.n_layers)) - projections(model).keys())
+    missing = sorted(set(range(spec.capabilities.n_layers)) - projections(meta_model(spec)).keys())
     return f"its attention in layer {missing[0]} has no {', '.join(NAMES)}" if missing else None
 
 

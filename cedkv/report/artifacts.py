@@ -169,3 +169,13 @@ class TokenTexts:
 
 def _without_type(records: Iterable[Mapping[str, Any]]) -> Iterable[Record]:
     return ({key: value for key, value in record.items() if key != "type"} for record in records)
+
+
+def read_runtime(folder: Path) -> dict[str, Any]:
+    """Return model, device and versions of a run. Raises DataError: its file was damaged or removed."""
+    path = folder / "artifacts" / RUNTIME
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it was damaged or removed") from None
+    return {name: value for name, value in content.items() if name != "schema_version"}

@@ -58,7 +58,7 @@ class RunManifest:
     experiment: MLflow's experiment, by name or (only digits) by id.
     start_time, end_time: in ms since 1970, as ``metrics_at``.
     metrics_at: when the metrics were computed: logging them again with the same time changes nothing.
-    seconds: wall time by stage, of a finished run.
+    seconds: wall time by stage, of the process that finished the run. earlier_units: units that other processes had computed.
     datasets: MLflow's descriptions of the inputs, each with its ``context``.
     known: MLflow has confirmed that it has the run.
     logged: MLflow has everything.
@@ -83,6 +83,7 @@ class RunManifest:
     metrics: dict[str, float] = field(default_factory=dict)
     metrics_at: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    earlier_units: int = 0
     datasets: list[dict[str, str]] = field(default_factory=list)
     known: bool = False
     logged: bool = False

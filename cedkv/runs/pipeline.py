@@ -80,6 +80,7 @@ def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
     with closing(Worker(work, spec)) as executor:
         facts = executor.load()
         journal = active.open_journal(depends_on(facts.identity, work), keys)
+        active.manifest.earlier_units = len(journal.ran_on)
         certified = executor.certify()
         _attach_certificate(certified, work.configs, active.manifest)
         certified.check(work.configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import torch
 
 from cedkv.conditions import by_task
 from cedkv.core.text import sanitize
@@ -13,28 +14,31 @@ from cedkv.models.capabilities import check_supported
 from cedkv.models.context_window import check_context
 from cedkv.models.loading import ModelSpec
 from cedkv.report.text import about_samples
-from cedkv.runs.resolved import ResolvedRun
+from cedkv.runs.resolved import ResolvedRun, RunInputs
 from cedkv.tasks.load import load_samples
 
 
-def prepare(resolved: ResolvedRun) -> tuple[ModelSpec, Workload]:
+def prepare(run: RunInputs | ResolvedRun, device: torch.device | None = None) -> tuple[ModelSpec, Workload]:
     """Open a run's model without its weights, make its samples, and reject what is known to fail before weights are loaded.
+
+    Args:
+        device: as ``open_spec``.
 
     Raises:
         ModelError, ConfigError, DataError: the model does not support the run, or samples cannot be used.
     """
-    config, conditions = resolved.config, resolved.conditions
-    spec = loading.open_spec(config)
+    config, conditions = run.config, run.conditions
+    spec = loading.open_spec(config, device)
     for condition in conditions:
         check_supported(spec.capabilities, condition.config)
     check_readings(spec, [condition.config for condition in conditions])
     groups = []
     for task, group in by_task(conditions).items():
         limits = (spec.capabilities.max_positions, spec.vocabulary)
-        samples = load_samples(group[0].config, spec.tokenizer, *limits, resolved.texts[task])
+        samples = load_samples(group[0].config, spec.tokenizer, *limits, run.texts[task])
         for line in about_samples(samples.notes, samples.unusable, len(samples.on), len(samples.off)):
             click.echo(": ".join(filter(None, ("samples", task, sanitize(line)))), err=True)
         groups.append(TaskGroup(task, group, samples))
         check_context(spec.capabilities, samples, groups[-1].configs)
         check_lengths(spec, groups[-1].configs, samples.on)
-    return spec, Workload(config, groups, resolved.phase)
+    return spec, Workload(config, groups, run.phase)

@@ -66,6 +66,11 @@ class Progress:
         self._pending = 0
 
 
+def stage_of(arm: str) -> str:
+    """Return the stage that an arm belongs to: numbered ones (``random 2/5``, ``repeat 1: select``) count as one."""
+    return re.split(r" \d", arm)[0]
+
+
 class Clock:
     """Measures wall time by stage; a stage lasts until the next one begins."""
 
@@ -73,11 +78,11 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
         self._stage, self._since = "start", time.perf_counter()
 
-    def enter(self, stage: str) -> None:
-        """Begin a stage; numbered stages (``random 2/5``, ``repeat 1: select``) count as one."""
+    def enter(self, arm: str) -> None:
+        """Begin the stage of an arm (``stage_of``)."""
         now = time.perf_counter()
         self.seconds[self._stage] += now - self._since
-        self._stage, self._since = re.split(r" \d", stage)[0], now
+        self._stage, self._since = stage_of(arm), now
 
     def read(self) -> dict[str, float]:
         """Return the seconds by stage, the current one included."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cedkv.conditions import Condition, by_task, in_task
 from cedkv.config.resolve import resolve
-from cedkv.core.errors import ConfigError, DataError
-from cedkv.report.artifacts import RUNTIME, TokenTexts
+from cedkv.core.errors import ConfigError
+from cedkv.report.artifacts import TokenTexts, read_runtime
 from cedkv.runs.journal import NAME as JOURNAL
 from cedkv.runs.journal import read_journal
 from cedkv.runs.manifest import load_manifest
@@ -44,20 +42,11 @@ def render_again(folder: Path, report_line: Callable[[str], None]) -> None:
         own, task = manifests[condition.key], task_of[condition.key]
         sources = {kind: str(header[in_task(task, f"samples.{kind}") + ".source"]) for kind in ("on", "off")}
         notes = read_notes(header, in_task(task, "samples"))
-        context = ReportContext(sources, _read_runtime(own.folder), TokenTexts.load(own.folder), *notes)
+        context = ReportContext(sources, read_runtime(own.folder), TokenTexts.load(own.folder), *notes)
         reported.append(report_condition(own, condition, manifest.phase, records_of(condition.key), context))
         report_line(f"{own.folder}: rendered again")
     if name is not None:
         comparisons = compare_tasks(name, [report.result for report in reported])
-        runtime = _read_runtime(next(iter(manifests.values())).folder)
+        runtime = read_runtime(next(iter(manifests.values())).folder)
         report_comparison(manifest, comparisons, reported, runtime, TokenTexts.load(folder))
         report_line(f"{folder}: rendered again")
-
-
-def _read_runtime(folder: Path) -> dict[str, Any]:
-    path = folder / "artifacts" / RUNTIME
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it was damaged or removed") from None
-    return {name: value for name, value in content.items() if name != "schema_version"}

@@ -29,6 +29,20 @@ _MADE = {
 
 
 @dataclass(frozen=True)
+class RunInputs:
+    """The input of a run, read and validated; fields as those of ``ResolvedRun``.
+
+    command: ``phase2`` or the name of a comparison.
+    """
+
+    command: str
+    phase: Phase
+    config: Phase2Config
+    conditions: tuple[Condition, ...]
+    texts: dict[str, SampleTexts]
+
+
+@dataclass(frozen=True)
 class ResolvedRun:
     """A run whose input has been read and validated.
 
@@ -91,6 +105,15 @@ def resolve_run(
     Raises:
         ConfigError, DataError, RunInterrupted: as ``resolve_request``.
     """
+    inputs = resolve_inputs(command, config, phase, lists)
+    manifest = resumed or new_manifest(command, phase, inputs.config, lists or {})
+    return ResolvedRun(manifest, inputs.config, inputs.conditions, inputs.texts, resumed is not None)
+
+
+def resolve_inputs(
+    command: str, config: Phase2Config, phase: Phase = "2", lists: Mapping[str, str | None] | None = None
+) -> RunInputs:
+    """Read and validate the input of a run without making one; arguments and errors are those of ``resolve_run``."""
     config = config.for_phase(phase)
     _check_system_metrics(config)
     if command in COMPARISONS:
@@ -101,8 +124,7 @@ def resolve_run(
     for task, group in by_task(conditions).items():
         texts[task] = read_sample_texts(group[0].config)
         _check_evidence(group, texts[task])
-    manifest = resumed or new_manifest(command, phase, config, lists or {})
-    return ResolvedRun(manifest, config, conditions, texts, resumed is not None)
+    return RunInputs(command, phase, config, conditions, texts)
 
 
 def _check_system_metrics(config: Phase2Config) -> None:

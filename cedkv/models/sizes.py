@@ -1,0 +1,62 @@
+"""How large a model is in memory, from its configuration alone: it is built on torch's meta device, which holds no numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cedkv.models.loading import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a model.
+
+    parameters: numbers in its weights; tied ones count once.
+    weight_bytes: its weights in memory; None where they are quantised and not in a local folder.
+    kv_bytes: keys and values of one token, of all layers.
+    hidden, intermediate, vocabulary: numbers of a token's hidden state, inside a feed-forward layer, and of its logits.
+    number_bytes: bytes of a number in the dtype.
+    """
+
+    parameters: int
+    weight_bytes: int | None
+    kv_bytes: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    number_bytes: int
+
+
+def meta_model(spec: ModelSpec) -> Any:
+    """Return a model without numbers: its modules, and the shapes of its weights."""
+    config = AutoConfig.from_pretrained(spec.source, **spec.options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.options["trust_remote_code"])
+
+
+def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
+    """Return the sizes of a model that runs in a dtype."""
+    model, number_bytes = meta_model(spec), getattr(torch, torch_dtype).itemsize
+    config = model.config
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSizes(
+        parameters,
+        _stored_bytes(spec) if spec.quantised is not None else parameters * number_bytes,
+        2 * spec.capabilities.n_layers * spec.capabilities.kv_heads * head_dim * number_bytes,
+        hidden,
+        int(getattr(config, "intermediate_size", None) or 4 * hidden),
+        spec.vocabulary,
+        number_bytes,
+    )
+
+
+def _stored_bytes(spec: ModelSpec) -> int | None:
+    """Return the bytes of a local folder's safetensors, as quantised weights stay in memory; None for a hub id."""
+    return sum(file.stat().st_size for file in Path(spec.source).glob("*.safetensors")) or None
