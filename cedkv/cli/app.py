@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import click
 from cedkv.cli.click_ext import (
     GroupedCommand,
     MainCommand,
-    names_of,
+    list_options,
     phase2_flags,
     report_errors,
     run_options,
@@ -26,6 +25,7 @@ from cedkv.cli.data import data_command
 from cedkv.cli.export import export_command
 from cedkv.cli.leaderboard import leaderboard_command
 from cedkv.cli.listing import list_command
+from cedkv.cli.planning import plan_command
 from cedkv.config.options import COMPARISONS, DEFAULT_CONFIG, OPTIONS
 from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.text import preview
@@ -99,11 +99,7 @@ def comparison_command(name: str) -> click.Command:
     def run_comparison(**parameters: Any) -> None:
         execute(request_of(name, parameters), parameters["debug"])
 
-    command: Callable[..., None] = run_options(short_options(run_comparison))
-    for option, (key, text) in reversed(COMPARISONS[name].items()):
-        command = click.option(
-            f"--{option}", option, metavar="A,B,...", help=f"Conditions|{text} [{key}]", shell_complete=names_of(key)
-        )(command)
+    command = list_options(COMPARISONS[name], run_options(short_options(run_comparison)))
     summary = (
         f"{name.replace('_', ' ').capitalize()}: several conditions on the same samples, a parent run with a nested run each, "
         "paired statistics, a page."
@@ -170,6 +166,7 @@ def main(
       python -m cedkv --resume 8da8f583e4b141b0874737737cefbd5a
       python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a
       python -m cedkv ablate-selector --model_id smollm2-135m --select_modes all --max_on 16
+      python -m cedkv plan --comparison ablate_selector --model_id smollm2-135m --select_modes all
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -181,6 +178,7 @@ def main(
 for _name in COMPARISONS:
     main.add_command(comparison_command(_name), _name.replace("_", "-"))
 main.add_command(data_command)
+main.add_command(plan_command)
 main.add_command(leaderboard_command)
 main.add_command(list_command)
 main.add_command(completion_command)

@@ -38,7 +38,11 @@ def test_both_module_names_have_the_same_help() -> None:
     assert "Usage: python -m cedkv_mvp [OPTIONS]" in other
 
 
-@pytest.mark.parametrize("arguments", [["cedkv", "--phase", "2"], ["entrypoints.phase2_eval"]], ids=["cedkv", "phase2_eval"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["cedkv", "--phase", "2"], ["cedkv", "plan"], ["entrypoints.phase2_eval"]],
+    ids=["cedkv", "plan", "phase2_eval"],
+)
 def test_bad_configuration_ends_before_the_heavy_imports(arguments: list[str]) -> None:
     """A typing error must not cost ten seconds of imports, nor start an MLflow run that then fails."""
     found, imported = module(*arguments, "--set", "select.mod=random_span")
