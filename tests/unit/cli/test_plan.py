@@ -144,11 +144,11 @@ def test_a_resumed_run_gives_no_pace(llama_folder: Path, monkeypatch: pytest.Mon
     points.without_mlflow(monkeypatch)
     config, appended = tiny.config(llama_folder, "select.mode=random_span", "runtime.batch_size=3"), list[str]()
 
-    def interrupt(real: Any, journal: Any, unit: str, records: Any) -> None:
+    def interrupt(real: Any, journal: Any, unit: str, *finished: Any) -> None:
         if appended:
             raise RunInterrupted("no space left")
         appended.append(unit)
-        real(journal, unit, records)
+        real(journal, unit, *finished)
 
     with monkeypatch.context() as patch:
         points.JOURNAL_APPEND.wrap(patch, interrupt)
