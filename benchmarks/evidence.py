@@ -26,7 +26,7 @@ from cedkv.inference.distributions import kl
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.head_weights import ensure_head_weights
 from cedkv.inference.student import Students
-from cedkv.models import loading
+from cedkv.models import loading, opening
 from cedkv.models.fingerprint import fingerprint
 from cedkv.tasks.load import load_samples
 from cedkv.tasks.texts import read_sample_texts
@@ -82,7 +82,7 @@ def measure(model: str, seeds: Sequence[int], samples: int, names: Sequence[str]
     found, teacher = {name: Found() for name in names}, list[bool]()
     root = Path(__file__).parents[1] / "configs"
     overrides = [f"model.id={model}", f"eval.on_samples={samples}", "eval.off_samples=1"]
-    spec = loading.open_spec(resolve(root / "phase2.yaml", overrides))
+    spec = opening.open_spec(resolve(root / "phase2.yaml", overrides))
     lm = loading.load(resolve(root / "phase2.yaml", overrides), spec)
     for seed in seeds:
         plain = resolve(root / "phase2.yaml", [*overrides, f"seed={seed}"])

@@ -21,7 +21,7 @@ from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.files import atomic_write
 from cedkv.core.text import escape_control, plural, preview, sanitize
 from cedkv.core.values import OffSample, OnSample
-from cedkv.models.loading import open_spec
+from cedkv.models.opening import open_spec
 from cedkv.tasks.episode_rows import as_line
 from cedkv.tasks.load import Samples, load_samples
 from cedkv.tasks.texts import read_sample_texts

@@ -16,7 +16,7 @@ from cedkv.inference.head_weights import HeadWeights, ensure_head_weights, use_h
 from cedkv.inference.passes import check_loaded_readings
 from cedkv.models import loading
 from cedkv.models.fingerprint import fingerprint
-from cedkv.models.loading import ModelSpec
+from cedkv.models.opening import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from cedkv.inference.ablation import answer_odds
 from cedkv.inference.evidence import head_map, head_weights_key, read_batch
 from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
-from cedkv.models.loading import LanguageModel, ModelSpec
+from cedkv.models.loading import LanguageModel
+from cedkv.models.opening import ModelSpec
 from cedkv.tasks.load import Samples, load_samples
 
 EPISODES = 48

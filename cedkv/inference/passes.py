@@ -20,7 +20,8 @@ from cedkv.kv.readings import (
     ValueNorm,
 )
 from cedkv.models.capabilities import Capabilities, ContextLimit
-from cedkv.models.loading import LanguageModel, ModelSpec
+from cedkv.models.loading import LanguageModel
+from cedkv.models.opening import ModelSpec
 from cedkv.models.output_projection import grams, unsupported_projection
 from cedkv.selectors.base import configured_score, create, query_window
 

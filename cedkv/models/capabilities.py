@@ -32,6 +32,8 @@ SPARSE_ATTENTION_SETTINGS = ("keep_window_size", "index_topk")
 """Settings that give a length beyond which layers choose by content which tokens they attend to."""
 KV_LAYER_TYPES = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Layer types that cache keys and values per head, each with the setting that limits how far back it sees; None: no limit."""
+LEAST_CONTEXT = 16
+"""Tokens without which a model cannot be checked against itself: of its context, and of its vocabulary."""
 SUPPORTED_HINT = (
     "use a decoder with rotary positions and keys and values in every layer (Llama, Qwen2, Qwen3, Mistral, Gemma, ...)"
 )
@@ -68,6 +70,11 @@ class Capabilities:
     softcap: float | None = None
 
     @property
+    def context(self) -> int:
+        """The most tokens that every layer sees, at positions that the model has."""
+        return min([self.max_positions, *(limit.tokens for limit in self.context_limits)])
+
+    @property
     def layout(self) -> str:
         """Name of the head layout: MHA, GQA or MQA."""
         return "MHA" if self.kv_heads == self.heads else "MQA" if self.kv_heads == 1 else "GQA"
@@ -93,7 +100,7 @@ def read_capabilities(config: Any) -> Capabilities:
     for rope in rope_settings:
         if rope["rope_type"] == "longrope":
             lengths.append(rope["original_max_position_embeddings"])
-    return Capabilities(
+    capabilities = Capabilities(
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
         positions="learned" if config.model_type in LEARNED_POSITIONS else "rotary",
@@ -104,6 +111,12 @@ def read_capabilities(config: Any) -> Capabilities:
         kv_heads=_kv_heads(config),
         softcap=getattr(config, "attn_logit_softcapping", None),
     )
+    if capabilities.context < LEAST_CONTEXT:
+        raise ModelError(
+            f"model type {config.model_type!r} is rejected before its weights are loaded: it sees {capabilities.context} "
+            f"tokens, and {LEAST_CONTEXT} are needed to check it. {SUPPORTED_HINT}"
+        )
+    return capabilities
 
 
 def _problems(config: Any) -> Iterator[tuple[str, str]]:
@@ -131,6 +144,7 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
         yield "cache", "the cache holds latent vectors (MLA), not keys and values by head"
     if getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None):
         yield "cache", "some layers use the keys and values of others"
+    yield from _size_problems(config)
     layer_types = Counter(_layer_types(config))
     without_kv = {name: n for name, n in layer_types.items() if name not in KV_LAYER_TYPES}
     if without_kv:
@@ -139,6 +153,27 @@ def _problems(config: Any) -> Iterator[tuple[str, str]]:
     if not _uses_attention_interface(config):
         yield "attention", "attention is computed inside the model, not by transformers' interface, so its rows cannot be read"
     yield from _position_problems(config)
+
+
+def _size_problems(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield what no model can have: no layers, no heads, query heads that do not share key heads evenly, an empty window."""
+    sizes = {"num_hidden_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads}
+    sizes["num_key_value_heads"] = _kv_heads(config)
+    sizes["head_dim"] = getattr(config, "head_dim", None) or 1
+    for name, size in sizes.items():
+        if not _is_positive(size):
+            yield "sizes", f"{name} = {size!r} is no size"
+            return
+    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
+        yield (
+            "sizes",
+            f"{sizes['num_attention_heads']} query heads cannot share {sizes['num_key_value_heads']} key heads evenly",
+        )
+    layer_types = _layer_types(config)
+    for layer_type, setting in KV_LAYER_TYPES.items():
+        window = getattr(config, setting, None) if setting is not None else 1
+        if (window is not None and not _is_positive(window)) or (window is None and layer_type in layer_types):
+            yield "layers", f"{setting} = {window!r} is no window"
 
 
 def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
@@ -159,6 +194,8 @@ def _position_problems(config: Any) -> Iterator[tuple[str, str]]:
             yield "positions", f"rope type {rope_type!r} is not known here (known: {', '.join(sorted(ROPE_TYPES))})"
         elif not _is_positive(rope.get("rope_theta")):
             yield "positions", f"rope_theta = {rope.get('rope_theta')!r} is no frequency base"
+        elif (wrong := _wrong_factor(rope)) is not None:
+            yield "positions", f"{wrong} = {rope[wrong]!r} is no factor of RoPE's angles"
         elif rope_type == "longrope" and not _is_positive(rope.get("original_max_position_embeddings")):
             yield "positions", "longrope without original_max_position_embeddings: where its angles change is not known"
 
@@ -171,6 +208,15 @@ def _rope_settings(config: Any) -> Iterator[dict[str, Any]]:
     per_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
     for rope in per_layer_type or ([parameters] if parameters.get("rope_theta") is not None else []):
         yield {"rope_type": rope.get("type", "default"), **rope}
+
+
+def _wrong_factor(rope: dict[str, Any]) -> str | None:
+    """Return the name of a setting that would make angles infinite, NaN or negative; None if there is none."""
+    for name in ("factor", "partial_rotary_factor", "short_factor", "long_factor"):
+        value = rope.get(name)
+        if value is not None and not all(map(_is_positive, value if isinstance(value, list) else [value])):
+            return name
+    return None
 
 
 def _is_positive(value: Any) -> bool:
@@ -205,7 +251,8 @@ def _context_limits(config: Any) -> Iterator[ContextLimit]:
 def _kv_heads(config: Any) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    given = getattr(config, "num_key_value_heads", None)
+    return int(config.num_attention_heads if given is None else given)
 
 
 def _uses_attention_interface(config: Any) -> bool:
@@ -213,6 +260,8 @@ def _uses_attention_interface(config: Any) -> bool:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return True
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if model_class.__module__.startswith("transformers_modules."):
+        return True  # a checkpoint's own code, which transformers registers once it has run
     return hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 

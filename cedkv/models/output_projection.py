@@ -13,8 +13,8 @@ import torch
 
 from cedkv.core.errors import ModelError
 from cedkv.kv.attention import AttentionCall, observe_attention
-from cedkv.models.loading import LanguageModel, ModelSpec
-from cedkv.models.sizes import meta_model
+from cedkv.models.loading import LanguageModel
+from cedkv.models.opening import ModelSpec
 
 NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """Names that transformers' decoders give to their output projection."""
@@ -37,7 +37,7 @@ def projections(model: Any) -> dict[int, torch.nn.Module]:
 
 def unsupported_projection(spec: ModelSpec) -> str | None:
     """Return why W_o is not known for a model, by the names of its modules, without its weights; None where it is."""
-    missing = sorted(set(range(spec.capabilities.n_layers)) - projections(meta_model(spec)).keys())
+    missing = sorted(set(range(spec.capabilities.n_layers)) - projections(spec.skeleton).keys())
     return f"its attention in layer {missing[0]} has no {', '.join(NAMES)}" if missing else None
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from cedkv.models.loading import ModelSpec
+from cedkv.models.opening import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,9 @@ class ModelSizes:
     number_bytes: int
 
 
-def meta_model(spec: ModelSpec) -> Any:
-    """Return a model without numbers: its modules, and the shapes of its weights."""
-    config = AutoConfig.from_pretrained(spec.source, **spec.options)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.options["trust_remote_code"])
-
-
 def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
     """Return the sizes of a model that runs in a dtype."""
-    model, number_bytes = meta_model(spec), getattr(torch, torch_dtype).itemsize
+    model, number_bytes = spec.skeleton, getattr(torch, torch_dtype).itemsize
     config = model.config
     heads, hidden = config.num_attention_heads, config.hidden_size
     head_dim = getattr(config, "head_dim", None) or hidden // heads

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from cedkv.core.errors import ModelError
+from cedkv.models.capabilities import LEAST_CONTEXT
 
 _PROBE = "\nWord: blick\nSymbol: red\n\nIt's 1 of 27.\n"
 
@@ -63,8 +64,30 @@ def load_tokenizer(source: str, options: dict[str, Any], vocabulary: int, chat: 
     return tokenizer
 
 
+def check_probeable(tokenizer: Any, vocabulary: int) -> None:
+    """Raise if a model has too few tokens to be checked against itself.
+
+    Raises:
+        ModelError: fewer than ``LEAST_CONTEXT`` tokens that are not control tokens.
+    """
+    ordinary = len(ordinary_tokens(tokenizer, vocabulary))
+    if ordinary < LEAST_CONTEXT:
+        raise ModelError(
+            f"the model has {ordinary} tokens that are not control tokens (vocabulary {vocabulary}, tokenizer "
+            f"{len(tokenizer)}): {LEAST_CONTEXT} are needed to check it. Take the tokenizer of this model, or another model"
+        )
+
+
+def ordinary_tokens(tokenizer: Any, vocabulary: int) -> list[int]:
+    """Return the ids of the tokens that are not control tokens."""
+    special = set(tokenizer.all_special_ids)
+    return [token for token in range(min(len(tokenizer), vocabulary)) if token not in special]
+
+
 def token_text(tokenizer: Any, token: int) -> str:
-    """Return the text of one token within a text, see ``tokens_text``."""
+    """Return the text of one token within a text, see ``tokens_text``; of a row of the vocabulary without a token, its id."""
+    if tokenizer.convert_ids_to_tokens(token) is None:
+        return f"[token {token}]"
     return tokens_text(tokenizer, [token])
 
 

@@ -25,6 +25,7 @@ from cedkv.core.values import Record
 from cedkv.execution.worker import Executor, ModelFacts, Worker
 from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.models.checkpoint import trust_tag
+from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME, TokenTexts
 from cedkv.report.tables import sample_tables
@@ -66,17 +67,19 @@ def run(resolved: ResolvedRun) -> list[ConditionResult]:
         manifest.name = manifest.name or f"{name} · {size} · seed {config.seed}"
         tags = {"comparison": name, "best": "pending"}
     tags |= config_tags([condition.config for condition in resolved.conditions]) | _provenance(config)
+    clock = Clock()
+    clock.enter("load")
+    spec = open_spec(config)  # before the run: a model that cannot be opened leaves none that failed
     with open_run(resolved, tags) as active:
-        return _run(resolved, active)
+        return _run(resolved, active, spec, clock)
 
 
-def _run(resolved: ResolvedRun, active: ActiveRun) -> list[ConditionResult]:
-    clock, config, conditions = Clock(), resolved.config, resolved.conditions
+def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock) -> list[ConditionResult]:
+    config, conditions = resolved.config, resolved.conditions
     keys = [condition.key for condition in conditions]
     size = "" if resolved.comparison is None else f"{resolved.comparison}, {len(conditions)} conditions; "
     click.echo(f"run {active.manifest.run_id}: {size}loading {config.model.id} ...", err=True)
-    clock.enter("load")
-    spec, work = prepare(resolved)
+    work = prepare(resolved, spec)
     with closing(Worker(work, spec)) as executor:
         facts = executor.load()
         journal = active.open_journal(depends_on(facts.identity, work), keys)

@@ -15,7 +15,7 @@ from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
 from cedkv.inference.head_weights import fitted_scores, held_out_samples
-from cedkv.models.loading import ModelSpec
+from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.sizes import model_sizes
 from cedkv.runs.memory import LIBRARIES, unit_memory
 from cedkv.runs.prepare import prepare
@@ -130,7 +130,8 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
     config, phase = inputs.config, inputs.phase
     named = config.runtime.device
     device = None if named == "auto" else torch.device(named)  # a grid may be planned where its device is not
-    spec, work = prepare(inputs, device)
+    spec = open_spec(config, device)
+    work = prepare(inputs, spec)
     sizes = model_sizes(spec, config.runtime.torch_dtype)
     tasks, memory, journal_bytes = [], dict[str, int](), 0
     for index, group in enumerate(work.groups):

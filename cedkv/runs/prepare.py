@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import click
-import torch
 
 from cedkv.conditions import by_task
 from cedkv.core.text import sanitize
 from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.inference.passes import check_lengths, check_readings
-from cedkv.models import loading
 from cedkv.models.capabilities import check_supported
 from cedkv.models.context_window import check_context
-from cedkv.models.loading import ModelSpec
+from cedkv.models.opening import ModelSpec
 from cedkv.report.text import about_samples
 from cedkv.runs.resolved import ResolvedRun, RunInputs
 from cedkv.tasks.load import load_samples
 
 
-def prepare(run: RunInputs | ResolvedRun, device: torch.device | None = None) -> tuple[ModelSpec, Workload]:
-    """Open a run's model without its weights, make its samples, and reject what is known to fail before weights are loaded.
-
-    Args:
-        device: as ``open_spec``.
+def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
+    """Make a run's samples for its opened model, and reject what is known to fail before weights are loaded.
 
     Raises:
         ModelError, ConfigError, DataError: the model does not support the run, or samples cannot be used.
     """
     config, conditions = run.config, run.conditions
-    spec = loading.open_spec(config, device)
     for condition in conditions:
         check_supported(spec.capabilities, condition.config)
     check_readings(spec, [condition.config for condition in conditions])
@@ -41,4 +35,4 @@ def prepare(run: RunInputs | ResolvedRun, device: torch.device | None = None) ->
         groups.append(TaskGroup(task, group, samples))
         check_context(spec.capabilities, samples, groups[-1].configs)
         check_lengths(spec, groups[-1].configs, samples.on)
-    return spec, Workload(config, groups, run.phase)
+    return Workload(config, groups, run.phase)

@@ -24,7 +24,8 @@ from cedkv.inference.passes import extra_queries, plan_passes
 from cedkv.kv import attention
 from cedkv.models.batching import Batching
 from cedkv.models.capabilities import scope_layers
-from cedkv.models.loading import LanguageModel, ModelSpec
+from cedkv.models.loading import LanguageModel
+from cedkv.models.opening import ModelSpec
 from cedkv.models.rope_detection import detect_rope_layouts
 
 HIDDEN = 8

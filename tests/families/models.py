@@ -21,6 +21,7 @@ from cedkv.core.errors import ModelError
 from cedkv.models import loading
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
+from cedkv.models.opening import open_spec
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,7 @@ def judged(family: Family, folder: Path) -> tuple[Row, LanguageModel | None, Cer
 
     config = tiny.config(save(family, folder))
     try:
-        loading.open_spec(config)
+        open_spec(config)
     except ModelError as error:
         return row("rejected", "; ".join(line.split(maxsplit=1)[1] for line in str(error).splitlines()[1:-1])), None, None
     lm = loading.load(config)

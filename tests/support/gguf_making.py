@@ -21,7 +21,7 @@ GEMMA3_NAMES = {
     **NAMES, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
-SMALL_GEMMA3 = {"num_hidden_layers": 7, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 12}
+SMALL_GEMMA3 = {"num_hidden_layers": 7, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 24}
 """Settings of a tiny Gemma 3: every size has heads of 256, and one layer in six without a window."""
 TYPES = {"<unk>": 2, "<s>": 3, "</s>": 3, "<user>": 3, "<end>": 3, "<bot>": 3}
 

@@ -20,6 +20,7 @@ from cedkv.config.resolve import resolve
 from cedkv.core.errors import ConfigError, ModelError
 from cedkv.models import gguf_file, gguf_model, loading, model_cache
 from cedkv.models.fingerprint import fingerprint, prefix_fingerprint
+from cedkv.models.opening import open_spec
 from tests.support import gguf_making, tiny
 from tests.support.gguf_making import SMALL_GEMMA3
 
@@ -92,7 +93,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_are_those_of_the_model_the_file_was_written_from(name: str, tmp_path: Path) -> None:
-    """40 tokens: more than the sliding window of 12, so that a window, a scaling or a norm that is lost shows."""
+    """40 tokens: more than the sliding window of 24, so that a window, a scaling or a norm that is lost shows."""
     model, architecture, metadata, weights = parts(name)
     lm = load(gguf_making.write(tmp_path / "m.gguf", architecture, metadata, weights), tmp_path / "cache")
     expected = logits(model)
@@ -175,7 +176,7 @@ def test_opening_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_too_little_space_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache = written(tmp_path / "m.gguf"), tmp_path / "cache"
-    spec = loading.open_spec(tiny.config(path, f"model.cache_dir={cache}"))
+    spec = open_spec(tiny.config(path, f"model.cache_dir={cache}"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(model_cache.shutil, "disk_usage", lambda _: usage._replace(free=150_000_000))
     with pytest.raises(ModelError, match=r"needs 0\.2 GB of disk space in .*cache, which has 0\.15 GB free: nothing was conv"):

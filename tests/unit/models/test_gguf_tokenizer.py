@@ -11,7 +11,7 @@ import regex
 from transformers import PreTrainedTokenizerFast
 
 from cedkv.core.errors import ModelError
-from cedkv.models import loading
+from cedkv.models import opening
 from cedkv.models.gguf_tokenizer import build_tokenizer
 from tests.oracle.outside_bpe import PlainBpe, PlainSentencePiece, byte_table, texts
 from tests.support import gguf_making, tiny, zoo
@@ -164,7 +164,7 @@ def opened(tmp_path: Path) -> Callable[[], Any]:
     metadata = {f"tokenizer.{key}": value for key, value in values.items()} | gguf_making.described(model, "gemma3")
     path = gguf_making.write(tmp_path / "m.gguf", "gemma3", metadata, gguf_making.tensors(model, "gemma3"))
     config = tiny.config(path, f"model.cache_dir={tmp_path / 'cache'}")
-    return lambda: loading.open_spec(config).tokenizer
+    return lambda: opening.open_spec(config).tokenizer
 
 
 def test_what_is_loaded_is_what_was_built(opened: Callable[[], Any]) -> None:
@@ -190,6 +190,6 @@ def test_a_tokenizer_that_came_back_as_another_is_rejected(
     """Seen with transformers 5.23: rebuilt as another class, it turned every space into another token, without a word."""
     tokenizer = opened()
     damage(tokenizer)
-    monkeypatch.setattr(loading, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(opening, "load_tokenizer", lambda *_: tokenizer)
     with pytest.raises(ModelError, match=f"m.gguf: the tokenizer made from it is read differently.*{match}"):
         opened()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cedkv.core.errors import ConfigError, ModelError
-from cedkv.models import loading, smollm2
+from cedkv.models import hub, opening, smollm2
 from cedkv.models.devices import pick_device
 from tests.support import tiny
 
@@ -61,7 +61,7 @@ def test_gated_model_tells_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def gated(*_: object, **__: object) -> None:
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://example.org/m. 401")
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", gated)
+    monkeypatch.setattr(hub, "cached_file", gated)
     assert "hf auth login" in rejected(
         "org/gated", match=r"gated repo\. Make sure to have access to it at https://example.org/m"
     )
@@ -81,16 +81,6 @@ def test_missing_weights_are_not_random_numbers(folder: Path) -> None:
 def test_weights_of_another_shape_are_named(folder: Path) -> None:
     set_config(folder, intermediate_size=96)
     rejected(folder, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*have another shape")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5", None], ids=["empty", "lfs", "cut"]
-)
-def test_weights_that_are_no_weights(folder: Path, content: bytes | None) -> None:
-    """A download that stopped, or a clone without git-lfs: an error for the user, not a traceback."""
-    whole = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    rejected(folder, match="cannot be loaded: .*header")
 
 
 class _Bomb:
@@ -155,3 +145,46 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert pick_device("auto").type == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "method", "match"),
+    [
+        (torch.bfloat16, "fp8", r"is bfloat16 after loading.*float32: the model is quantised \(fp8\).*torch_dtype=bfloat16"),
+        (torch.float16, None, r"is float16 after loading.*not marked as quantised.*torch_dtype=float16"),
+        (torch.float8_e4m3fn, None, r"is float8_e4m3fn after loading.*Take a model that is not quantised$"),
+    ],
+)
+def test_weights_in_another_dtype_than_asked_for_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, method: str | None, match: str
+) -> None:
+    """What transformers unpacks to a dtype of its own would be multiplied with activations of another."""
+    real = AutoModelForCausalLM.from_pretrained
+
+    def unpacked(*arguments: Any, **named: Any) -> Any:
+        model, info = real(*arguments, **named)
+        model.model.layers[1].mlp.up_proj.to(dtype)
+        return model, info
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unpacked)
+    monkeypatch.setattr(opening, "_quantisation", lambda _: method)
+    rejected(folder, match=match)
+
+
+def test_the_method_of_quantised_weights_is_the_opened_configuration_s(folder: Path) -> None:
+    """Without a GPU transformers unpacks float8 weights and forgets that they were quantised."""
+    settings = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    set_config(folder, quantization_config=settings)
+
+    def packed(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if "proj" in name]:
+            weights[name] = weights[name].to(torch.float8_e4m3fn)
+            rows, columns = weights[name].shape
+            weights[f"{name}_scale_inv"] = torch.ones(rows // 16, columns // 16)
+
+    set_weights(folder, packed)
+    if torch.cuda.is_available():
+        pytest.skip("weights stay packed on a GPU")
+    _, lm = tiny.load(folder)
+    assert lm.meta["quantisation"] == "fp8"
+    assert lm.meta["parameter_dtypes"] == {"float32": len(list(lm.model.parameters()))}

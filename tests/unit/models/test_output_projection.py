@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cedkv.core.errors import ModelError
 from cedkv.kv.readers import value_norms
-from cedkv.models.loading import open_spec
+from cedkv.models.opening import open_spec
 from cedkv.models.output_projection import grams, projections, unsupported_projection
 from tests.families.models import FAMILIES, save
 from tests.support import tiny
@@ -101,17 +101,10 @@ def test_no_projection_is_named(llama_folder: Path, monkeypatch: pytest.MonkeyPa
     spec = open_spec(tiny.config(llama_folder))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     assert unsupported_projection(spec) is None
-    real, built = AutoModelForCausalLM.from_config, []
-
-    def renamed(*arguments: Any, **named: Any) -> Any:
-        built.append(real(*arguments, **named))
-        attention = built[-1].model.layers[3].self_attn
-        attention.mixing = attention._modules.pop("o_proj")
-        return built[-1]
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_config", renamed)
+    attention = spec.skeleton.model.layers[3].self_attn
+    attention.mixing = attention._modules.pop("o_proj")
     assert unsupported_projection(spec) == "its attention in layer 3 has no o_proj, out_proj, dense, c_proj, wo"
-    assert {parameter.device.type for parameter in built[0].parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in spec.skeleton.parameters()} == {"meta"}
 
 
 def test_bfloat16_is_within_its_rounding(tmp_path: Path) -> None:

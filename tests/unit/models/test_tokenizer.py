@@ -156,3 +156,12 @@ def test_text_of_a_token_keeps_its_space(name: str) -> None:
     ids = zoo.made(name)("Word: dax\nSymbol: red", add_special_tokens=False).input_ids
     assert "".join(token_text(zoo.made(name), token) for token in ids).lstrip() == "Word: dax\nSymbol: red"
     assert token_text(zoo.made(name), ids[-1]) == " red"
+
+
+def test_a_row_of_the_vocabulary_without_a_token_is_its_id(tmp_path: Path) -> None:
+    """Models have more rows than tokens; one of them may win. Both numbers are in the facts about the model."""
+    _, lm = tiny.load(tiny.save(tmp_path, vocab_size=512))
+    assert (lm.meta["vocabulary"], lm.meta["tokenizer_size"]) == (512, 500)
+    assert token_text(lm.tokenizer, 511) == "[token 511]"
+    assert token_text(lm.tokenizer, lm.tokenizer("red").input_ids[0]).startswith("r")
+    assert token_text(lm.tokenizer, 0) == "<s>"

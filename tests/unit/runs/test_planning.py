@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from cedkv.core.errors import ConfigError
 from cedkv.eval_phase2 import run_units
 from cedkv.models import loading
+from cedkv.models.opening import open_spec
 from cedkv.models.sizes import model_sizes
 from cedkv.runs.manifest import RunManifest
 from cedkv.runs.planning import Plan, TaskPlan, plan_run, plan_time
@@ -147,7 +148,7 @@ def test_rejected_as_a_run_is(llama_folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sizes_are_the_model_s(dtype: str, model_folder: Path) -> None:
-    sizes = model_sizes(loading.open_spec(tiny.config(model_folder)), dtype)
+    sizes = model_sizes(open_spec(tiny.config(model_folder)), dtype)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype))
     cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
     assert sizes.parameters == sum(p.numel() for p in model.parameters())

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from cedkv.config.resolve import resolve
 from cedkv.core.errors import DataError, UnusableSample
 from cedkv.core.values import OnEpisode
-from cedkv.models import loading
 from cedkv.models.fingerprint import tokenizer_digest
+from cedkv.models.opening import open_spec
 from cedkv.tasks.chat import ChatTemplate
 from cedkv.tasks.shots import ChatShotTemplate, Question, Shot, ShotTemplate, episode_of
 from cedkv.tasks.tokenize import SampleTokenizer, tokenize_off, tokenize_on
@@ -215,7 +215,7 @@ def test_a_document_is_never_cut_inside_a_character() -> None:
 @pytest.mark.weights
 def test_real_tokenizer() -> None:
     """SmolLM2's: it reads the template's tokens as transformers does, and a sample's as text."""
-    tokenizer = loading.open_spec(resolve(None, ["model.id=smollm2-135m", "runtime.device=cpu"])).tokenizer
+    tokenizer = open_spec(resolve(None, ["model.id=smollm2-135m", "runtime.device=cpu"])).tokenizer
     made = SampleTokenizer.of(tokenizer, answer="whole")
     for text in [*HOSTILE, "<|endoftext|>", "plain"]:
         turns = [{"role": "user", "content": text}]
