@@ -64,6 +64,7 @@ CHECKS: Registry[Any] = Registry(
         "precondition.teacher_gain": "cedkv.checks.effects:TeacherGain",
         "precondition.off_entropy": "cedkv.checks.effects:OffEntropy",
         "certificate.weights_without_place": "cedkv.checks.probe_checks:WeightsWithoutPlace",
+        "certificate.weights_are_weights": "cedkv.checks.probe_checks:WeightsAreWeights",
         "certificate.left_alone": "cedkv.checks.probe_checks:ModelLeftAlone",
         "certificate.slots_have_no_place": "cedkv.checks.probe_checks:SlotsHaveNoPlace",
         "certificate.hidden_prefix": "cedkv.checks.probe_checks:HiddenPrefixUnseen",

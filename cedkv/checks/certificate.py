@@ -22,7 +22,7 @@ import click
 import torch
 
 from cedkv.checks.base import CheckResult, MeasuredCheck, all_checks, measured_checks
-from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, run_probe
+from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, faults_of, run_probe
 from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
@@ -39,6 +39,10 @@ FOLDER = "CEDKV_CERTIFICATES"
 """Environment variable that names another folder for certificates and fitted head weights."""
 ROTATION = "rotation_equivariance"
 """The check that matters only where cached keys are moved: ``gather`` at ``compact`` positions."""
+LEAST_FAULT = 1e-10
+"""Nats; what moves the output by less moves nothing, also where rounding moves nothing either."""
+_NAMED = 8
+"""How many doubtful weights a certificate's table names."""
 _STORED = ("name", "observed", "limit", "unit", "meaning", "n")
 """Fields of a ``CheckResult`` that are stored."""
 
@@ -71,6 +75,8 @@ class Certificate:
         """
         if self.broke is not None:
             return [self.broke]
+        if self.undecided is not None:
+            return [self.undecided]
         skipped = (
             None
             if not configs
@@ -78,6 +84,17 @@ class Certificate:
             else ROTATION
         )
         return [check.name for check in self.findings if check.verdict != "pass" and check.name != skipped]
+
+    @property
+    def undecided(self) -> str | None:
+        """Why no check could have failed: a planted fault moves the output by no more than rounding does; None if it does."""
+        exact = self.model["torch_dtype"] == "float32"  # limits are then ten times the floor or more, see _judge
+        if self.fault is not None and self.fault > max((10 if exact else 1) * (self.floor or 0.0), LEAST_FAULT):
+            return None
+        return (
+            f"cannot be decided: a planted fault moves the output by {number(self.fault, 3)} nats, and rounding by "
+            f"{number(self.floor, 3)}"
+        )
 
     @property
     def certified(self) -> bool:
@@ -118,8 +135,10 @@ class Certificate:
 
     def table(self) -> str:
         """Return the results as a table in plain text, or the error that ended the measurement."""
+        faults = self.model["weight_faults"]
+        stated = [*self.model["notes"], *faults[:_NAMED], *([f"and {len(faults) - _NAMED} more"] if faults[_NAMED:] else [])]
         if self.broke is not None:
-            return f"the measurement ended with an error: {self.broke}"
+            return "\n".join([f"the measurement ended with an error: {self.broke}", *stated])
         rows = [("check", "observed", "limit", "verdict", "")]
         for check in self.findings:
             limit = f"<= {number(check.limit, 3)} {check.unit}".rstrip()
@@ -137,6 +156,7 @@ class Certificate:
                 f"a position that is off by one, or a missing token, may hide below {number(kl_limit, 3)} nats: rounding in "
                 f"{self.model['torch_dtype']} is no finer; certify the model in float32 as well"
             )
+        lines += [*stated, *([self.undecided] if self.undecided is not None else [])]
         lines += [f"  {pair:<18} {reason or 'works'}" for pair, reason in self.can.items()]
         return "\n".join(lines)
 
@@ -207,6 +227,8 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "heads": capabilities.layout,
         "max_positions": capabilities.max_positions,
         "limits": [limit.reason for limit in capabilities.context_limits],
+        "notes": list(lm.meta["config_notes"]),
+        "weight_faults": faults_of(lm),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -38,13 +38,13 @@ from cedkv.kv.readings import Reading, RowAttention, ValueNorm
 from cedkv.models import cpu
 from cedkv.models.loading import LanguageModel
 from cedkv.models.output_projection import grams
+from cedkv.models.tokenizer import ordinary_tokens
+from cedkv.models.weight_scan import weight_faults
 
 DEMOS, QUERIES = (24, 17, 21, 24), (5, 3, 7, 4)
 """Tokens of the probe's demos and queries: of different lengths, so that batches are padded, two demos alike in length."""
 WEIGHING = "cedkv-weighing"
 """Name of the eager implementation that returns the weights it gives to values."""
-LEAST_CONTEXT = 16
-"""Tokens without which a model cannot be probed."""
 ROWS = {RowAttention(1, "mean"): 1, RowAttention(2, "mean"): 2, RowAttention(1, "max"): 1}
 """What is read of a query's attention -> how many of its last rows that is."""
 
@@ -106,21 +106,9 @@ class Probed:
 
 
 def probe_samples(lm: LanguageModel) -> list[OnSample]:
-    """Return samples of tokens drawn from the vocabulary, BOS in front where the tokenizer adds one.
-
-    Raises:
-        ModelError: the model's context or vocabulary is too short.
-    """
-    context = min([lm.capabilities.max_positions, *(limit.tokens for limit in lm.capabilities.context_limits)])
-    size = min(len(lm.tokenizer), lm.model.config.get_text_config().vocab_size)
-    special = set(lm.tokenizer.all_special_ids)
-    ordinary = [token for token in range(size) if token not in special]
-    if context < LEAST_CONTEXT or len(ordinary) < LEAST_CONTEXT:
-        raise ModelError(
-            f"the model sees {context} tokens and has {len(ordinary)} ordinary ones: {LEAST_CONTEXT} of each are needed to "
-            "probe it"
-        )
-    scale = min(1.0, context / (max(DEMOS) + max(QUERIES) + 2))
+    """Return samples of tokens drawn from the vocabulary, BOS in front where the tokenizer adds one."""
+    ordinary = ordinary_tokens(lm.tokenizer, lm.vocabulary)
+    scale = min(1.0, lm.capabilities.context / (max(DEMOS) + max(QUERIES) + 2))
     start = [token for token in lm.tokenizer("").input_ids if token == lm.tokenizer.bos_token_id][:1]
     samples = []
     for i, (demo_length, query_length) in enumerate(zip(DEMOS, QUERIES, strict=True)):
@@ -165,11 +153,7 @@ def left_alone(model: Any, implementation: str = "eager") -> Iterator[None]:
 
 @torch.inference_mode()
 def run_probe(lm: LanguageModel) -> Probed:
-    """Measure every check of the certificate on one probe; seconds at 135M parameters.
-
-    Raises:
-        ModelError: the model's context or vocabulary is too short to probe it.
-    """
+    """Measure every check of the certificate on one probe; seconds at 135M parameters."""
     samples = probe_samples(lm)
     names, rows = [sample.sample_id for sample in samples], range(len(samples))
     demos, queries = [s.demo_token_ids for s in samples], [s.query_token_ids for s in samples]
@@ -207,6 +191,14 @@ def run_probe(lm: LanguageModel) -> Probed:
     with left_alone(lm.model):
         floor = _batched_alone(lm, [s.teacher_ids for s in samples])
     return Probed(figures, floor, _smallest_fault(case), float(kl(teacher.logprobs, base).mean()))
+
+
+def faults_of(lm: LanguageModel) -> list[str]:
+    """Return ``models.weight_scan.weight_faults`` of a model; scanned once."""
+    if "weight_faults" not in lm.measured:
+        lm.measured["weight_faults"] = weight_faults(lm.model, len(lm.tokenizer))
+    faults: list[str] = lm.measured["weight_faults"]
+    return faults
 
 
 def _known_grams(lm: LanguageModel) -> dict[int, torch.Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from cedkv.checks.precision import EPSILON, ROUNDINGS
-from cedkv.checks.probe import ROWS, WEIGHING, Probe, ProbeCheck, call_alone, left_alone, worst
+from cedkv.checks.probe import ROWS, WEIGHING, Probe, ProbeCheck, call_alone, faults_of, left_alone, worst
 from cedkv.inference.distributions import kl
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode
@@ -36,6 +36,24 @@ class WeightsWithoutPlace(ProbeCheck):
 
     def measure(self, probe: Probe) -> float:
         return float(len(probe.lm.meta["weights_without_place"]))
+
+
+class WeightsAreWeights(ProbeCheck):
+    """Every weight holds what training leaves behind; the certificate names those that do not.
+
+    Counted are weights that are not finite, matrices of one value, with many rows of zeros, or of whole or very large numbers.
+
+    Why: with weights that were read in part, or whose scale is missing, model and suite compute the same nonsense. Cannot see:
+    wrong values of the usual size.
+    """
+
+    name, unit = "weights_are_weights", "tensors"
+
+    def limit(self, dtype: str, nats: float) -> float:
+        return 0.0
+
+    def measure(self, probe: Probe) -> float:
+        return float(len(faults_of(probe.lm)))
 
 
 class ModelLeftAlone(ProbeCheck):

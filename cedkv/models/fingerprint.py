@@ -44,12 +44,12 @@ def tensors_digest(
 def weights_digest(model: torch.nn.Module) -> str:
     """Return the sha256 over every weight of a model; computed on the first call."""
     if model not in _weights_digests:
-        read_offloaded = partial(_read_offloaded, model)
+        read_offloaded = partial(read_weight, model)
         _weights_digests[model] = tensors_digest(model.state_dict().items(), read_offloaded=read_offloaded)
     return _weights_digests[model]
 
 
-def _read_offloaded(model: torch.nn.Module, name: str) -> torch.Tensor:
+def read_weight(model: torch.nn.Module, name: str) -> torch.Tensor:
     """Return a weight that accelerate keeps in memory or on disk until its layer runs."""
     module_name, _, parameter_name = name.rpartition(".")
     module = model.get_submodule(module_name)

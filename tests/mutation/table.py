@@ -107,6 +107,7 @@ PRECONDITIONS: list[Row] = [
 ]
 CERTIFICATE: list[Row] = [
     (weights.a_layer_left_out, "certificate.weights_without_place", ()),
+    (weights.a_layer_read_as_zeros, "certificate.weights_are_weights", ()),
     (attention.scaled_scores, "certificate.left_alone", ()),
     (arms.all_arms_at_another_temperature, "certificate.left_alone", ()),
     (prefixes.prefix_at_wrong_positions, "certificate.left_alone", ()),
@@ -167,6 +168,7 @@ ALONE: dict[str, Plant] = {
     "gateB.rel_kl_to_teacher": arms.select_at_another_temperature,
     "precondition.teacher_gain": arms.teacher_counted_as_base,
     "certificate.weights_without_place": weights.a_layer_left_out,
+    "certificate.weights_are_weights": weights.a_layer_read_as_zeros,
     "certificate.left_alone": arms.all_arms_at_another_temperature,
     "certificate.slots_have_no_place": prefixes.gathered_off_by_one_behind_a_gap,
     "certificate.hidden_prefix": attention.seen_where_hidden,
