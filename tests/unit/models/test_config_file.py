@@ -19,7 +19,7 @@ from cedkv.models.loading import LanguageModel
 from cedkv.models.opening import open_spec
 from tests.support import tiny
 
-LEFT_OUT = object()
+LEFT_OUT = ("left out",)
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 
