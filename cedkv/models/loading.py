@@ -86,7 +86,7 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
     with (
         explain_load_errors(name, local, "its weights cannot be loaded"),
         explain_quantisation_errors(name, spec.quantised),
-        _complete_weights(folder, local is None, getattr(hf_config, "transformers_weights", None)),
+        _complete_weights(folder, local is None, spec.skeleton),
     ):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
@@ -131,15 +131,16 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
 
 
 @contextmanager
-def _complete_weights(folder: Path, fetched: bool, named: object) -> Iterator[None]:
+def _complete_weights(folder: Path, fetched: bool, skeleton: Any) -> Iterator[None]:
     """Check weight files around their loading: before, or, where loading fetches them, as soon as they are there."""
+    expected = getattr(skeleton.config, "transformers_weights", None), skeleton.base_model_prefix
     if not fetched:
-        check_weights(folder, named)
+        check_weights(folder, *expected)
     try:
         yield
     finally:
         if fetched and any(folder.glob("*.safetensors")):
-            check_weights(folder, named)
+            check_weights(folder, *expected)
 
 
 def _check_dtypes(name: str, model: Any, wanted: str, method: str | None) -> None:

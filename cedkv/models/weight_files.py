@@ -26,12 +26,13 @@ _MAX_HEADER = 100_000_000
 _AGAIN = "download it again"
 
 
-def check_weights(folder: Path, named: object = None) -> None:
+def check_weights(folder: Path, named: object, prefix: str) -> None:
     """Raise unless the weights of a folder are complete, and one set.
 
     Args:
         folder: a folder with config.json; of a hub model its snapshot in the cache.
         named: the file that config.json names as its weights (``transformers_weights``); None for the usual names.
+        prefix: what names of weights may begin with or not (``base_model_prefix``).
 
     Raises:
         ModelError: no safetensors, files that contradict each other, or a damaged file; says which, and what to do.
@@ -41,10 +42,18 @@ def check_weights(folder: Path, named: object = None) -> None:
     file = next((name for name in ([named] if named else [SINGLE, INDEX]) if (folder / name).is_file()), None)
     if file is None:
         raise _without_weights(folder, named)
-    if file.endswith(".json"):
-        _check_shards(folder, file)
-    else:
-        _check_single(folder, file)
+    tensors = _check_shards(folder, file) if file.endswith(".json") else _check_single(folder, file)
+    weights: dict[str, str] = {}
+    for tensor in tensors:
+        weight = tensor
+        while prefix and weight.startswith(f"{prefix}."):
+            weight = weight.removeprefix(f"{prefix}.")
+        other = weights.setdefault(weight, tensor)
+        if other != tensor:
+            raise ModelError(
+                f"{folder}: {other} and {tensor} are two names of one weight, and both stand in its files: transformers loads "
+                "one of them without a word. Remove the one that is not the model's"
+            )
 
 
 def check_adapter(folder: Path) -> None:
@@ -122,11 +131,11 @@ def _shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name))
 
 
-def _check_single(folder: Path, file: str) -> None:
-    """Raise if the file is damaged, or shards or an index beside it are another set of weights."""
-    read_header(folder / file)
+def _check_single(folder: Path, file: str) -> list[str]:
+    """Return the names of its tensors; raise if it is damaged, or shards or an index beside it are another set of weights."""
+    tensors = list(read_header(folder / file))
     if file != SINGLE:
-        return  # config.json chooses it by name
+        return tensors  # config.json chooses it by name
     beside = _shards(folder)
     if (folder / INDEX).is_file() and set(_weight_map(folder / INDEX).values()) != {SINGLE}:
         beside.append(INDEX)
@@ -135,10 +144,11 @@ def _check_single(folder: Path, file: str) -> None:
             f"{folder} holds two sets of weights, {file} and {beside[0]} ({len(beside)} such), of which transformers loads one "
             "without a word. Remove the set that is not the model's"
         )
+    return tensors
 
 
-def _check_shards(folder: Path, index: str) -> None:
-    """Raise unless every tensor stands in the one shard that the index names for it."""
+def _check_shards(folder: Path, index: str) -> list[str]:
+    """Return the names of all tensors; raise unless each stands in the one shard that the index names for it."""
     weight_map = _weight_map(folder / index)
     files = sorted(set(weight_map.values()))
     stands_in: dict[str, str] = {}
@@ -170,6 +180,7 @@ def _check_shards(folder: Path, index: str) -> None:
             f"{folder} holds {left[0]} ({len(left)} such), which {index} does not name: two sets of shards lie in one folder. "
             "Remove the set that is not the model's"
         )
+    return list(weight_map)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

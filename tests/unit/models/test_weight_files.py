@@ -44,12 +44,12 @@ def split(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
+    return Path(shutil.copytree(whole, tmp_path / "single"))
 
 
 @pytest.fixture
 def sharded(split: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(split, tmp_path / "model"))
+    return Path(shutil.copytree(split, tmp_path / "sharded"))
 
 
 def rejected(folder: Path, match: str) -> str:
@@ -89,6 +89,16 @@ def test_a_weight_that_stands_in_two_shards(sharded: Path) -> None:
     shard(sharded, SHARDS[2], lambda weights: weights.update({TENSOR: torch.zeros(128, 64)}))
     said = rejected(sharded, rf"{TENSOR} stands in model-0000.-of-00003\.safetensors and in {SHARDS[2]}")
     assert f"names {json.loads((sharded / INDEX).read_text())['weight_map'][TENSOR]}" in said
+
+
+@pytest.mark.parametrize("other", [TENSOR.removeprefix("model."), f"model.{TENSOR}"])
+def test_two_names_of_one_weight(folder: Path, sharded: Path, other: str) -> None:
+    """Names begin with the base model's or not; which of two is loaded depends on their order."""
+    shard(folder, SINGLE, lambda weights: weights.update({other: torch.zeros(128, 64)}))
+    rejected(folder, "are two names of one weight, and both stand in its files")
+    shard(sharded, SHARDS[2], lambda weights: weights.update({other: torch.zeros(128, 64)}))
+    index(sharded, **{other: SHARDS[2]})
+    rejected(sharded, "are two names of one weight")
 
 
 def test_an_index_that_names_the_wrong_shard(sharded: Path) -> None:
