@@ -46,14 +46,14 @@ def _apart(where: str, runs: int) -> bool:
 def soak(folder: Path, where: str, runs: int) -> bool:
     """The runs, in ``folder``; prints figures on the way; True when nothing grows and nothing strays."""
     from tests.support import tiny
-    from tests.support.serving import Server
+    from tests.support.serving import mlflow_server
 
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]
     model = tiny.save(folder / "model")
     os.chdir(folder)
     store = f"sqlite:///{folder}/mlflow.db"
-    server = Server(folder, store) if where == "served" else None
+    server = mlflow_server(folder, store) if where == "served" else None
     os.environ["MLFLOW_TRACKING_URI"] = server.uri if server else store
     try:
         if server:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,34 +21,11 @@ from cedkv.runs.publish import save_table
 from cedkv.runs.tracking import describe_datasets
 from tests.support import tiny
 from tests.support.crashing import forked, impatient, run_of_nothing
-from tests.support.serving import Server, free_port, rejecting
+from tests.support.serving import NO_POSTGRES, WITHOUT_POSTGRES, Server, mlflow_server, postgres, rejecting
 
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None
 SLACK = 10
 """Seconds that a loaded machine may take on top of what is waited for; a wait without a limit is one of minutes."""
 SAMPLES = pd.DataFrame([{"sample_id": "on-1", "query_text": "Word: dax"}])
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A database server of its own; it does not run as root, so root runs it as the user ``postgres``."""
-    data, port = folder / "data", free_port()
-    data.mkdir()
-    user = "postgres" if os.getuid() == 0 else None
-    if user:
-        shutil.chown(folder, user)
-        shutil.chown(data, user)
-
-    def tool(name: str, *arguments: str) -> None:
-        subprocess.run([POSTGRES[-1] / name, *arguments], check=True, user=user, cwd=data, stdout=subprocess.DEVNULL)
-
-    tool("initdb", "-D", str(data), "-U", "cedkv", "-A", "trust")
-    tool("pg_ctl", "-D", str(data), "-w", "-o", f"-p {port} -h 127.0.0.1 -k {data}", "-l", str(data / "log"), "start")
-    try:
-        yield f"postgresql+psycopg2://cedkv@127.0.0.1:{port}/postgres"
-    finally:
-        tool("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
 
 
 @pytest.fixture(
@@ -63,7 +37,7 @@ def postgres(folder: Path) -> Iterator[str]:
             marks=[
                 pytest.mark.server,
                 pytest.mark.slow,
-                pytest.mark.skipif(NO_POSTGRES, reason="needs PostgreSQL (apt) and psycopg2-binary (pip); runs where they are"),
+                pytest.mark.skipif(NO_POSTGRES, reason=WITHOUT_POSTGRES),
             ],
         ),
     ],
@@ -73,12 +47,18 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     # The database's folder is not pytest's, which shuts everybody else out of its own (whenever another session starts).
     with (
         TemporaryDirectory(prefix="cedkv-postgres-") as own,
-        postgres(Path(own)) if request.param == "postgresql" else _sqlite(folder) as store,
+        _postgresql(Path(own)) if request.param == "postgresql" else _sqlite(folder) as store,
     ):
-        made = Server(folder, store)
+        made = mlflow_server(folder, store)
         made.start()
         yield made
         made.kill()
+
+
+@contextmanager
+def _postgresql(folder: Path) -> Iterator[str]:
+    with postgres(folder, "planted-password") as address:
+        yield f"postgresql+psycopg2://mlflow:planted-password@{address}/mlflow"
 
 
 @contextmanager

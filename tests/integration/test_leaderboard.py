@@ -16,7 +16,7 @@ from cedkv.core.errors import ConfigError
 from cedkv.runs.leaderboard import TABLE, experiment_board
 from tests.support import tiny
 from tests.support.runs import run_comparison, run_phase2
-from tests.support.serving import Server
+from tests.support.serving import mlflow_server
 
 MODES = {"select_modes": "attention_diversity_span,delimiter_span,oracle_span"}
 PARAMS = {
@@ -206,7 +206,7 @@ def test_a_page_that_cannot_be_written_is_an_error(experiment: str) -> None:
 
 @pytest.mark.server
 def test_runs_on_a_server(tmp_path: Path, store: str) -> None:
-    server = Server(tmp_path, f"sqlite:///{tmp_path}/server.db")
+    server = mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db")
     server.start()
     try:
         mlflow.set_tracking_uri(server.uri)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.runs import run_comparison
-from tests.support.serving import Server
+from tests.support.serving import Server, mlflow_server
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.server, pytest.mark.browser]
 @pytest.fixture
 def server(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     (tmp_path / "server").mkdir()
-    started = Server(tmp_path / "server", f"sqlite:///{tmp_path / 'server' / 'mlflow.db'}")
+    started = mlflow_server(tmp_path / "server", f"sqlite:///{tmp_path / 'server' / 'mlflow.db'}")
     started.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", started.uri)
     mlflow.set_tracking_uri(started.uri)
