@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_SECRET_NAME = re.compile(r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(?:_|$)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CONNECTION_STRING)(?:_|$)",
+    re.IGNORECASE,
+)
 _SECRETS = (
     (re.compile(r"//(?:[^/\s]*|[^/\s:@]+:(?!\d+/)[^\s@]*)@"), "//"),  # user:password@, the password with or without a slash
     (re.compile(r"(?i)([?&][\w-]*(?:token|key|password|secret|signature|sig|credential)=)[^&\s'\"]+"), r"\1***"),

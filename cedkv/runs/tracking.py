@@ -37,6 +37,16 @@ EXPERIMENT = "cedkv"
 ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
 NOT_ARTIFACTS = {NAME, LOCK, journal.NAME, TABLES}
 """Names in a run's folder that are not logged under their own path: bookkeeping, and tables, which go to the run's root."""
+CLIENT_SETTINGS = {
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow's client, where the user has set none.
+
+The client of a server that keeps artifacts in a cloud's store would ask that store for files by signed addresses, which often
+only the server can reach. And it would print the server's address after each run, with the credentials in it.
+"""
 SYSTEM_METRICS_INTERVAL = 5
 """Seconds between two readings of the machine, where MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL does not say otherwise."""
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
@@ -56,6 +66,8 @@ class MlflowTracker:
         self._client: Any = None
         self._monitor: Any = None
         set_http_timeouts(timeout)
+        for setting, value in CLIENT_SETTINGS.items():
+            os.environ.setdefault(setting, value)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning from here, not one per attempt
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # its errors quote the server's address
 

@@ -95,10 +95,14 @@ def test_markdown_has_no_markup_of_others() -> None:
 def test_no_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever quotes an address, a header or a variable."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pa55word!")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "S3_SECRET_KEY", "PGPASSWORD", "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+             "AZURE_STORAGE_CONNECTION_STRING")  # fmt: skip
+    for name in names:
+        monkeypatch.setenv(name, f"pa55 of {name}")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsely")
     found = redact(
         "http://u:pa55@h/x https://u:p/a55@h Bearer pa55.x Authorization: Basic pa55== x?sig=pa55&y=1 "
-        f"{'hf_' + 'pa55' * 9} pa55word! falsely http://h:5000/a/b Basic ideas"
+        f"{'hf_' + 'pa55' * 9} pa55word! {' '.join(os.environ[name] for name in names)} falsely http://h:5000/a/b Basic ideas"
     )
     assert "pa55" not in found
     assert found.endswith("falsely http://h:5000/a/b Basic ideas")
