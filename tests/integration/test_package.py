@@ -26,7 +26,7 @@ from cedkv.core.version import __version__
 ROOT = Path(__file__).parents[2]
 MADE_HERE = (".*_cache", ".git", ".venv", ".hypothesis", ".coverage*", "__pycache__", "*.egg-info", "build", "dist", "outputs",
              "mlflow.db*", "mlruns", "site")  # fmt: skip
-READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "docs", "entrypoints", "examples", "tests")
+READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "deploy", "docs", "entrypoints", "examples", "tests")
 """Folders of which a source distribution holds every file."""
 
 
@@ -116,8 +116,9 @@ def test_the_source_distribution_holds_what_its_tests_read(sdist: Path, source: 
         if path.is_file()
     }
     assert {name for name in wanted if ".egg-info/" not in name} - held == set()
-    at_the_root = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MLproject", "Makefile", "README.md",
-                   "SECURITY.md", "cedkv_mvp.py", "conda.yaml", "mkdocs.yml", "pyproject.toml"}  # fmt: skip
+    at_the_root = {".dockerignore", ".env.example", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md",
+                   "Dockerfile", "LICENSE", "MLproject", "Makefile", "README.md", "SECURITY.md", "cedkv_mvp.py", "compose.yaml",
+                   "conda.yaml", "mkdocs.yml", "pyproject.toml"}  # fmt: skip
     assert at_the_root - held == set()
 
 
@@ -164,7 +165,7 @@ def test_the_pins_satisfy_what_the_package_asks_for() -> None:
     (pip,) = (each["pip"] for each in dependencies if isinstance(each, dict))
     pinned = {name.lower(): version for name, version in (line.split("==") for line in pip)}
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["smollm2"], *extras["docs"], *extras["test"]]
+    asked = [*project["dependencies"], *extras["smollm2"], *extras["server"], *extras["docs"], *extras["test"]]
     for requirement in map(Requirement, asked):
         if requirement.name not in ("cedkv", "pip"):
             assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
