@@ -13,7 +13,7 @@ from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.text import preview
 from cedkv.core.values import OnEpisode, OnSample, TokenKind
 from cedkv.models.loading import LanguageModel
-from cedkv.tasks.episode_rows import answers_pattern, guess_kinds, guess_shots
+from cedkv.tasks.demo_answers import guess_kinds, guess_shots
 from cedkv.tasks.load import check_prefix_len, check_sample
 from cedkv.tasks.tokenize import SampleTokenizer, tokenize_prompt
 
@@ -43,16 +43,13 @@ def episodes_of(
     golds, others = _per_query("gold", gold, len(queries)), _per_query("other_query", other_query, len(queries))
     for own in golds:
         _check_ranges("gold", [own] if own is not None else [], demo)
-    kinds = (
-        tuple(demo_kinds)
-        if demo_kinds is not None
-        else guess_kinds(demo, answers_pattern({answer.strip() for answer in answers} - {""}))
-    )
-    told = tuple(shots) if shots is not None else guess_shots(demo, kinds)
-    return [
-        OnEpisode(name, demo, text, "", kinds, own_gold, own_other, told, markup=_markup(demo, text, control_tokens))
-        for name, text, own_gold, own_other in zip(_names(queries), queries, golds, others, strict=True)
-    ]
+    episodes = []
+    for name, text, own_gold, own_other in zip(_names(queries), queries, golds, others, strict=True):
+        kinds = guess_kinds(demo, text, answers) if demo_kinds is None else tuple(demo_kinds)
+        told = guess_shots(demo, kinds) if shots is None else tuple(shots)
+        markup = _markup(demo, text, control_tokens)
+        episodes.append(OnEpisode(name, demo, text, "", kinds, own_gold, own_other, told, markup=markup))
+    return episodes
 
 
 def samples_of(lm: LanguageModel, config: Phase2Config, episodes: Sequence[OnEpisode]) -> list[OnSample]:

@@ -6,19 +6,17 @@ ON:  {"demo_text": ..., "query_text": ..., "answer_text": ..., "id": optional, "
 OFF: {"prompt_text": ..., "id": optional}
 
 ``demo_kinds`` is a list of ``[start, end, kind]`` over the characters of ``demo_text``, where kind is input, delimiter or
-answer. Without ``demo_kinds``, occurrences of any ``answer_text`` of the file are answers, whitespace and punctuation are
-delimiters, and the rest is input. ``gold``, the characters of ``demo_text`` that hold the answer, is needed by
-``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span`` only. ``shots`` are the
-characters of each solved example; without them, a shot ends with an answer and the whitespace after it. ``labels`` are the
-answers to choose among, each as ``answer_text`` would be written; ``markup`` the characters of ``demo_text + query_text`` in
-which text that spells a control token becomes it.
+answer. Without ``demo_kinds``, answers are what stands in the demo where an answer follows the query (``demo_answers``),
+whitespace and punctuation are delimiters, and the rest is input. ``gold``, the characters of ``demo_text`` that hold the
+answer, is needed by ``oracle_span`` only; ``other_query_text``, another question about the same demo, by ``transfer_span``
+only. ``shots`` are the characters of each solved example; without them, a shot ends with an answer and the whitespace after it.
+``labels`` are the answers to choose among, each as ``answer_text`` would be written; ``markup`` the characters of
+``demo_text + query_text`` in which text that spells a control token becomes it.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cedkv.config.fields import Text as PlainText
 from cedkv.core.errors import DataError
 from cedkv.core.text import near_match, preview
-from cedkv.core.values import OnEpisode, TokenKind
+from cedkv.core.values import OnEpisode
+from cedkv.tasks.demo_answers import guess_kinds, guess_shots
 from cedkv.tasks.rows import Row
 
 Text = Annotated[str, Field(min_length=1)]
@@ -67,8 +66,7 @@ def read_episodes(rows: Sequence[Row]) -> list[OnEpisode]:
         DataError: a row that is no episode, or whose id was used already; the message names it.
     """
     lines = _parse(rows, OnLine)
-    answers = answers_pattern({line.answer_text.strip() for line in lines} - {""})
-    return [_episode(row, line, answers) for row, line in zip(rows, lines, strict=True)]
+    return [_episode(row, line) for row, line in zip(rows, lines, strict=True)]
 
 
 def read_prompts(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -107,7 +105,7 @@ def _parse(rows: Sequence[Row], model: type[LineT]) -> list[LineT]:
     return lines
 
 
-def _episode(row: Row, line: OnLine, answers: re.Pattern[str]) -> OnEpisode:
+def _episode(row: Row, line: OnLine) -> OnEpisode:
     for name, ranges, text in (
         ("gold", [line.gold] if line.gold is not None else [], "demo_text"),
         ("shots", line.shots or [], "demo_text"),
@@ -115,7 +113,9 @@ def _episode(row: Row, line: OnLine, answers: re.Pattern[str]) -> OnEpisode:
         ("markup", line.markup or [], "demo_text + query_text"),
     ):
         _check_ranges(row, name, ranges, text, len(line.demo_text) + (len(line.query_text) if name == "markup" else 0))
-    kinds = tuple(line.demo_kinds) if line.demo_kinds is not None else guess_kinds(line.demo_text, answers)
+    answers = (line.answer_text, *(line.labels or ()))
+    kinds = guess_kinds(line.demo_text, line.query_text, answers, unlisted=True)
+    kinds = kinds if line.demo_kinds is None else tuple(line.demo_kinds)
     return OnEpisode(
         sample_id=line.id or f"on-{row.number:05d}",
         demo_text=line.demo_text,
@@ -147,31 +147,3 @@ def _describe(item: Any, model: type[_Line]) -> str:
     if item["type"] == "missing":
         return f"{key} is missing"
     return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {preview(item['input'])}"
-
-
-def answers_pattern(answers: Iterable[str]) -> re.Pattern[str]:
-    """Return what finds answers in a text, the longest first, and not as a part of another word."""
-    texts = sorted(answers, key=lambda answer: (-len(answer), answer))
-    return re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in texts) or r"(?!)")
-
-
-def guess_kinds(demo: str, answers: re.Pattern[str]) -> tuple[tuple[int, int, TokenKind], ...]:
-    """Return the kinds of a demo's characters: what the pattern matches are answers, other words are input."""
-    kinds: list[tuple[int, int, TokenKind]] = []
-    position = 0
-    for match in [*answers.finditer(demo), None]:
-        stop = match.start() if match else len(demo)
-        for piece in re.finditer(r"\w+|\W+", demo[position:stop]):
-            kind: TokenKind = "input" if piece.group()[0].isalnum() or piece.group()[0] == "_" else "delimiter"
-            kinds.append((position + piece.start(), position + piece.end(), kind))
-        if match:
-            kinds.append((match.start(), match.end(), "answer"))
-            position = match.end()
-    return tuple(kinds)
-
-
-def guess_shots(demo: str, kinds: tuple[tuple[int, int, TokenKind], ...]) -> tuple[tuple[int, int], ...] | None:
-    """Return the shots of a demo: each ends with an answer and the whitespace after it. None without answers."""
-    ends = [end + len(demo[end:]) - len(demo[end:].lstrip()) for _, end, kind in kinds if kind == "answer"]
-    edges = sorted({0, *ends})
-    return tuple(itertools.pairwise(edges)) or None

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from cedkv.config.data import DataBlock
 from cedkv.core.errors import DataError
 from cedkv.core.text import preview
-from cedkv.core.values import OnEpisode
+from cedkv.core.values import OnEpisode, TokenKind
 from cedkv.tasks.base import TaskRequest
 from cedkv.tasks.columns import Columns, answer_of, as_text, sample_ids
-from cedkv.tasks.episode_rows import answers_pattern, guess_kinds, guess_shots
+from cedkv.tasks.demo_answers import guess_kinds, guess_shots, occurrences
 from cedkv.tasks.from_rows import RowTask, empty_rows, query_order
 from cedkv.tasks.rows import Row, Rows
 from cedkv.tasks.shots import Question, Shot, ShotTemplate, episode_of, shots_that_fit, template_for
@@ -82,6 +82,11 @@ class Context:
     labels: tuple[str, ...] | None = None
     other: str | None = None
 
+    @property
+    def kinds(self) -> tuple[tuple[int, int, TokenKind], ...]:
+        """The kinds of the text's characters."""
+        return guess_kinds(self.text, ShotTemplate.parse(self.template).query(self.question), self.answers)
+
 
 @dataclass(frozen=True)
 class ContextRows(RowTask):
@@ -107,7 +112,7 @@ class ContextRows(RowTask):
             demo_text=item.text,
             query_text=template.query(item.question),
             answer_text=template.answer(item.answer),
-            char_kinds=guess_kinds(item.text, answers_pattern(item.answers)),
+            char_kinds=item.kinds,
             gold=item.gold,
             other_query_text=None if item.other is None else template.query(item.other),
             shots=_shots(item),
@@ -117,7 +122,7 @@ class ContextRows(RowTask):
 
 def _shots(item: Context) -> tuple[tuple[int, int], ...] | None:
     """Return the shots of a text whose answers are labels; None for other texts, whose answer is one place among others."""
-    return None if item.labels is None else guess_shots(item.text, guess_kinds(item.text, answers_pattern(item.answers)))
+    return None if item.labels is None else guess_shots(item.text, item.kinds)
 
 
 def record_rows(rows: Rows, columns: Columns, data: DataBlock, seed: int) -> tuple[RecordRows, list[str]]:
@@ -204,20 +209,20 @@ def _context(row: Row, columns: Columns) -> Context | None:
     start = starts[0] - lead if isinstance(starts, list) and starts and isinstance(starts[0], int) else None
     text += "\n" if own_words else "\n\n"
     answers = choices or (answer,)
-    shots = guess_shots(text, guess_kinds(text, answers_pattern(answers))) if choices else None
-    with_answer = [shot for shot in shots or () if text[slice(*shot)].rstrip().endswith(answer)]
-    gold = with_answer[-1] if with_answer else None if choices else _gold(text, answer, start)
-    return Context(text, asked, answer, AS_IT_IS if own_words else QUESTION, answers, gold, choices or None)
+    item = Context(text, asked, answer, AS_IT_IS if own_words else QUESTION, answers, None, choices or None)
+    with_answer = [shot for shot in _shots(item) or () if text[slice(*shot)].rstrip().endswith(answer)]
+    return replace(item, gold=with_answer[-1] if with_answer else None if choices else _gold(text, answer, start))
 
 
 def _gold(text: str, answer: str, start: int | None) -> tuple[int, int] | None:
     """Return the sentence that holds the answer: where it is said to start, else where it occurs last; None for nowhere."""
     if start is None or text[start : start + len(answer)] != answer:
-        places = [match.start() for match in answers_pattern((answer,)).finditer(text)]
+        places = occurrences(text, (answer,))
         if not places:
             return None
-        start = places[-1]
-    end = start + len(answer)
+        start, end = ([place for place in places if text[slice(*place)] == answer] or places)[-1]
+    else:
+        end = start + len(answer)
     before = [match.end() for match in re.finditer(r"[.!?]\s+|\n+", text[:start])]
     after = re.search(r"[.!?](?=\s|$)|\n", text[end:])
     return before[-1] if before else 0, len(text.rstrip()) if after is None else end + after.end()

@@ -14,6 +14,7 @@ from cedkv.tasks.rows import read_rows
 from tests.support import tiny
 
 ON = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
+OTHER = {**ON, "demo_text": "Word: lug\nSymbol: red\n\n"}
 OFF = {"prompt_text": "What is chess?"}
 
 
@@ -149,7 +150,7 @@ def test_id_that_meets_a_made_one(path: Path) -> None:
 
 
 def test_a_shorter_file_gives_what_it_has(path: Path, tmp_path: Path) -> None:
-    on, off = write(path, {**ON, "id": "a"}, ON), write(tmp_path / "off.jsonl", OFF)
+    on, off = write(path, {**ON, "id": "a"}, OTHER), write(tmp_path / "off.jsonl", OFF)
     made = load(on, off, "eval.on_samples=3", "eval.off_samples=2")
     assert [sample.sample_id for sample in made.on] == ["a", "on-00002"]
     assert made.notes == (
@@ -187,13 +188,24 @@ def test_given_kinds_are_kept(path: Path) -> None:
 
 
 def test_kinds_are_guessed(path: Path) -> None:
-    """Answers of any line of the file are answers; as a part of another word they are not."""
+    """A line's own answer and labels, as words of their own; what the other lines of the file ask says nothing."""
     demo = "dax: red, infrared redder: light blue\n"
-    lines = [{**ON, "demo_text": demo}, {**ON, "answer_text": " light blue"}, {**ON, "answer_text": " light"}]
+    own = {**ON, "demo_text": demo, "labels": [" red", " light blue"]}
+    lines = [own, {**ON, "answer_text": " redder"}, {**ON, "answer_text": " light"}]
     assert pieces(path, *lines) == [
         ("dax", "input"), (": ", "delimiter"), ("red", "answer"), (", ", "delimiter"), ("infrared", "input"),
         (" ", "delimiter"), ("redder", "input"), (": ", "delimiter"), ("light blue", "answer"), ("\n", "delimiter"),
     ]  # fmt: skip
+
+
+def test_kinds_do_not_depend_on_how_many_lines_are_read(path: Path) -> None:
+    lines = [
+        {**ON, "demo_text": "Word: dax\nSymbol: red\n\nWord: lug\nSymbol: blue\n\n", "answer_text": a}
+        for a in (" red", " blue")
+    ]
+    alone, both = (read_on(write(path, *lines), n)[0] for n in (1, 2))
+    assert alone == both
+    assert [alone.demo_text[start:end] for start, end, kind in alone.char_kinds if kind == "answer"] == ["red", "blue"]
 
 
 @pytest.mark.parametrize("answer", ["+", "a.c", "(", "ß"])
@@ -228,8 +240,8 @@ def test_shots_are_guessed_from_answers(path: Path) -> None:
     """A shot ends with an answer and the whitespace after it, the next one starts there; what follows the last is in none."""
     assert shots(path, TWO) == ["Words.\nx: red\n\n", "y: light red \n\n"]
     assert shots(path, {**TWO, "demo_text": "x: red"}) == ["x: red"]
-    of_any_line = {**ON, "answer_text": " dax"}
-    assert shots(path, TWO, of_any_line) == ["Words.\nx: red\n\n", "y: light red \n\n", "z: dax"]
+    labelled = {**TWO, "labels": [" dax", " red"]}
+    assert shots(path, labelled) == ["Words.\nx: red\n\n", "y: light red \n\n", "z: dax"]
 
 
 def test_given_kinds_say_where_guessed_shots_end(path: Path) -> None:
