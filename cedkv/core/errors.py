@@ -20,11 +20,16 @@ class DataError(CedkvError):
 
 
 class UnusableSample(DataError):  # noqa: N818  (what is wrong with one sample; a run may leave it out)
-    """One sample cannot be used; ``reason``: why, in a few words that are the same for every sample of that kind."""
+    """One sample cannot be used.
 
-    def __init__(self, reason: str, message: str) -> None:
+    reason: why, in a few words that are the same for every sample of that kind. value: what of the sample is wrong, where all
+    such values should be listed.
+    """
+
+    def __init__(self, reason: str, message: str, value: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.value = value
 
 
 class ModelError(CedkvError):

@@ -56,6 +56,7 @@ class OnSample:
 
     demo_token_ids: begins with BOS (kind ``bos``) if the tokenizer adds BOS.
     answer_token_ids: the tokens that must be answered, at least one (``data.answer``); none where spans are only selected.
+    answer_as_shown: whether the demo has these tokens where it has the answer's text, or does not have it.
     token_kinds: the kind of every demo token.
     gold_tokens, other_query_ids, shot_tokens: ``gold``, ``other_query_text`` and ``shots`` of the episode, in tokens.
     label_token_ids: the answers to choose among, by their first token: ascending, without repeats, the sample's own among them;
@@ -71,6 +72,7 @@ class OnSample:
     other_query_ids: tuple[int, ...] | None = None
     shot_tokens: tuple[tuple[int, int], ...] | None = None
     label_token_ids: tuple[int, ...] = ()
+    answer_as_shown: bool = True
 
     @property
     def answer_token_id(self) -> int:

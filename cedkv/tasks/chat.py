@@ -7,6 +7,8 @@ spells ``</think>`` or ``<|im_end|>`` changes nothing else.
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,6 +26,8 @@ _SHOT: tuple[Role, Role] = ("user", "assistant")
 _DATE = "01 Jan 2025"
 _FIXED_STRFTIME = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}\n"
 """Some chat templates print today's date, from ``date_string`` or from this function; a prompt must be the same every day."""
+_DRAWS = re.compile(r"\|\s*random\b|\blipsum\b")
+"""What Jinja has that draws random numbers."""
 _LEFT, _RIGHT = "\t ", " \t"
 
 
@@ -91,18 +95,6 @@ class ChatTemplate:
             raise self._turn_error(str(error)) from None
         return before, after, strip
 
-    @cached_property
-    def writes_bos(self) -> bool:
-        """Whether the template puts BOS in front of a conversation and nowhere else."""
-        bos = self._tokenizer.bos_token
-        if bos is None:
-            return False
-        before, after, _ = self.user_turn
-        try:
-            return before + after == bos + "".join(self._around(["user"], bos_token=""))
-        except _Rejected:
-            return False
-
     def _conversation(self, shots: int) -> Conversation:
         """Return what is written around so many shots and a question.
 
@@ -150,7 +142,7 @@ class ChatTemplate:
         gap = answer[len(prompt) :] if answer.startswith(prompt) else ""
         return _Turns(opening, "" if gap.strip(" ") else gap, self._strips([*_SHOT, "user"]))
 
-    def _around(self, roles: Sequence[Role], generation_prompt: bool = True, pad: bool = False, **options: str) -> list[str]:
+    def _around(self, roles: Sequence[Role], generation_prompt: bool = True, pad: bool = False) -> list[str]:
         """Return what is written before each turn's text, and after the last. Raises _Rejected."""
         names = [f"cedkvturn{i}x" for i in range(len(roles))]
         turns = [
@@ -159,10 +151,13 @@ class ChatTemplate:
         ]
         arguments = {"date_string": _DATE, **self._kwargs, "tokenize": False, "add_generation_prompt": generation_prompt}
         source = _FIXED_STRFTIME + self.source if "strftime_now" in self.source else self.source
+        drawn = random.getstate()
         try:
-            text = str(self._tokenizer.apply_chat_template(turns, chat_template=source, **{**arguments, **options}))
+            text = str(self._tokenizer.apply_chat_template(turns, chat_template=source, **arguments))
         except Exception as error:  # a template is a program of the model's authors and may raise anything
             raise _Rejected(_reason(error)) from None
+        if _DRAWS.search(source) and random.getstate() != drawn:
+            raise _Rejected("it draws random numbers, and a prompt must be the same in every run")
         around, rest = [], text
         for role, name in zip(roles, names, strict=True):
             if text.count(name) != 1 or name not in rest:

@@ -15,25 +15,26 @@ from typing import Any
 
 from cedkv.core.errors import UnusableSample
 from cedkv.core.text import preview
+from cedkv.core.values import OnEpisode
+from cedkv.tasks.arrival import lost_character, uncovered_letter
 
 Chars = tuple[int, int]
 """Characters of a text, ``[start, end)``."""
 Tokens = tuple[list[int], list[Chars]]
 """Token ids, and the characters of each."""
+LOST = "character without a token"
 
 
 @dataclass(frozen=True)
 class TextEncoder:
     """Encodes text without special tokens around it.
 
-    control: the added token of each control token's id. pattern: finds control tokens in text. unknown: id and text of the
-    token of characters without one.
+    control: the added token of each control token's id. pattern: finds control tokens in text.
     """
 
     tokenizer: Any
     control: dict[int, Any]
     pattern: re.Pattern[str]
-    unknown: tuple[int | None, str | None]
 
     @classmethod
     def of(cls, tokenizer: Any, written: str) -> TextEncoder:
@@ -45,7 +46,7 @@ class TextEncoder:
         }
         longest_first = sorted((token.content for token in control.values()), key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        return cls(tokenizer, control, pattern, (tokenizer.unk_token_id, tokenizer.unk_token))
+        return cls(tokenizer, control, pattern)
 
     def encode(self, sample_id: str, text: str, markup: Sequence[Chars] = (), limit: int | None = None) -> Tokens:
         """Return ids and character offsets of a text.
@@ -73,15 +74,24 @@ class TextEncoder:
                 f"sample {sample_id}: its text spells {preview(spelled)}, a control token that this tokenizer cannot read as "
                 "plain text; take it out of the text",
             )
-        if self.unknown[0] in ids:
-            for token, (start, end) in zip(ids, offsets, strict=True):
-                if token == self.unknown[0] and text[start:end].strip() != self.unknown[1]:
-                    raise UnusableSample(
-                        "character without a token",
-                        f"sample {sample_id}: the tokenizer has no token for {text[start:end]!r}, the model would read "
-                        f"{self.unknown[1]!r} in its place; use other characters",
-                    )
+        self._check_arrival(sample_id, text, ids, offsets, limit is None or len(ids) < limit)
         return ids, offsets
+
+    def _check_arrival(self, sample_id: str, text: str, ids: list[int], offsets: list[Chars], whole: bool) -> None:
+        """Raise UnusableSample if a character of a text, or of the beginning that these tokens are, is in no token."""
+        text = text if whole or not offsets else text[: offsets[-1][1]]
+        missing = uncovered_letter(text, offsets, whole)
+        lost = lost_character(self.tokenizer, text, ids, self.control.keys().isdisjoint(ids), whole)
+        if missing is None and lost is None:
+            return
+        char, read = lost or (str(missing), self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        at = text.find(char)
+        raise UnusableSample(
+            LOST,
+            f"sample {sample_id}: the tokenizer has no token for {char!r} in {text[max(0, at - 20) : at + 20]!r}, of which the "
+            f"model would read {preview(read[max(0, at - 20) : at + 25])}; use other characters",
+            repr(char),
+        )
 
     def _joint(self, text: str, split: bool = False) -> Tokens:
         """Encode a text at once; ``split``: special tokens that it spells are plain text."""
@@ -140,3 +150,16 @@ class TextEncoder:
             position = end
         add(position, len(text))
         return ids, offsets
+
+
+def query_markup(episode: OnEpisode, query_text: str, start: int) -> list[Chars]:
+    """Return what a chat template wrote around a query that begins at ``start``: the episode's own, or another one."""
+    boundary, end = len(episode.demo_text), len(episode.demo_text) + len(episode.query_text)
+    longer = len(query_text) - len(episode.query_text)
+    edges = [(first, last) for first, last in episode.markup if first >= boundary]
+    shift = start - boundary
+    return [
+        (first + shift, last + shift) if first == boundary else (first + shift + longer, last + shift + longer)
+        for first, last in edges
+        if first == boundary or last == end
+    ]

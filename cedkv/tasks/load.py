@@ -15,9 +15,10 @@ from cedkv.core.errors import ConfigError, DataError, UnusableSample
 from cedkv.core.text import preview
 from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import off_prompts
+from cedkv.tasks.answer_tokens import SEVERAL_TOKENS
 from cedkv.tasks.base import TaskRequest
 from cedkv.tasks.texts import OffText, SampleTexts, read_sample_texts, shortfalls
-from cedkv.tasks.tokenize import SEVERAL_TOKENS, SampleTokenizer, tokenize_off, tokenize_on
+from cedkv.tasks.tokenize import SampleTokenizer, tokenize_off, tokenize_on
 
 Kind = Literal["ON", "OFF"]
 TextT = TypeVar("TextT", OnEpisode, OffText)

@@ -225,3 +225,12 @@ def test_a_shape_of_conversation_is_rendered_once(monkeypatch: pytest.MonkeyPatc
     first = len(calls)
     assert template.conversation(5).before == "<|im_start|>user\n"
     assert len(calls) == first > 0
+
+
+@pytest.mark.parametrize("drawn", ["{{ ['Hi', 'Hello'] | random }}", "{{ lipsum(n=1, html=false) }}"])
+def test_a_template_that_draws_random_numbers_is_rejected(drawn: str) -> None:
+    """Its prompts would be others in every run."""
+    with pytest.raises(DataError, match=r"draws random numbers, and a prompt must be the same in every run"):
+        tokenize_off(SampleTokenizer.of(under(drawn + templates.CHATML)), "off-1", "Why?")
+    unused = under("{% if tools %}" + drawn + "{% endif %}" + templates.CHATML)
+    assert tokenize_off(SampleTokenizer.of(unused), "off-1", "Why?").prompt_text == rendered(unused, [], "Why?")

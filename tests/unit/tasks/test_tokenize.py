@@ -162,7 +162,7 @@ def test_any_text_is_split_exactly_or_rejected(bos: bool, demo: str, query: str)
     sample = outcome(made, demo, query)
     if isinstance(sample, str):
         assert sample.startswith("sample on-7: ")
-        assert "answer_text" in sample or not splits_at(made, ids, demo, query)
+        assert "answer_text" in sample or "query_text is blank" in sample or not splits_at(made, ids, demo, query)
         return
     assert list(sample.teacher_ids[int(bos) :]) == ids
     assert made.decode(sample.demo_token_ids[int(bos) :]) == demo

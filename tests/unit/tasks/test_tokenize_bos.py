@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cedkv.core.errors import DataError
 from cedkv.core.values import OnEpisode
-from cedkv.tasks.tokenize import SampleTokenizer, tokenize_off, tokenize_on
+from cedkv.tasks.tokenize import SampleTokenizer, bos_put_by, tokenize_off, tokenize_on
 from tests.support import tiny
 
 EPISODE = OnEpisode("on-7", "Word: dax\nSymbol: blue\n\n", "Word: dax\nSymbol:", " blue", ())
@@ -60,3 +60,45 @@ def test_special_tokens_at_the_end_are_left_out() -> None:
 def test_other_leading_special_tokens_are_rejected(single: str) -> None:
     with pytest.raises(DataError, match="only a single BOS"):
         SampleTokenizer.of(framed(single))
+
+
+@pytest.mark.parametrize("written", ["<s>", "{{ bos_token }}"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_bos_of_the_template_is_told_by_its_id(written: str, bos: bool) -> None:
+    """Written out or by name; an OFF prompt alone with BOS would have it in the middle, behind a prefix."""
+    made = tiny.tokenizer(bos=bos)
+    made.chat_template = written + tiny.CHAT_TEMPLATE
+    tokenizing = SampleTokenizer.of(made)
+    on, off = tokenize_on(tokenizing, EPISODE), tokenize_off(tokenizing, "off-1", "Why?")
+    for ids in (on.teacher_ids, on.base_ids, off.token_ids):
+        assert ids[0] == made.bos_token_id
+        assert ids.count(made.bos_token_id) == 1
+    assert made.bos_token_id not in off.student_ids
+    assert bos_put_by(made, {}) == ("tokenizer" if bos else "chat template")
+
+
+def test_who_puts_bos_where_no_one_does() -> None:
+    made = tiny.tokenizer()
+    assert bos_put_by(made, {}) == "no one"
+    made.chat_template = "{{ messages[1]['content'] }}"
+    assert bos_put_by(made, {}) == "unknown"
+
+
+def test_a_tokenizer_without_its_configuration_has_bos_all_the_same() -> None:
+    """tokenizer.json puts it, and tokenizer_config.json, which would name it, is missing."""
+    made = tiny.tokenizer(bos=True)
+    start, made.bos_token = made.bos_token_id, None
+    assert SampleTokenizer.of(made).bos == (start,)
+    made.chat_template = "<s>hello <s>" + tiny.CHAT_TEMPLATE
+    with pytest.raises(DataError, match="the chat template writes '<s>' in the middle"):
+        tokenize_off(SampleTokenizer.of(made), "off-1", "Why?")
+
+
+def test_a_tokenizer_that_cuts_at_random_is_rejected() -> None:
+    """Else the answer would seem to merge with the query, in one run and not in the next."""
+    made = tiny.tokenizer()
+    made.backend_tokenizer.model.dropout = 0.1
+    with pytest.raises(DataError, match=r'BPE dropout of 0\.1: .* write "dropout": null'):
+        SampleTokenizer.of(made)
+    made.backend_tokenizer.model.dropout = 0.0
+    assert tokenize_on(SampleTokenizer.of(made), EPISODE).answer_token_ids
