@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cedkv.config.data import DataBlock
 from cedkv.core.values import OnEpisode
@@ -46,6 +46,11 @@ class Task(ABC):
     def gives(self) -> frozenset[str]:
         """Return what all its episodes have of ``gold``, ``shots`` and ``other_query_text``, which some selectors need."""
         return GIVEN
+
+    @property
+    def repeated_by(self) -> Literal["demo and query", "query"]:
+        """Return what makes a sample a repetition of another one, if both have it."""
+        return "demo and query"
 
     @abstractmethod
     def episodes(self, request: TaskRequest) -> Iterable[OnEpisode]:

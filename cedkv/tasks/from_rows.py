@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cedkv.config.data import DataBlock
 from cedkv.core.errors import DataError
@@ -113,6 +113,11 @@ class ShotRows(RowTask):
         settings = [f"shots={data.shots}" if data.demo_tokens is None else f"demo_tokens={data.demo_tokens}"]
         settings += [f"shots_from={data.shots_from}"] if data.shots_from is not None else []
         return f"{self.path} ({len(self.examples)} rows, {', '.join(settings)}, seed={request.seed})"
+
+    @property
+    def repeated_by(self) -> Literal["query"]:
+        """Return that a row asks once: another one with the same input has another demo, and base answers it alike."""
+        return "query"
 
     def episodes(self, request: TaskRequest) -> Iterator[OnEpisode]:
         template = template_for(request, TEMPLATE)

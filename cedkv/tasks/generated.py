@@ -1,9 +1,13 @@
-"""What generators of episodes have in common: each episode is drawn by itself, from the seed and its own id."""
+"""What generators of episodes have in common: each episode is drawn by itself, from the seed and its own id.
+
+An id whose draw repeats the demo and query of an earlier one is passed over: samples are counted, not draws. A task with few
+different episodes comes to an end.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
@@ -16,13 +20,15 @@ from cedkv.tasks.shots import Question, Shot, ShotTemplate, episode_of, template
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+MAX_REPEATS = 1_000
+"""So many draws in a row that give no new episode, and there are no more of them."""
 Draw = Callable[["Generator"], tuple[Sequence[Shot], Question]]
 """What draws the shots of one episode and the question about them."""
 
 
 @dataclass(frozen=True)
 class GeneratedTask(Task):
-    """A task whose episodes are drawn, one after another and without end.
+    """A task whose episodes are drawn, one after another, as long as there are others.
 
     name: of the task, which separates its random draws from those of others. prefix: of its sample ids.
     """
@@ -46,7 +52,7 @@ class GeneratedTask(Task):
     def episodes(self, request: TaskRequest) -> Iterator[OnEpisode]:
         template = template_for(request, self.template)
         draw = self.prepare(request, template)
-        return (self._episode(index, request.seed, draw, template) for index in count())
+        return _different(self._episode(index, request.seed, draw, template) for index in count())
 
     def source(self, request: TaskRequest) -> str:
         data = request.data
@@ -58,3 +64,16 @@ class GeneratedTask(Task):
     def _episode(self, index: int, seed: int, draw: Draw, template: ShotTemplate) -> OnEpisode:
         sample_id = f"{self.prefix}-{seed}-{index:05d}"
         return episode_of(sample_id, *draw(rng_for(seed, self.name, 0, sample_id)), template)
+
+
+def _different(episodes: Iterable[OnEpisode]) -> Iterator[OnEpisode]:
+    """Yield the episodes that repeat no earlier one, until ``MAX_REPEATS`` in a row did."""
+    seen, repeats = set[tuple[str, str]](), 0
+    for episode in episodes:
+        text = episode.demo_text, episode.query_text
+        repeats = repeats + 1 if text in seen else 0
+        if not repeats:
+            seen.add(text)
+            yield episode
+        elif repeats == MAX_REPEATS:
+            return

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from cedkv.config.extensions import TASKS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError, UnusableSample
-from cedkv.core.text import preview
+from cedkv.core.text import plural, preview, sentence
 from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import off_prompts
 from cedkv.tasks.answer_tokens import SEVERAL_TOKENS
@@ -24,9 +24,10 @@ Kind = Literal["ON", "OFF"]
 TextT = TypeVar("TextT", OnEpisode, OffText)
 SampleT = TypeVar("SampleT", OnSample, OffSample)
 _NAMES: dict[Kind, str] = {"ON": "ON samples", "OFF": "OFF prompts"}
-_EXAMPLES = 5
+REPEATED = "repeats another sample"
+_EXAMPLES, _VALUES = 5, 40
 _HOPELESS = 1_000
-"""So many samples without a usable one, and no more are looked at: a generator may go on for ever."""
+"""So many samples in a row without a usable one, and no more are looked at: a generator may go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,37 @@ class Unusable:
     reason: str
     count: int
     examples: tuple[str, ...]
+
+
+@dataclass
+class Repetitions:
+    """Finds samples that repeat an earlier one: n counts samples, and the same one twice is one.
+
+    by: what they have in common, in tokens. places: where samples stand in a user's file, by their ids.
+    """
+
+    by: Literal["demo and query", "query", "prompt"]
+    places: Mapping[str, str]
+    first: dict[tuple[tuple[int, ...], ...], str] = field(default_factory=dict)
+
+    def check(self, sample: OnSample | OffSample) -> None:
+        """Raise UnusableSample if the sample repeats one that was checked before."""
+        if isinstance(sample, OffSample):
+            tokens: tuple[tuple[int, ...], ...] = (sample.token_ids,)
+        else:
+            tokens = (sample.query_token_ids,) if self.by == "query" else (sample.demo_token_ids, sample.query_token_ids)
+        earlier = self.first.setdefault(tokens, sample.sample_id)
+        if earlier != sample.sample_id:
+            here, there = self._named(sample.sample_id), self._named(earlier)
+            raise UnusableSample(
+                REPEATED,
+                f"sample {here} has the same {self.by} as sample {there}: n counts different samples, and a repeated one would "
+                "make every interval too narrow; leave it out",
+                f"{self.places.get(sample.sample_id, sample.sample_id)} as {self.places.get(earlier, earlier)}",
+            )
+
+    def _named(self, sample_id: str) -> str:
+        return f"{sample_id} ({self.places[sample_id]})" if sample_id in self.places else sample_id
 
 
 @dataclass(frozen=True)
@@ -92,14 +124,16 @@ def load_samples(
         check_sample(sample, tokenizer, max_positions, vocabulary)
         return sample
 
-    off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip)
+    off_places = {prompt.sample_id: prompt.place for prompt in texts.off if prompt.place}
+    off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip, Repetitions("prompt", off_places))
     request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
     with TASKS.errors_named(data.task):
         on_source = texts.on.source(request)
-    on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip)
+    repetitions = Repetitions(texts.on.repeated_by, texts.on_places)
+    on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip, repetitions)
     _check_first_tokens(data.answer, on)
     off_source = data.off_path or f"off_prompts(seed={config.seed})"
-    notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)))
+    notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)), *_written_otherwise(on))
     return Samples(tuple(on), tuple(off), on_source, off_source, notes, (*on_unusable, *off_unusable))
 
 
@@ -116,37 +150,46 @@ def _episodes(texts: SampleTexts, request: TaskRequest) -> Iterator[OnEpisode]:
 
 
 def _usable(
-    kind: Kind, texts: Iterable[TextT], n: int, sample_of: Callable[[TextT], SampleT], skip: bool
+    kind: Kind,
+    texts: Iterable[TextT],
+    n: int,
+    sample_of: Callable[[TextT], SampleT],
+    skip: bool,
+    repetitions: Repetitions,
 ) -> tuple[list[SampleT], list[Unusable]]:
     """Return the first ``n`` usable samples, fewer where there are no more, and what was left out.
 
     Raises:
         DataError: some of the first ``n`` cannot be used, and they are not to be skipped; none can; two have one id.
     """
-    samples, errors, seen = list[SampleT](), list[tuple[str, UnusableSample]](), set[str]()
+    samples, errors, seen, in_vain = list[SampleT](), list[tuple[str, UnusableSample]](), set[str](), 0
     for text in texts if skip else islice(texts, n):
         if text.sample_id in seen:
             raise DataError(f"two {kind} samples have the id {preview(text.sample_id)}; give every sample its own id")
         seen.add(text.sample_id)
         try:
-            samples.append(sample_of(text))
+            sample = sample_of(text)
+            repetitions.check(sample)
+            samples.append(sample)
+            in_vain = 0
         except UnusableSample as error:
             errors.append((text.sample_id, error))
-        if len(samples) == n or (not samples and len(errors) >= max(n, _HOPELESS)):
+            in_vain += 1
+        if len(samples) == n or in_vain >= max(n, _HOPELESS):
             break
     unusable = [
         Unusable(kind, reason, count, tuple([name for name, error in errors if error.reason == reason][:_EXAMPLES]))
         for reason, count in Counter(error.reason for _, error in errors).most_common()
     ]
     if errors and (not samples or not skip):
-        raise _error_of(kind, len(samples), unusable, errors[0][1], skip)
+        raise _error_of(kind, len(samples), unusable, [error for _, error in errors], skip)
     if not samples:
         raise DataError(f"there are no {_NAMES[kind]}; give a file with some, or leave the file out")
     return samples, unusable
 
 
-def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], first: UnusableSample, skip: bool) -> DataError:
-    """Return the error that counts all unusable samples by reason."""
+def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], errors: Sequence[UnusableSample], skip: bool) -> DataError:
+    """Return the error that counts all unusable samples by reason, and lists what is wrong with them."""
     count = sum(each.count for each in unusable)
     reasons = ", ".join(
         f"{each.count} x {each.reason} ({', '.join(map(preview, each.examples))}{', ...' if each.count > _EXAMPLES else ''})"
@@ -158,7 +201,30 @@ def _error_of(kind: Kind, usable: int, unusable: Sequence[Unusable], first: Unus
     if usable and not skip:
         remedies.append("data.unusable=skip leaves such samples out, and counts them")
     remedy = f". {'; '.join(remedies)}" if remedies else ""
-    return DataError(f"{count} of {count + usable} {_NAMES[kind]} cannot be used: {reasons}. The first: {first}{remedy}")
+    values = [(each.reason, _values(each.reason, errors)) for each in unusable]
+    listed = "".join(f" {sentence(reason)}: {found}." for reason, found in values if found)
+    said = f"{count} of {count + usable} {_NAMES[kind]} cannot be used: {reasons}.{listed}"
+    return DataError(f"{said} The first: {errors[0]}{remedy}")
+
+
+def _values(reason: str, errors: Sequence[UnusableSample]) -> str:
+    """Return what is wrong with the samples of a reason: each value once, with the number of samples where they are several."""
+    values = Counter(error.value for error in errors if error.reason == reason and error.value is not None)
+    shown = [value if times == 1 else f"{value} ({times} times)" for value, times in values.most_common(_VALUES)]
+    return ", ".join([*shown, *([f"and {len(values) - _VALUES} more"] if len(values) > _VALUES else [])])
+
+
+def _written_otherwise(on: Sequence[OnSample]) -> list[str]:
+    """Return the note on samples whose demo has their answer's text, and not as the tokens that are asked for."""
+    names = [sample.sample_id for sample in on if not sample.answer_as_shown]
+    if not names:
+        return []
+    first = next(sample for sample in on if not sample.answer_as_shown)
+    return [
+        f"{plural(len(names), 'sample')} ({', '.join(map(preview, names[:_EXAMPLES]))}{', ...' * (len(names) > _EXAMPLES)}): "
+        f"the demo has the answer's text only as other tokens than those asked for (other spaces, case or neighbours), in the "
+        f"first of them for {preview(first.episode.answer_text)}; a model that answers as the demo has it counts as wrong"
+    ]
 
 
 def check_sample(sample: OnSample, tokenizer: Any, max_positions: int, vocabulary: int) -> None:

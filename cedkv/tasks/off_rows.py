@@ -15,19 +15,23 @@ DOCUMENTS = ("text", "content", "document", "article", "body", "sentence")
 KEY = "data.off_path"
 
 
-def read_off(path: str, data: DataBlock, limit: int) -> tuple[list[tuple[str, str, bool]], list[str]]:
-    """Return the first OFF prompts of a file, as ``(sample_id, text, whether it is a document)``, and notes on it.
+def read_off(path: str, data: DataBlock, limit: int) -> tuple[list[tuple[str, str, bool, str]], bool, list[str]]:
+    """Return the first OFF prompts of a file, whether the file goes on behind them, and notes on it.
+
+    A prompt is ``(sample_id, text, whether it is a document, place)``.
 
     Raises:
         DataError: the file is unreadable, has a bad row, or no column of prompts or documents; the message names the place.
     """
     if is_document_file(path):
-        documents = read_documents(path, KEY, limit)
+        documents = read_documents(path, KEY, limit + 1)
         document = data.off_format != "prompt"
-        return [(f"off-{i:05d}", text, document) for i, (_, text) in enumerate(documents, 1)], []
+        named = [(f"off-{i:05d}", text, document, place) for i, (place, text) in enumerate(documents, 1)]
+        return named[:limit], len(named) > limit, []
     rows = read_rows(path, KEY, lambda _: limit)
     if PROMPT_COLUMN in rows.rows[0].values:
-        return [(*prompt, data.off_format == "document") for prompt in read_prompts(rows.rows)], []
+        placed = zip(read_prompts(rows.rows), rows.rows, strict=True)
+        return [(*prompt, data.off_format == "document", row.place) for prompt, row in placed], rows.cut, []
     known = {name.lower(): name for name in reversed(rows.columns)}
     column = next((known[name] for name in (*PROMPTS, *DOCUMENTS) if name in known), None)
     if column is None:
@@ -41,5 +45,6 @@ def read_off(path: str, data: DataBlock, limit: int) -> tuple[list[tuple[str, st
     notes = empty_rows(rows, empty, column, data.unusable == "skip")
     ids, note = sample_ids(rows, Columns("shots", column, column, id=known.get("id")))
     names = [f"off-{row.number:05d}" for row in rows.rows] if known.get("id") is None or note else ids
-    prompts = [(name, text, document) for name, text in zip(names, texts, strict=True) if text is not None]
-    return prompts, [*([note] if note else []), *notes]
+    read = zip(names, texts, rows.rows, strict=True)
+    prompts = [(name, text, document, row.place) for name, text, row in read if text is not None]
+    return prompts, rows.cut, [*([note] if note else []), *notes]

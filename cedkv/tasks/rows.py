@@ -49,7 +49,7 @@ class Rows:
     """The rows of a file.
 
     words: column -> the words of its integers, where the file has them (Parquet written by ``datasets``).
-    cut: whether the file goes on behind ``MAX_ROWS`` rows.
+    cut: whether the file goes on behind these rows.
     """
 
     path: str
@@ -93,7 +93,10 @@ def _first(rows: Iterator[Row], limit: Callable[[Row], int]) -> tuple[tuple[Row,
         return (), False
     n = limit(first)
     found = (first, *islice(rows, n - 1))
-    return found, len(found) == n and n == MAX_ROWS and next(rows, None) is not None
+    try:
+        return found, len(found) == n and next(rows, None) is not None
+    except (DataError, ValueError):  # what stands behind the rows that are read may be wrong
+        return found, True
 
 
 def read_documents(path: str, key: str, limit: int) -> list[tuple[str, str]]:

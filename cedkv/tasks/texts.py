@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cedkv.config.data import DataBlock
 from cedkv.config.extensions import TASKS
@@ -14,12 +14,12 @@ from cedkv.core.text import plural, preview
 from cedkv.core.values import OnEpisode
 from cedkv.tasks import off_prompts
 from cedkv.tasks.base import Task, TaskRequest
-from cedkv.tasks.columns import Columns, find_columns
+from cedkv.tasks.columns import Columns, find_columns, sample_ids
 from cedkv.tasks.episode_rows import EPISODE_COLUMNS, read_episodes
 from cedkv.tasks.from_contexts import context_rows, record_rows
 from cedkv.tasks.from_rows import RowTask, picked, shot_rows
 from cedkv.tasks.off_rows import read_off
-from cedkv.tasks.rows import MAX_ROWS, Row, Rows, read_rows
+from cedkv.tasks.rows import MAX_ROWS, Row, read_rows
 
 MAX_SEARCH = 100_000
 """How many samples of a generator are made at most to find those of ``data.sample_ids``."""
@@ -29,12 +29,14 @@ MAX_SEARCH = 100_000
 class OffText:
     """An OFF prompt as text.
 
-    document: plain text, which stands in no chat template and is cut to ``data.off_length`` tokens.
+    document: plain text, which stands in no chat template and is cut to ``data.off_length`` tokens. place: where it stands in
+    a user's file; empty for others.
     """
 
     sample_id: str
     text: str
     document: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ class SampleTexts:
 
     on: the source of ON episodes: a generator, or a user's file, read. off: OFF prompts. notes: what a reader of the run
     should know about the files, a sentence each. columns: which columns of a file episodes are built from; None where no are.
+    on_places: where the ON samples stand in a user's file, by their ids.
     """
 
     on: Task
     off: tuple[OffText, ...]
     notes: tuple[str, ...] = ()
     columns: Columns | None = None
+    on_places: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_sample_texts(config: Phase2Config) -> SampleTexts:
@@ -115,12 +119,11 @@ def read_sample_texts(config: Phase2Config) -> SampleTexts:
             have; or more OFF prompts are asked for than are built in.
     """
     data = config.data
-    columns = None
+    columns, places, notes = None, dict[str, str](), list[str]()
     if data.on_path is None:
         on: Task = build(TASKS.get(data.task), data.params, "data.params")
-        notes = list[str]()
     else:
-        on, columns, notes = read_on(data.on_path, config)
+        on, columns, places, notes = read_on(data.on_path, config)
     if data.sample_ids is not None:
         ids = tuple(data.sample_ids)
         repeated = next((name for name in ids if ids.count(name) > 1), None)
@@ -128,20 +131,27 @@ def read_sample_texts(config: Phase2Config) -> SampleTexts:
             raise DataError(f"data.sample_ids names {preview(repeated)} twice; leave one of them out")
         on = on.pick(ids) if isinstance(on, FileEpisodes | RowTask) else PickedEpisodes(on, ids)
     off, more = _off(config)
-    return SampleTexts(on, tuple(off), (*notes, *more), columns)
+    return SampleTexts(on, tuple(off), (*notes, *more), columns, places)
 
 
-def read_on(path: str, config: Phase2Config) -> tuple[FileEpisodes | RowTask, Columns | None, list[str]]:
-    """Return the task of a user's file, the columns that it builds episodes from, and notes on it. Raises DataError."""
-    data = config.data
+def read_on(path: str, config: Phase2Config) -> tuple[FileEpisodes | RowTask, Columns | None, dict[str, str], list[str]]:
+    """Return the task of a user's file, the columns that it builds episodes from, the place of each id, and notes.
+
+    Raises:
+        DataError: the file cannot be read or used.
+    """
+    data, n = config.data, config.eval.on_samples
     in_order = data.sample_ids is None and data.unusable == "refuse"
 
     def limit(first: Row) -> int:
-        return config.eval.on_samples if in_order and EPISODE_COLUMNS & first.values.keys() else MAX_ROWS
+        return n if in_order and EPISODE_COLUMNS & first.values.keys() else MAX_ROWS
 
     rows = read_rows(path, "data.on_path", limit)
     if EPISODE_COLUMNS & rows.rows[0].values.keys():
-        return FileEpisodes(path, tuple(read_episodes(rows.rows))), None, _cut(rows)
+        episodes = read_episodes(rows.rows)
+        places = {episode.sample_id: row.place for episode, row in zip(episodes, rows.rows, strict=True)}
+        left_out = [] if data.sample_ids else _left_out(path, "eval.on_samples", n, len(episodes), rows.cut)
+        return FileEpisodes(path, tuple(episodes)), None, places, left_out
     columns = find_columns(rows, data.fields, "data.on_path")
     if columns.kind == "records":
         task: tuple[RowTask, list[str]] = record_rows(rows, columns, data, config.seed)
@@ -153,7 +163,9 @@ def read_on(path: str, config: Phase2Config) -> tuple[FileEpisodes | RowTask, Co
             shot_file = read_rows(data.shots_from, "data.shots_from")
             shots = shot_file, find_columns(shot_file, data.fields, "data.shots_from")
         task = shot_rows(rows, columns, shots, data, config.seed)
-    return task[0], columns, [*_cut(rows), *task[1]]
+    left_out = [] if data.sample_ids else _left_out(path, "eval.on_samples", n, len(task[0].ids), rows.cut)
+    places = dict(zip(sample_ids(rows, columns)[0], (row.place for row in rows.rows), strict=True))
+    return task[0], columns, places, [*left_out, *task[1]]
 
 
 def shortfalls(config: Phase2Config, on_source: str, n_on: int, n_off: int) -> list[str]:
@@ -171,15 +183,20 @@ def shortfalls(config: Phase2Config, on_source: str, n_on: int, n_off: int) -> l
     ]
 
 
-def _cut(rows: Rows) -> list[str]:
-    return [f"{rows.path}: only the first {len(rows.rows):,} rows are read"] if rows.cut else []
+def _left_out(path: str, key: str, n: int, found: int, cut: bool) -> list[str]:
+    """Return the note on a file that has more than ``n`` samples; ``cut``: it goes on behind those that were read."""
+    if found >= MAX_ROWS and cut:
+        return [f"{path}: only the first {found:,} rows are read"]
+    if not cut and found <= n:
+        return []
+    return [f"{path} has more samples than {key} = {n}{'' if cut else f' (it has {found:,})'}: the others are not used"]
 
 
 def _off(config: Phase2Config) -> tuple[list[OffText], list[str]]:
     data, n = config.data, config.eval.off_samples
     if data.off_path is not None:
-        read, notes = read_off(data.off_path, data, n if data.unusable == "refuse" else MAX_ROWS)
-        return [OffText(*prompt) for prompt in read], notes
+        read, cut, notes = read_off(data.off_path, data, n if data.unusable == "refuse" else MAX_ROWS)
+        return [OffText(*prompt) for prompt in read], [*_left_out(data.off_path, "eval.off_samples", n, len(read), cut), *notes]
     try:
         return [OffText(*prompt) for prompt in off_prompts.prompts(n, config.seed)], []
     except ValueError as error:

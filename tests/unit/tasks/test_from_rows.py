@@ -50,9 +50,22 @@ def test_an_episode_does_not_depend_on_how_many_there_are(tmp_path: Path) -> Non
 
 def test_a_row_with_the_same_input_is_no_shot(tmp_path: Path) -> None:
     path = write(tmp_path, [{"input": "same", "output": "red"}] * 5 + [{"input": "other", "output": "red"}])
-    made = episodes(path)
-    assert [len(shots(e)) for e in made if asked(e) == "same"] == [1] * 5
+    made = episodes(path, "data.unusable=skip")
+    assert [len(shots(e)) for e in made if asked(e) == "same"] == [1]
     assert [asked(e) for e in made if len(shots(e)) == 5] == ["other"]
+
+
+def test_a_row_is_asked_about_once(tmp_path: Path) -> None:
+    """Another row with the same input has another demo, and is answered by base alike: it is no other sample."""
+    path = write(tmp_path, [*ROWS, {**ROWS[3], "label": "blue"}, ROWS[5]])
+    with pytest.raises(DataError, match=r"^2 of 32 ON samples cannot be used: 2 x repeats another sample") as caught:
+        load(path, n=32)
+    for first, again in ((4, 31), (6, 32)):  # in the order in which rows are asked about
+        places = [f"{path}: row {number}" for number in (first, again)]
+        assert any(f"{a} as {b}" in str(caught.value) for a, b in (places, places[::-1]))
+    left_out = load(path, "data.unusable=skip", n=32)
+    assert len(left_out.on) == 30
+    assert [(each.reason, each.count) for each in left_out.unusable] == [("repeats another sample", 2)]
 
 
 def test_balance(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ OFF = tuple(OffText(f"off-{i}", f"What is {i}?") for i in range(3))
 
 @dataclass(frozen=True)
 class Given(Task):
-    """The episodes of a test: what the demo ends with, the query, the answer."""
+    """The episodes of a test, each with a demo of its own: what the demo ends with, the query, the answer."""
 
     texts: Iterable[tuple[str, str, str]]
 
     def episodes(self, request: TaskRequest) -> Iterator[OnEpisode]:
         for i, (end, query, answer) in enumerate(self.texts):
-            yield OnEpisode(f"on-{i}", DEMO + end, query, answer, ())
+            yield OnEpisode(f"on-{i}", f"{i}.\n{DEMO}{end}", query, answer, ())
 
     def source(self, request: TaskRequest) -> str:
         return "given"
