@@ -29,6 +29,7 @@ from cedkv.models.load_errors import explain_load_errors, explain_quantisation_e
 from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.rope_detection import detect_rope_layouts
 from cedkv.models.weight_files import check_weights
+from cedkv.tasks.tokenize import bos_put_by
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def _meta(config: Phase2Config, spec: ModelSpec, model: Any, device: torch.devic
         "tokenizer_class": type(tokenizer).__name__,
         "tokenizer_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
+        "bos_put_by": bos_put_by(tokenizer, config.model.template_kwargs),
         "chat_template": bool(tokenizer.chat_template),
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "device": str(device),

@@ -75,6 +75,8 @@ def open_spec(config: Phase2Config, device: torch.device | None = None) -> Model
         hub.check_hub_id(name)
         if config.model.cache_dir:
             options["cache_dir"] = config.model.cache_dir
+    if local is not None:
+        _reject_revision(config)
     check_pinned(config.model, local)
     if local is None:
         with explain_load_errors(name, None, "it cannot be fetched"):
@@ -123,11 +125,17 @@ def _without_numbers(hf_config: Any, trusted: dict[str, Any]) -> Any:
 
 def _reject_hub_settings(config: Phase2Config) -> None:
     """Raise if settings that only a hub model, or code beside a model, gives a meaning are set for a model without either."""
-    name, revision = config.model.id, config.model.revision
-    if revision is not None:
-        raise ConfigError(f"model.revision = {revision!r}: {name} has no revisions; leave it null")
+    name = config.model.id
+    _reject_revision(config)
     if config.model.trust_remote_code:
         raise ConfigError(f"model.trust_remote_code = true: {name} brings no code; leave it false")
+
+
+def _reject_revision(config: Phase2Config) -> None:
+    """Raise if a revision is set for a model that has none: nothing would be of that revision, and the run would say it is."""
+    name, revision = config.model.id, config.model.revision
+    if revision is not None:
+        raise ConfigError(f"model.revision = {revision!r}: {name} has no revisions, as a hub model has; leave it null")
 
 
 def _quantisation(hf_config: Any) -> str | None:

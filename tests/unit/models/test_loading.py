@@ -125,6 +125,17 @@ def test_layer_beyond_the_last_is_rejected_before_weights_are_loaded(folder: Pat
         tiny.load(folder, "layer_scope.injection=[0,4]")
 
 
+def test_a_folder_has_no_revisions(folder: Path) -> None:
+    """The run would say a revision that nothing in it is of."""
+    with pytest.raises(ConfigError, match=r"model\.revision = 'main': .* has no revisions, as a hub model has; leave it null"):
+        tiny.load(folder, "model.revision=main")
+
+
+@pytest.mark.parametrize(("bos", "by"), [(True, "tokenizer"), (False, "no one")])
+def test_meta_says_who_puts_bos(tmp_path: Path, bos: bool, by: str) -> None:
+    assert tiny.load(tiny.save(tmp_path, bos=bos))[1].meta["bos_put_by"] == by
+
+
 def test_smollm2_has_no_revisions() -> None:
     with pytest.raises(ConfigError, match="leave it null"):
         tiny.load(smollm2.NAME, "model.revision=main")
