@@ -64,8 +64,13 @@ class Repetitions:
                 REPEATED,
                 f"sample {here} has the same {self.by} as sample {there}: n counts different samples, and a repeated one would "
                 "make every interval too narrow; leave it out",
-                f"{self.places.get(sample.sample_id, sample.sample_id)} as {self.places.get(earlier, earlier)}",
+                f"{self._short(sample.sample_id)} as {self._short(earlier)}",
             )
+
+    def _short(self, sample_id: str) -> str:
+        """Return the line or row of a sample, without its file; its id where it is of none."""
+        number = self.places.get(sample_id, sample_id).rpartition(":")[2].strip()
+        return f"line {number}" if sample_id in self.places and number.isdigit() else number
 
     def _named(self, sample_id: str) -> str:
         return f"{sample_id} ({self.places[sample_id]})" if sample_id in self.places else sample_id

@@ -56,7 +56,7 @@ def test_identical_lines_are_one_sample(tmp_path: Path) -> None:
         load(path, None, "eval.on_samples=4")
     said = str(caught.value)
     assert said.startswith("2 of 4 ON samples cannot be used: 2 x repeats another sample ('b', 'on-00004').")
-    assert f" Repeats another sample: {path}:3 as {path}:1, {path}:4 as {path}:1." in said
+    assert " Repeats another sample: line 3 as line 1, line 4 as line 1." in said
     assert f"sample b ({path}:3) has the same demo and query as sample a ({path}:1): n counts different samples" in said
     assert len(load(path, None, "eval.on_samples=2").on) == 2, "what stands behind the samples of the run is none of it"
     left_out = load(path, None, "eval.on_samples=4", "data.unusable=skip")
@@ -77,7 +77,7 @@ def test_repeated_prompts_are_one(tmp_path: Path) -> None:
         load(None, path, "eval.off_samples=3")
     assert len(load(None, path, "eval.off_samples=3", "data.unusable=skip").off) == 2
     (tmp_path / "off.txt").write_text("The same beginning, one end.\n\nThe same beginning, another end.\n\nAnother text.\n")
-    with pytest.raises(DataError, match=r"off\.txt:3 as .*off\.txt:1"):
+    with pytest.raises(DataError, match=r"off\.txt:3\) has the same prompt as sample off-00001 \(.*off\.txt:1\)"):
         load(None, str(tmp_path / "off.txt"), "eval.off_samples=3", "data.off_length=4")
     assert len(load(None, str(tmp_path / "off.txt"), "eval.off_samples=3", "data.off_length=40").off) == 3
 
