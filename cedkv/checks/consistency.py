@@ -23,7 +23,7 @@ from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.forward import left_padded, next_token_logprobs
 from cedkv.inference.prefix import encode
 from cedkv.inference.prefix_store import load_prefix, save_prefix
-from cedkv.kv.cache import KVPrefix, assemble
+from cedkv.kv.cache import KVPrefix, assemble, cache_argument, output_cache
 from cedkv.kv.positioning import place
 from cedkv.models.fingerprint import prefix_fingerprint
 from cedkv.models.loading import LanguageModel
@@ -62,9 +62,9 @@ class TeacherIncremental(MeasuredCheck):
                 input_ids=query_ids,
                 attention_mask=torch.cat([mask, query_mask], dim=1),
                 position_ids=query_positions + mask.sum(dim=1, keepdim=True),
-                past_key_values=demo.past_key_values,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_argument(lm.model, output_cache(demo)),
             )
             return kl(log_softmax(query.logits[:, -1]), inputs.teacher[rows])
 

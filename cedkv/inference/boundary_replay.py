@@ -15,7 +15,7 @@ import torch
 from cedkv.core.values import OnSample, Placement
 from cedkv.inference.batched import map_kv
 from cedkv.inference.distributions import require_finite
-from cedkv.kv.cache import KVPrefix, Layers, read_cache
+from cedkv.kv.cache import KVPrefix, Layers, cache_argument, read_cache
 from cedkv.models.loading import LanguageModel
 
 
@@ -70,10 +70,10 @@ def replay_boundaries(
             input_ids=ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             position_ids=positions.to(lm.device),
-            past_key_values=prefix.fresh_cache(),
             use_cache=True,
+            **cache_argument(lm.model.base_model, prefix.fresh_cache()),
         )
-        keys, values = read_cache(output.past_key_values)
+        keys, values = read_cache(output)
         return tuple(key[:, :, -width:] for key in keys), tuple(value[:, :, -width:] for value in values)
 
     new = map_kv(lm, [len(slots[row]) for row in rows], compute)

@@ -10,7 +10,7 @@ from cedkv.inference.batched import map_rows
 from cedkv.inference.distributions import require_finite
 from cedkv.inference.forward import Ids, forward_with_prefix, hidden_slots, left_padded, share_head
 from cedkv.kv.attention import hide_prefix
-from cedkv.kv.cache import KVPrefix
+from cedkv.kv.cache import KVPrefix, cache_argument, output_cache
 from cedkv.models.loading import LanguageModel
 
 Choose = Callable[[int, list[int], torch.Tensor], torch.Tensor | None]
@@ -88,9 +88,9 @@ def decoding_steps(
                 input_ids=tokens[:, None].to(lm.device),
                 attention_mask=mask,
                 position_ids=place,
-                past_key_values=output.past_key_values,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_argument(lm.model, output_cache(output)),
             )
 
 

@@ -24,7 +24,7 @@ import torch
 from cedkv.inference.batched import map_kv, map_rows
 from cedkv.inference.distributions import log_softmax, require_finite
 from cedkv.kv.attention import HiddenPrefix, hide_prefix
-from cedkv.kv.cache import KVPrefix, Layers, read_cache
+from cedkv.kv.cache import KVPrefix, Layers, cache_argument, read_cache
 from cedkv.models.loading import LanguageModel
 
 Ids = Sequence[int]
@@ -148,7 +148,7 @@ def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], na
             position_ids=position_ids.to(lm.device),
             use_cache=True,
         )
-        keys, values = read_cache(output.past_key_values)
+        keys, values = read_cache(output)
         for key, value in zip(keys, values, strict=True):
             require_finite(key, "keys", [names[i] for i in indices])
             require_finite(value, "values", [names[i] for i in indices])
@@ -238,8 +238,8 @@ def forward_with_prefix(
             input_ids=ids,
             attention_mask=full_mask,
             position_ids=positions + prefix.query_start[:, None],
-            past_key_values=prefix.fresh_cache(),
             use_cache=True,
+            **cache_argument(model, prefix.fresh_cache()),
             **model_kwargs,
         )
 
@@ -302,7 +302,7 @@ def _append_head(
     def compute(indices: list[int]) -> tuple[Layers, Layers]:
         heads, pass_prefix = [head] * len(indices), used.rows(indices)
         output = forward_with_prefix(lm.model.base_model, lm.device, heads, pass_prefix, injection_layers)
-        return read_cache(output.past_key_values)
+        return read_cache(output)
 
     keys, values = map_kv(lm, [len(head)] * len(used_rows), compute)
     head_visible = torch.ones(len(used_rows), len(head), dtype=torch.bool, device=used.visible.device)

@@ -108,7 +108,7 @@ def read_teacher(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=use_cache, logits_to_keep=1 + after
             )
         if use_cache:
-            pass_kv = read_cache(output.past_key_values)
+            pass_kv = read_cache(output)
             if kept_kv is None:
                 longest = max(len(demos[i]) for i in demo_row)
                 keys, values = ([zeros_like_kv(t, len(demo_row), longest) for t in layers] for layers in pass_kv)

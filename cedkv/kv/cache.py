@@ -6,10 +6,10 @@ object made from these tensors, because caches grow in place.
 
 from __future__ import annotations
 
-import logging
-import warnings
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -17,11 +17,6 @@ from transformers.cache_utils import DynamicLayer
 
 from cedkv.core.values import Placement
 from cedkv.kv.rope import RopeLayout, rerotate_keys
-
-# transformers 5.24 calls a model's argument and result ``cache`` and takes the old name until 5.40; earlier versions, which are
-# supported too, know the old name alone. It says so by a warning and by a log line.
-warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
-logging.getLogger("transformers.utils.generic").addFilter(lambda record: "past_key_values" not in record.getMessage())
 
 Layers = tuple[torch.Tensor, ...]
 """Keys or values, one (B, H_kv, T, D_h) tensor per layer."""
@@ -93,9 +88,24 @@ class KVPrefix:
         return cache
 
 
-def read_cache(cache: DynamicCache) -> tuple[Layers, Layers]:
-    """Return the keys and values of a cache, one (B, H_kv, T, D_h) tensor per layer."""
-    return tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
+def cache_argument(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """Return a cache as the keyword argument that a model's ``forward`` takes it by.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache``; earlier versions, and a checkpoint's own code, know only that.
+    """
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
+
+
+def output_cache(output: Any) -> DynamicCache:
+    """Return the cache in a model's output, by the name that the installed transformers gives it."""
+    cache: DynamicCache = output.cache if hasattr(output, "cache") else output.past_key_values
+    return cache
+
+
+def read_cache(output: Any) -> tuple[Layers, Layers]:
+    """Return the keys and values of the cache in a model's output, one (B, H_kv, T, D_h) tensor per layer."""
+    layers = output_cache(output).layers
+    return tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
 
 
 def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> KVPrefix:

@@ -13,7 +13,7 @@ from cedkv.core.text import near_match, preview
 from cedkv.inference import generation
 from cedkv.inference.forward import left_padded, next_token_logprobs
 from cedkv.inference.generation import Sampling
-from cedkv.kv.cache import KVPrefix
+from cedkv.kv.cache import KVPrefix, cache_argument
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import tokens_text
 
@@ -24,7 +24,7 @@ Rows = Sequence[tuple[int, ...]]
 class PrefixCache(NamedTuple):
     """A fresh cache that holds a prefix, and what a forward pass over it must be told.
 
-    past_key_values: grows in place, so each sequence of passes needs its own.
+    past_key_values: the cache; grows in place, so each sequence of passes needs its own.
     attention_mask: (B, V) int64, 1 for kept tokens, 0 for null slots; a pass's mask is this one with a 1 for every token since.
     query_start: (B,) position of the query's first token. Not V: null slots take no position.
     """
@@ -149,5 +149,5 @@ def inputs_of(lm: LanguageModel, rows: Rows, kv: KVPrefix, injection: str | list
         "input_ids": ids,
         "attention_mask": torch.cat([cache.attention_mask.to(mask.device), mask], dim=1),
         "position_ids": positions + cache.query_start.to(mask.device)[:, None],
-        "past_key_values": cache.past_key_values,
+        **cache_argument(lm.model, cache.past_key_values),
     }

@@ -199,8 +199,8 @@ class SelectedPrefix:
         fresh ones. ``generate`` follows the checkpoint's generation settings wherever it is not told otherwise.
 
         Returns:
-            input_ids (B, Q), left-padded; attention_mask (B, V + Q); position_ids (B, Q) from ``query_start`` on;
-            past_key_values.
+            input_ids (B, Q), left-padded; attention_mask (B, V + Q); position_ids (B, Q) from ``query_start`` on; the cache, by
+            the name that this model takes it by (``cache``, before transformers 5.24 ``past_key_values``).
 
         Raises:
             ConfigError: as ``cache``.

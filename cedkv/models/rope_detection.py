@@ -66,7 +66,7 @@ def _keys(model: Any, ids: torch.Tensor, start: int) -> Layers:
     positions = torch.arange(start, start + len(ids), device=ids.device)[:, None]
     with without_sinks():
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
-    return read_cache(output.past_key_values)[0]
+    return read_cache(output)[0]
 
 
 def _candidate_layouts(model: Any, dim: int) -> Iterator[RopeLayout]:

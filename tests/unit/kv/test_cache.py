@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
+from transformers import DynamicCache
+from transformers.utils import generic
 
 from cedkv.core.values import Placement
 from cedkv.inference.forward import next_token_logprobs, prefill
 from cedkv.inference.teacher import read_teacher
-from cedkv.kv.cache import assemble, gather
+from cedkv.kv.cache import assemble, cache_argument, gather, output_cache
 from cedkv.kv.positioning import place
 from cedkv.kv.readers import AttentionReader
 from cedkv.kv.rope import rerotate_keys
+from cedkv.library.selecting import select_kv
 from tests.support import tiny
 
 DEMOS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24]]
@@ -78,3 +85,35 @@ def test_use_leaves_a_prefix_as_it_was(model_folder: Path) -> None:
     second = next_token_logprobs(lm, QUERIES, list("ab"), prefix)
     assert torch.equal(first, second)
     assert all(torch.equal(now, then) for now, then in zip(prefix.keys + prefix.values, copies, strict=True))
+
+
+class OldModel:
+    """A forward pass by the name that transformers had before 5.24, as code of a checkpoint still may."""
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: object = None) -> None: ...
+
+
+def test_a_cache_goes_by_the_name_that_a_model_knows(model_folder: Path) -> None:
+    _, lm = tiny.load(model_folder)
+    cache = DynamicCache()
+    assert cache_argument(OldModel(), cache) == {"past_key_values": cache}
+    for model in (lm.model, lm.model.base_model):
+        (name,) = cache_argument(model, cache)
+        assert name in inspect.signature(type(model).forward).parameters
+    assert output_cache(SimpleNamespace(cache=cache)) is output_cache(SimpleNamespace(past_key_values=cache)) is cache
+
+
+def test_no_pass_uses_a_name_that_transformers_gave_up(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once per process, by a warning and in the log: whichever pass comes first."""
+    said: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", said.append)
+    _, lm = tiny.load(llama_folder)
+    demo = "Word: dax\nSymbol: red\n\nWord: wug\nSymbol: blue\n\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        small = {"span_len": 4, "span_budget": 2, "kv_source": "gather", "boundary_replay": 2}
+        prefix = select_kv(lm, demo, ["Word: wug\nSymbol:", "Word: dax\nSymbol:"], "replay", **small)
+        prefix.generate(max_new_tokens=3)
+        lm.model(**prefix.inputs())
+        lm.model.generate(**prefix.inputs(), max_new_tokens=2, do_sample=False)
+    assert [line for line in said if "past_key_values" in line] == []
