@@ -101,7 +101,13 @@ def use_head_weights(lm: LanguageModel, configs: Sequence[Phase2Config], fitted:
         lm.measured[head_weights_key(score.reading)] = torch.tensor(weights.weights)
 
 
-def held_out_samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> tuple[list[OnSample], str]:
+def check_held_out(spec: ModelSpec, configs: Sequence[Phase2Config]) -> None:
+    """Raise DataError, before weights are loaded, if there are too few episodes to fit head weights that are needed."""
+    if fitted_scores(configs):
+        held_out_samples(spec, configs[0])
+
+
+def held_out_samples(model: LanguageModel | ModelSpec, config: Phase2Config) -> tuple[list[OnSample], str]:
     """Return episodes that a run of this configuration does not evaluate, and where they come from.
 
     A generator gives those of another seed, a file the samples behind those that are evaluated.
@@ -113,10 +119,10 @@ def held_out_samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> tup
     if data.on_path is None:
         seed, evaluated = FIT_SEED + (seed == FIT_SEED), set[str]()
     else:
-        evaluated = {sample.sample_id for sample in _samples(lm, config).on}
+        evaluated = {sample.sample_id for sample in _samples(model, config).on}
     sizes = config.eval.model_copy(update={"on_samples": len(evaluated) + EPISODES, "off_samples": 1})
     update = {"seed": seed, "eval": sizes, "data": data.model_copy(update={"sample_ids": None})}
-    samples = _samples(lm, config.model_copy(update=update))
+    samples = _samples(model, config.model_copy(update=update))
     others = [sample for sample in samples.on if sample.sample_id not in evaluated][:EPISODES]
     if len(others) < EPISODES:
         raise DataError(
@@ -127,8 +133,8 @@ def held_out_samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> tup
     return others, samples.on_source
 
 
-def _samples(lm: LanguageModel | ModelSpec, config: Phase2Config) -> Samples:
-    return load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
+def _samples(model: LanguageModel | ModelSpec, config: Phase2Config) -> Samples:
+    return load_samples(config, model.tokenizer, model.capabilities.max_positions, model.vocabulary)
 
 
 def fit(

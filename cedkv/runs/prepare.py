@@ -7,6 +7,7 @@ import click
 from cedkv.conditions import by_task
 from cedkv.core.text import sanitize
 from cedkv.execution.workload import TaskGroup, Workload
+from cedkv.inference.head_weights import check_held_out
 from cedkv.inference.passes import check_lengths, check_readings
 from cedkv.models.capabilities import check_supported
 from cedkv.models.context_window import check_context
@@ -35,4 +36,5 @@ def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
         groups.append(TaskGroup(task, group, samples))
         check_context(spec.capabilities, samples, groups[-1].configs)
         check_lengths(spec, groups[-1].configs, samples.on)
+        check_held_out(spec, groups[-1].configs)
     return Workload(config, groups, run.phase)

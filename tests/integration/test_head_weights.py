@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,15 @@ def test_lines_of_a_file_that_are_not_evaluated(
     assert json.loads(files["artifacts/head_weights.json"])["fitted"][0]["source"] == source
 
 
-def test_a_file_with_too_few_lines_says_how_many(
+def test_a_file_with_too_few_lines_says_how_many_before_weights_are_loaded(
     llama_folder: Path, tmp_path: Path, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on = lines(30, tmp_path / "on.jsonl")
+    model = shutil.copytree(llama_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(
         DataError, match=rf"30 samples, of which 6 are evaluated.*on {EPISODES} others; add {6 + EPISODES - 30}"
     ):
-        run_in(tmp_path / "run", monkeypatch, on, model=llama_folder)
+        run_in(tmp_path / "run", monkeypatch, on, model=model)
     assert fits == []
 
 
