@@ -22,6 +22,7 @@ from cedkv.checks.certificate import ROTATION, certificate_checks, certify
 from cedkv.cli.app import main
 from cedkv.core.errors import ModelError
 from cedkv.kv import attention
+from cedkv.library.models import load_model
 from cedkv.models.fingerprint import fingerprint
 from tests.mutation.planted.attention import scaled_scores
 from tests.support import tiny
@@ -124,6 +125,19 @@ def test_exit_codes_and_json(llama_folder: Path, tmp_path: Path, monkeypatch: py
     assert (code, content["certified"]) == (2, False)
     assert "names no attention layers" in content["refused"]
     assert content["refused"] in output
+
+
+def test_a_model_for_the_library_is_certified_on_demand(llama_folder: Path, own_store: Path) -> None:
+    """Measured and kept, or rejected: also for a fault that only moved keys show, since selections may move them later."""
+    assert load_model(llama_folder, device="cpu").vocabulary == 500
+    assert not own_store.exists(), "a certificate is measured where it is asked for"
+    load_model(llama_folder, device="cpu", certify=True)
+    (kept,) = own_store.iterdir()
+    content = json.loads(kept.read_text())
+    next(check for check in content["findings"] if check["name"] == ROTATION)["observed"] = 1.0
+    kept.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"is not certified: {ROTATION}\n"):
+        load_model(llama_folder, device="cpu", certify=True)
 
 
 def test_a_run_on_a_model_that_fails_is_rejected_or_tagged(
