@@ -106,7 +106,7 @@ def leaf_keys() -> dict[str, Any]:
 
 
 def resolve(
-    path: str | Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     overrides: Iterable[str] = (),
     options: Mapping[str, str | None] | None = None,
 ) -> Phase2Config:
@@ -114,17 +114,24 @@ def resolve(
 
     Args:
         path: YAML file with a ``phase2`` block; None for the defaults.
-        overrides: texts like ``select.span_len=6,eval.off_samples=32``.
+        overrides: texts like ``select.span_len=6,eval.off_samples=32``, or one of them.
         options: values by names of ``OPTIONS``; None values are not set.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one), invalid value, or contradicting values.
     """
+    if not isinstance(path, str | os.PathLike | None):
+        raise ConfigError(
+            f"configuration {preview(path)} is not the path of a YAML file; give single keys as overrides, "
+            "['select.span_len=6'], or to a function of the library as keyword arguments, span_len=6"
+        )
     tree = _read_yaml(Path(path)) if path is not None else {}
-    pairs = [pair for text in overrides for pair in _split_overrides(text)]
+    pairs = [pair for text in ([overrides] if isinstance(overrides, str) else overrides) for pair in _split_overrides(text)]
     for name, value in (options or {}).items():
         if value is None:
             continue
+        if name not in OPTIONS:
+            raise ConfigError(f"no option is named {preview(name)}{near_match(str(name), OPTIONS)}")
         if not isinstance(value, str):
             raise ConfigError(
                 f"option {name} = {preview(value)} is no text; options are read as a shell gives them: {str(value)!r}"
@@ -217,6 +224,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _split_overrides(text: str) -> list[tuple[str, str]]:
     """Return the ``(key, value)`` pairs of ``a=1,b=[1,2]``; commas inside brackets or quotes do not split."""
+    if not isinstance(text, str):
+        raise ConfigError(f"override {preview(text)} is no text; write it as 'key=value'")
     parts, depth, quote, current = [], 0, "", ""
     for char in text:
         if quote:

@@ -150,16 +150,18 @@ def compare(name: str = "ablate_selector", config: ConfigLike = None, **settings
 
     if name not in COMPARISONS:
         raise ConfigError(f"no comparison is named {preview(name)}{near_match(name, COMPARISONS)}")
-    lists = {option: _listed(settings.pop(option)) for option in COMPARISONS[name] if option in settings}
+    lists = {option: _listed(option, settings.pop(option)) for option in COMPARISONS[name] if option in settings}
     resolved = resolve_run(name, configuration(config, keys_of(settings, f"compare ({name})")), lists=lists)
     run(resolved)
     return read_run(resolved.manifest.folder)
 
 
-def _listed(values: Any) -> str | None:
+def _listed(option: str, values: Any) -> str | None:
     """Return the values of a list option as the command line writes them."""
     if values is None or isinstance(values, str):
         return values
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"{option} = {preview(values)} is no list; give its values in one: {option}=[{values!r}]")
     return ",".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
 
 

@@ -25,8 +25,7 @@ def configuration(config: ConfigLike, values: Mapping[str, Any]) -> Phase2Config
     Raises:
         ConfigError: as ``config.resolve.resolve``.
     """
-    base = config if isinstance(config, Phase2Config) else resolve(None if config is None else os.fspath(config))
-    return with_values(base, values)
+    return with_values(config if isinstance(config, Phase2Config) else resolve(config), values)
 
 
 def keys_of(settings: Mapping[str, Any], function: str, blocks: Collection[str] | None = None) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def test_a_wrong_comparison_is_rejected_before_a_run_is_made(llama_folder: Path,
         cedkv.compare("ablate_selector", selectmodes=["snapkv"])
     with pytest.raises(ConfigError, match="at least two different conditions"):
         cedkv.compare("ablate_selector", select_modes=["snapkv"], model_id=llama_folder)
+    with pytest.raises(ConfigError, match=r"span_budgets = 4 is no list; give its values in one: span_budgets=\[4\]"):
+        cedkv.compare("ablate_selector", span_budgets=4, model_id=llama_folder)
     with pytest.raises(ConfigError, match="null_queries"):
         cedkv.compare("ablate_selector", null_queries=[True, True], model_id=llama_folder)
     assert not OUTPUTS.exists()

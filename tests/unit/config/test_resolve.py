@@ -160,3 +160,18 @@ def test_options_are_texts() -> None:
     with pytest.raises(ConfigError, match=r"option max_on = 24 is no text; options are read as a shell gives them: '24'"):
         resolve(options={"max_on": 24})  # type: ignore[dict-item]
     assert resolve(options={"max_on": "24"}).eval.on_samples == 24
+    with pytest.raises(ConfigError, match=r"no option is named 'max_onn'; did you mean 'max_on'\?"):
+        resolve(options={"max_onn": "24"})
+
+
+def test_overrides_are_texts_or_one_text() -> None:
+    assert resolve(overrides="seed=7,eval.on_samples=3").seed == 7
+    for given in ([5], [None], [{"seed": 7}]):
+        with pytest.raises(ConfigError, match=r"override .* is no text; write it as 'key=value'"):
+            resolve(overrides=given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [5, {"phase2": {"seed": 7}}, ["a.yaml"]])
+def test_a_configuration_is_a_path(path: object) -> None:
+    with pytest.raises(ConfigError, match=r"is not the path of a YAML file; give single keys as overrides"):
+        resolve(path)  # type: ignore[arg-type]
