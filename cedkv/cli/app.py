@@ -160,8 +160,8 @@ def main(
 
     \b
     Examples:
-      python -m cedkv --phase 2 --config configs/quickstart.yaml
-      python -m cedkv --phase 2 --phase2-model-id smollm2-135m --phase2-select-mode random_span
+      python -m cedkv --phase 2 --phase2-model-id smollm2-135m
+      python -m cedkv --phase 2 --config my.yaml --phase2-select-mode random_span
       python -m cedkv --phase 1.5 --phase2-model-id /path/to/model
       python -m cedkv --resume 8da8f583e4b141b0874737737cefbd5a
       python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a

@@ -27,7 +27,7 @@ def _short_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        message = sanitize(error.format_message())
+        message = sanitize(error.format_message().replace("\n\t", " "))  # click lists the choices of an argument one a line
         if len(message) > 400:
             message = f"{message[:200]} [...] {message[-150:]}"
         raise click.UsageError(message, error.ctx) from None
@@ -57,7 +57,13 @@ class GroupedCommand(click.Command):
 
 
 class MainCommand(GroupedCommand, click.Group):
-    """The main program, which runs an evaluation where no subcommand is given; its help lists subcommands last."""
+    """The main program, which runs an evaluation where no subcommand is given; its help lists subcommands last.
+
+    Without any argument it prints its help: an evaluation of the default model would fetch gigabytes that nobody asked for.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)

@@ -99,6 +99,26 @@ def test_misspelled_option_has_a_near_match(command: click.Command, wrong: str, 
     assert near in found.output.replace(wrong, "")
 
 
+def test_without_arguments_there_is_help_and_no_run(runs: SimpleNamespace) -> None:
+    found = invoke(app.main)
+    assert found.exit_code == 0
+    assert found.output == invoke(app.main, "--help").output
+    assert runs.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        (["list"], "Choose from: selectors, tasks, models, checks"),
+        (["completion"], "Choose from: bash, zsh, fish"),
+    ],
+)
+def test_a_missing_choice_is_told_in_one_line(arguments: list[str], choices: str) -> None:
+    found = invoke(app.main, *arguments)
+    assert found.exit_code == 2
+    assert choices in found.output
+
+
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "off", ""])
 def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> None:
     found = invoke(app.main, "--phase2-strict-hf", value)
@@ -109,7 +129,7 @@ def test_strict_cannot_be_switched_off(value: str, runs: SimpleNamespace) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--phase2-strict-hf", "true"], ["--phase2-strict-hf"], ["--phase2-strict-hf", "TRUE"]]
+    "arguments", [["--phase", "2"], ["--phase2-strict-hf", "true"], ["--phase2-strict-hf"], ["--phase2-strict-hf", "TRUE"]]
 )
 def test_strict_is_the_default(arguments: list[str], runs: SimpleNamespace) -> None:
     assert invoke(app.main, *arguments).exit_code == 0
@@ -161,7 +181,7 @@ def test_error_of_a_run_is_told_in_words(monkeypatch: pytest.MonkeyPatch, error:
         raise error
 
     points.RUN.replace(run, monkeypatch)
-    found = invoke(app.main)
+    found = invoke(app.main, "--phase", "2")
     assert found.exit_code == code
     assert found.output.startswith(told)
     assert "Traceback" not in found.output
@@ -178,7 +198,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("401 for https://me:pass@word@host/x with Bearer hf_abcdefgh")
 
     points.RUN.replace(run, monkeypatch)
-    for arguments in ([], ["--debug"]):
+    for arguments in (["--phase", "2"], ["--debug"]):
         told = invoke(app.main, *arguments).output
         assert "401 for https://host/x with Bearer ***" in told
         assert not [word for word in ("hf_abc", "me:pass", "word@") if word in told]
@@ -188,7 +208,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ended_run_unwinds(runs: SimpleNamespace, number: signal.Signals, code: int) -> None:
     """A signal as an exception lets the run end as KILLED; by default the process just vanishes. A second one is ignored:
     Ctrl-C under ``mlflow run`` comes as SIGINT, and then again as SIGTERM."""
-    assert invoke(app.main).exit_code == 0
+    assert invoke(app.main, "--phase", "2").exit_code == 0
     handler = signal.getsignal(number)
     assert callable(handler)
     with pytest.raises(SystemExit) as ended:
