@@ -74,7 +74,7 @@ class ModelBlock(Block):
 
 
 class RuntimeBlock(Block):
-    """Device, dtype, batch size, exit code, and how MLflow is used."""
+    """Device, dtype, batch size, threads, workers, exit code, and how MLflow is used."""
 
     backend: Literal["hf"] = "hf"
     allow_mock_fallback: bool = False
@@ -82,6 +82,10 @@ class RuntimeBlock(Block):
     device_map: Literal["auto"] | None = None
     torch_dtype: Dtype = "float32"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    threads: Count | None = None
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
+    ray_address: Annotated[str, Field(pattern=r"^(auto|ray://\S+|[\w.:\[\]-]+:\d+)$")] | None = None
+    mixed_devices: bool = False
     fail_on_gate: bool = False
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
     system_metrics: bool = False
@@ -98,6 +102,25 @@ class RuntimeBlock(Block):
             raise ValueError(
                 f"runtime.device_map = {self.device_map} spreads the model over all devices, and runtime.device = "
                 f"{self.device} names one; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers is None and self.ray_address is not None:
+            raise ValueError(
+                f"runtime.ray_address = {self.ray_address} says where workers are, and runtime.workers = null asks for none; "
+                "set workers=auto or a number, or leave ray_address out"
+            )
+        if self.workers is not None and self.device_map is not None:
+            raise ValueError(
+                f"runtime.device_map = {self.device_map} spreads a model over all cards, and each of runtime.workers = "
+                f"{self.workers} has one card; leave one of them out"
+            )
+        if self.workers is not None and (self.device == "mps" or ":" in self.device):
+            raise ValueError(
+                f"runtime.device = {self.device} is one card, and runtime.workers = {self.workers} get theirs from Ray: set "
+                "device to auto, cuda or cpu, or leave workers out"
             )
         return self
 

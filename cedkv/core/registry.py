@@ -122,6 +122,13 @@ class Registry(Generic[T]):
         """Return the digest of the module that holds an implementation; None for built-in ones, and where it has no file."""
         return None if name in self.builtin else module_digest(str(getattr(self.get(name), "__module__", name)))
 
+    def module_to_import(self, name: str) -> str | None:
+        """Return the module that another process has to import to know the name; None where the name is enough."""
+        if name in self._registered:
+            return str(getattr(self._registered[name], "__module__", name))
+        module = name.partition(":")[0]
+        return module if module == "__main__" else None
+
     def external(self) -> list[str]:
         """Return the names that are not built in."""
         return self.names()[len(self.builtin) :]

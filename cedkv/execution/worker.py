@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+
+import torch
 
 from cedkv.checks import certificate
 from cedkv.checks.certificate import Certificate, measurements_folder
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
 from cedkv.execution.workload import PlannedUnit, Workload
-from cedkv.inference.batch import Announce
 from cedkv.inference.head_weights import HeadWeights, ensure_head_weights, use_head_weights
 from cedkv.inference.passes import check_loaded_readings
 from cedkv.models import loading
@@ -44,8 +46,16 @@ class FinishedUnit:
     records: dict[str, list[Record]]
 
 
+Step = Callable[[str, str, int], None]
+"""Called when an arm of a unit begins: the unit's key, the arm's name, its number of evaluations (sample x arm)."""
+
+
 class Executor(Protocol):
     """Where the units of a run are computed. The methods are called in the order in which they stand here."""
+
+    @property
+    def at_once(self) -> int:
+        """How many units are computed at the same time, at most; known once the model is loaded."""
 
     def load(self) -> ModelFacts:
         """Load the model; raise ModelError if it cannot run the workload."""
@@ -56,12 +66,11 @@ class Executor(Protocol):
     def head_weights(self) -> list[list[HeadWeights]]:
         """Return the weights of attention heads that each group needs, which are fitted on first use."""
 
-    def execute(self, units: Sequence[PlannedUnit], step: Announce) -> Iterator[FinishedUnit]:
-        """Compute units; yield each when it is finished, in any order.
+    def execute(self, units: Sequence[PlannedUnit], step: Step) -> Iterator[FinishedUnit]:
+        """Compute units; yield each when it is finished, in any order."""
 
-        Args:
-            step: called when an arm of a unit begins.
-        """
+    def on_every_kind(self, planned: PlannedUnit) -> list[FinishedUnit]:
+        """Compute one unit on each kind of device that there is."""
 
     def close(self) -> None:
         """Free what computes."""
@@ -70,10 +79,14 @@ class Executor(Protocol):
 class Worker:
     """An executor that computes in this process, one unit after the other."""
 
-    def __init__(self, work: Workload, spec: ModelSpec) -> None:
+    at_once = 1
+
+    def __init__(self, work: Workload, spec: ModelSpec | None = None) -> None:
+        """Make a worker; ``spec``: as of ``loading.load``."""
         self._work, self._spec = work, spec
         self._fitted: list[list[HeadWeights]] = []
         self._group: int | None = None  # whose head weights the model has
+        self._threads_before = torch.get_num_threads()
 
     def load(self) -> ModelFacts:
         """See ``Executor``."""
@@ -93,19 +106,32 @@ class Worker:
         """See ``Executor``."""
         folder = measurements_folder(self._work.config.model.cache_dir, "head_weights")
         identity = self._certificate.identity
-        self._fitted = [ensure_head_weights(self.lm, group.configs, identity, folder) for group in self._work.groups]
+        self.use([ensure_head_weights(self.lm, group.configs, identity, folder) for group in self._work.groups])
         return self._fitted
 
-    def execute(self, units: Sequence[PlannedUnit], step: Announce) -> Iterator[FinishedUnit]:
+    def use(self, fitted: list[list[HeadWeights]]) -> None:
+        """Compute with these weights of attention heads: what ``head_weights`` of one worker gives, for all of them."""
+        self._fitted, self._group = fitted, None
+
+    def execute(self, units: Sequence[PlannedUnit], step: Step) -> Iterator[FinishedUnit]:
         """See ``Executor``."""
         for planned in units:
-            group = self._work.groups[planned.group]
-            if planned.group != self._group:
-                use_head_weights(self.lm, group.configs, self._fitted[planned.group])
-                self._group = planned.group
-            of_group = (self.lm, group.conditions, group.samples)
-            for _, records in run_units(*of_group, [planned.unit], self._work.phase, step):
-                yield FinishedUnit(planned, self.facts.ran_on, records)
+            yield self.compute(planned, step)
+
+    def compute(self, planned: PlannedUnit, step: Step) -> FinishedUnit:
+        """Return a unit's records."""
+        group = self._work.groups[planned.group]
+        if planned.group != self._group:
+            use_head_weights(self.lm, group.configs, self._fitted[planned.group])
+            self._group = planned.group
+        announce = partial(step, planned.key)
+        ((_, records),) = run_units(self.lm, group.conditions, group.samples, [planned.unit], self._work.phase, announce)
+        return FinishedUnit(planned, self.facts.ran_on | self.lm.batching.halved, records)
+
+    def on_every_kind(self, planned: PlannedUnit) -> list[FinishedUnit]:
+        """See ``Executor``."""
+        return [self.compute(planned, lambda *_: None)]
 
     def close(self) -> None:
-        """See ``Executor``."""
+        """See ``Executor``; torch gets the number of threads back that it had."""
+        torch.set_num_threads(self._threads_before)

@@ -26,13 +26,14 @@ class Batching:
     """The size of a pass: at most ``max_rows`` rows where the user sets it, else as many as fit ``max_tokens``, at least one.
 
     When memory runs out, the size is halved for the rest of the run, with a warning. Results do not depend on the size beyond
-    the numerical floor.
+    the numerical floor; ``halved`` says what it has become, under the names that a unit is recorded with, and nothing before.
     """
 
     def __init__(self, max_rows: int | None, device: torch.device) -> None:
         self.max_rows = max_rows
         self.max_tokens = PASS_TOKENS[device.type]
         self.slack = LAST_PASS_SLACK
+        self.halved: dict[str, int] = {}
 
     def passes(self, lengths: Sequence[int], compute: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Compute all rows, in passes of similar length.
@@ -79,6 +80,7 @@ class Batching:
         if self.max_rows is not None:
             self.max_rows = rows // 2
         self.max_tokens, self.slack = rows // 2 * width, 1.0  # no slack: a pass beyond the size that fits runs out again
+        self.halved = {"runtime.halved_rows": rows // 2, "runtime.halved_tokens": self.max_tokens}
         _log.warning("memory ran out in a pass of %d rows of %d tokens: continuing with %d rows", rows, width, rows // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

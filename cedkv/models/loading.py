@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
@@ -68,7 +71,7 @@ class LanguageModel:
 
 
 def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
-    """Load a model's weights.
+    """Load a model's weights, and set torch's number of threads where the configuration has one.
 
     Args:
         spec: the result of ``open_spec``; None to open the model first.
@@ -77,6 +80,8 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
         ModelError: the model cannot be loaded, its weights do not fit its configuration, or it does not support the run's.
         ConfigError: the device is not available.
     """
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
     spec = spec or open_spec(config)
     name, capabilities, tokenizer = config.model.id, spec.capabilities, spec.tokenizer
     folder = spec.folder if spec.gguf is None else gguf_model.model_folder(spec.gguf, config.model.cache_dir)
@@ -168,6 +173,29 @@ def _tied(model: Any) -> Iterator[str]:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         yield "config.json ties lm_head to the embedding (tie_word_embeddings); the weights have another one, which is used"
+
+
+def fetch_weights(config: Phase2Config, spec: ModelSpec) -> bool:
+    """Put a model's weights on this machine's disk without loading them, so that processes that load them need no network.
+
+    Returns:
+        True if the model is a hub's: it can be loaded with HF_HUB_OFFLINE=1 from now on.
+
+    Raises:
+        ModelError: the weights cannot be had.
+    """
+    if spec.gguf is not None:
+        gguf_model.model_folder(spec.gguf, config.model.cache_dir)
+    if os.path.isdir(spec.source):
+        return False
+    hub_options = {name: value for name, value in spec.options.items() if name != "trust_remote_code"}
+    with explain_load_errors(config.model.id, None, "its weights cannot be fetched"):
+        index = cached_file(spec.source, SAFE_WEIGHTS_INDEX_NAME, **hub_options, _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            cached_file(spec.source, SAFE_WEIGHTS_NAME, **hub_options)
+        else:
+            get_checkpoint_shard_files(spec.source, index, **hub_options)
+    return True
 
 
 def check_loaded(lm: LanguageModel, config: Phase2Config) -> None:

@@ -199,6 +199,16 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
     return header, journal.records
 
 
+def stored_value(path: Path, name: str) -> Any:
+    """Return a value that a journal's run depends on; None where there is none, or no journal, or one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            first_line = file.readline()
+        return json.loads(first_line)["header"].get(name) if _is_intact(first_line) else None
+    except (OSError, KeyError):
+        return None
+
+
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return one line per name whose values differ: name, stored value, current value."""
     missing = "(missing)"

@@ -39,9 +39,15 @@ INDIFFERENT = {
     "phase2.runtime.mlflow_timeout",
     "phase2.runtime.system_metrics",
     "phase2.runtime.allow_other_code",
+    "phase2.runtime.workers",
+    "phase2.runtime.ray_address",
+    "phase2.runtime.threads",
     "phase2.model.allow_uncertified",
 }
-"""Settings that change no result: they may differ when a run is resumed."""
+"""Settings that change no result: they may differ when a run is resumed.
+
+The number of torch threads does change roundings; what holds it is the journal, which has the number that computed.
+"""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 

@@ -22,7 +22,8 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.files import append_lines, write_json, write_lines
 from cedkv.core.text import plural
 from cedkv.core.values import Record
-from cedkv.execution.worker import Executor, ModelFacts, Worker
+from cedkv.execution.choice import choose_executor
+from cedkv.execution.worker import Executor, ModelFacts
 from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.models.checkpoint import trust_tag
 from cedkv.models.opening import ModelSpec, open_spec
@@ -80,7 +81,7 @@ def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock
     size = "" if resolved.comparison is None else f"{resolved.comparison}, {len(conditions)} conditions; "
     click.echo(f"run {active.manifest.run_id}: {size}loading {config.model.id} ...", err=True)
     work = prepare(resolved, spec)
-    with closing(Worker(work, spec)) as executor:
+    with closing(choose_executor(work, spec)) as executor:
         facts = executor.load()
         journal = active.open_journal(depends_on(facts.identity, work), keys)
         active.manifest.earlier_units = len(journal.ran_on)
@@ -194,11 +195,11 @@ def evaluate(executor: Executor, work: Workload, folders: Mapping[str, Path], cl
     if len(folders) > 1 and left:
         size, most = "; ".join(map(_size, work.groups)), sum(planned.size for planned in left)
         click.echo(f"{size}: {most:,} evaluations (sample x arm) at most", err=True)
-    with closing(Progress([planned.size for planned in left], done)) as progress:
+    with closing(Progress({planned.key: planned.size for planned in left}, done)) as progress:
 
-        def step(arm: str, count: int) -> None:
-            progress.step(arm, count)
-            clock.enter(arm)
+        def step(unit: str, arm: str, count: int) -> None:
+            progress.step(unit, arm, count)
+            clock.enter(arm if executor.at_once == 1 else "evaluate")
 
         for finished in executor.execute(left, step):
             journal.append(finished.planned.key, finished.ran_on, finished.records)

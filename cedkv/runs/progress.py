@@ -7,7 +7,8 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import click
 from tqdm import tqdm
@@ -16,33 +17,45 @@ LINE_INTERVAL = 30.0
 """Seconds at least between two lines about a unit that is not done yet."""
 
 
-class Progress:
-    """Counts evaluations (sample x arm) and reports on stderr how far a run is."""
+class _UnderWay(NamedTuple):
+    """Evaluations of a unit: those of its finished arms, and those of the arm that is computed now."""
 
-    def __init__(self, left: Sequence[int], done: Sequence[int]) -> None:
+    done: int
+    pending: int
+
+
+class Progress:
+    """Counts evaluations (sample x arm) and reports on stderr how far a run is; several units may be under way at once."""
+
+    def __init__(self, left: Mapping[str, int], done: Sequence[int]) -> None:
         """Start counting.
 
         Args:
-            left: evaluations of each unit that is to be computed.
-            done: the same of the units that an earlier process has finished.
+            left: key of each unit that is to be computed -> its evaluations.
+            done: evaluations of the units that an earlier process has finished.
         """
+        self._sizes, self._under_way = left, dict[str, _UnderWay]()
         self._units, self._units_done = len(left) + len(done), len(done)
-        self._total, self._count, self._pending = sum(left) + sum(done), sum(done), 0
+        self._total, self._count, self._finished = sum(left.values()) + sum(done), sum(done), sum(done)
         self._count_at_start, self._started = self._count, time.monotonic()
         self._prints_lines, self._last_line = not sys.stderr.isatty(), -math.inf
         self._bar = tqdm(total=self._total, initial=self._count, unit="eval", desc="start", disable=None, dynamic_ncols=True)
 
-    def step(self, arm: str, count: int) -> None:
-        """Begin an arm of ``count`` evaluations; the arm before it is done."""
+    def step(self, unit: str, arm: str, count: int) -> None:
+        """Begin an arm of ``count`` evaluations of a unit; the unit's arm before it is done."""
+        before = self._under_way.get(unit, _UnderWay(0, 0))
+        self._under_way[unit] = _UnderWay(before.done + before.pending, count)
         self._advance()
-        self._pending = count
-        self._bar.set_description(arm)
+        now = arm if len(self._under_way) == 1 else f"{len(self._under_way)} units at once"
+        self._bar.set_description(now)
         if self._prints_lines and time.monotonic() - self._last_line >= LINE_INTERVAL:
-            click.echo(f"{arm} ({self._count:,} of {self._total:,} evaluations done)", err=True)
+            click.echo(f"{now} ({self._count:,} of {self._total:,} evaluations done)", err=True)
             self._last_line = time.monotonic()
 
     def unit(self, key: str) -> None:
         """Report that a unit is done and on disk."""
+        self._under_way.pop(key, None)
+        self._finished += self._sizes[key]
         self._advance()
         self._units_done += 1
         if self._prints_lines:
@@ -61,9 +74,10 @@ class Progress:
         return f", about {tqdm.format_interval((time.monotonic() - self._started) / computed * left)} left"
 
     def _advance(self) -> None:
-        self._count += self._pending
-        self._bar.update(self._pending)
-        self._pending = 0
+        """Count anew. A unit that is computed a second time, because its worker died, counts as one all the same."""
+        count = self._finished + sum(min(unit.done, self._sizes[key]) for key, unit in self._under_way.items())
+        self._bar.update(max(0, count - self._count))
+        self._count = max(count, self._count)
 
 
 def stage_of(arm: str) -> str:

@@ -15,6 +15,8 @@ from cedkv.config.options import COMPARISONS, Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
+from cedkv.runs.journal import NAME as JOURNAL
+from cedkv.runs.journal import stored_value
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
 from cedkv.tasks.from_rows import RowTask
@@ -115,7 +117,9 @@ def resolve_inputs(
 ) -> RunInputs:
     """Read and validate the input of a run without making one; arguments and errors are those of ``resolve_run``."""
     config = config.for_phase(phase)
-    _check_system_metrics(config)
+    _check_extras(config)
+    if resumed is not None:
+        config = _with_stored_threads(config, resumed)
     if command in COMPARISONS:
         conditions = tuple(build_conditions(command, config, lists or {}))
     else:
@@ -127,13 +131,26 @@ def resolve_inputs(
     return RunInputs(command, phase, config, conditions, texts)
 
 
-def _check_system_metrics(config: Phase2Config) -> None:
-    """Raise ConfigError if a run asks for system metrics where MLflow cannot measure them."""
+def _check_extras(config: Phase2Config) -> None:
+    """Raise ConfigError if a run asks for what an extra brings that is not installed."""
+    if config.runtime.workers is not None and find_spec("ray") is None:
+        raise ConfigError(
+            f"runtime.workers = {config.runtime.workers} needs Ray, which is not installed: pip install 'cedkv[ray]', or leave "
+            "it null to compute in this process"
+        )
     if config.runtime.system_metrics and find_spec("psutil") is None:
         raise ConfigError(
             "runtime.system_metrics = true needs psutil, which is not installed: pip install 'cedkv[system-metrics]', or leave "
             "it false"
         )
+
+
+def _with_stored_threads(config: Phase2Config, resumed: RunManifest) -> Phase2Config:
+    """Return the configuration with the torch threads that have computed the run so far, unless it names a number itself."""
+    stored = stored_value(resumed.folder / JOURNAL, "runtime.torch_threads")
+    if config.runtime.threads is not None or stored is None:
+        return config
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": stored})})
 
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:

@@ -16,14 +16,14 @@ def test_lines_at_most_every_half_minute_and_one_a_unit(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    told = Progress([400, 300], done=[1000])
+    told = Progress({"unit/00001": 500, "unit/00002": 200}, done=[1000])
     for at, arm in ((0.0, "teacher"), (29.0, "base"), (31.0, "select"), (60.0, "random 1/5"), (62.0, "random 2/5")):
         now = at
-        told.step(arm, 100)
+        told.step("unit/00001", arm, 100)
     now = 70.0
     told.unit("unit/00001")
     now = 99.0
-    told.step("teacher", 300)
+    told.step("unit/00002", "teacher", 200)
     now = 101.0
     told.unit("unit/00002")
     told.close()
@@ -36,10 +36,39 @@ def test_lines_at_most_every_half_minute_and_one_a_unit(
     ]
 
 
+def test_units_at_once_are_counted_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An arm of one unit does not end the arm of another; a unit that is begun anew counts once, and so does a finished one."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    told = Progress({"a": 200, "b": 100, "c": 100}, done=[])
+    for unit, arm, count in (("a", "teacher", 150), ("b", "teacher", 50), ("b", "base", 50), ("a", "base", 50)):
+        now += 40
+        told.step(unit, arm, count)
+    told.unit("b")
+    for arm, count in (("teacher", 150), ("base", 50)):  # the worker of a died; another one begins it anew
+        now += 40
+        told.step("a", arm, count)
+    told.unit("a")
+    told.step("c", "teacher", 100)
+    told.unit("c")
+    told.close()
+    assert [line.partition(", about")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "teacher (0 of 400 evaluations done)",
+        "2 units at once (0 of 400 evaluations done)",
+        "2 units at once (50 of 400 evaluations done)",
+        "2 units at once (200 of 400 evaluations done)",
+        "b done (1 of 3 units",
+        "teacher (300 of 400 evaluations done)",
+        "base (300 of 400 evaluations done)",
+        "a done (2 of 3 units",
+        "c done (3 of 3 units)",
+    ]
+
+
 def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    told = Progress([20, 20], done=[])
-    told.step("teacher", 20)
+    told = Progress({"unit/00000": 20, "unit/00001": 20}, done=[])
+    told.step("unit/00000", "teacher", 20)
     told.unit("unit/00000")
     told.close()
     shown = capsys.readouterr().err

@@ -1,0 +1,342 @@
+"""Workers of a Ray cluster as an executor: one actor per card, or per share of the CPUs.
+
+Only this process knows the run: it hands out units, the largest first, to whichever worker is free, and takes their records
+back. A worker loads the model from a path, and one worker of a machine at a time: several that load at once may need more
+memory than the machine has. What dies costs the unit that it computed, which another worker computes again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import click
+
+from cedkv.checks.certificate import Certificate
+from cedkv.core.errors import CedkvError, ConfigError, RunInterrupted
+from cedkv.core.text import plural, preview
+from cedkv.execution.extensions import modules_to_import
+from cedkv.execution.ray_cluster import Cluster, share_out
+from cedkv.execution.remote_worker import Rejected, RemoteWorker, Surroundings
+from cedkv.execution.worker import FinishedUnit, ModelFacts, Step
+from cedkv.execution.workload import PlannedUnit, Workload
+from cedkv.inference.head_weights import HeadWeights
+from cedkv.models import loading
+from cedkv.models.opening import ModelSpec
+
+UNIT_FAILURES = 3
+"""Workers that one unit may end before it ends the run."""
+START_FAILURES = 5
+"""Workers that may end one after the other before any of them has loaded the model; after that no more are started."""
+WAIT_NOTICE = 30.0
+"""Seconds after which a line says that workers wait for room on the cluster."""
+KIND = ("runtime.device", "runtime.device_name", "runtime.matmul")
+"""What may differ between workers where ``runtime.mixed_devices`` is set: a kind of device, and how it multiplies."""
+
+
+@dataclass(eq=False)
+class _Remote:
+    """A worker as this process sees it.
+
+    place: machine and process id, once it has answered. call: what it does besides units. units: those that it computes or
+    will compute, in this order. steps: the call that returns when an arm begins.
+    """
+
+    actor: Any
+    call: Any
+    stage: Literal["starting", "waiting", "loading", "ready"] = "starting"
+    place: tuple[str, int] = ("", 0)
+    units: dict[Any, PlannedUnit] = field(default_factory=dict)
+    steps: Any = None
+    certificate: Certificate | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.place[0]} (process {self.place[1]})" if self.place[0] else "a machine that has not answered"
+
+
+class RayWorkers:
+    """See ``Executor``."""
+
+    def __init__(self, work: Workload, spec: ModelSpec) -> None:
+        self._work, self._spec = work, spec
+        self._workers: list[_Remote] = []
+        self._cluster: Cluster | None = None
+        self._left: deque[PlannedUnit] = deque()
+        self._step: Step = lambda *_: None
+        self._failures: Counter[str] = Counter()
+        self._failed_starts, self._notice_at = 0, float("inf")
+        self._first: tuple[_Remote, ModelFacts, Certificate, dict[str, str]] | None = None
+        self._fitted: Any = None
+
+    @property
+    def at_once(self) -> int:
+        """See ``Executor``."""
+        return self._share.workers
+
+    def load(self) -> ModelFacts:
+        """See ``Executor``; the model is loaded when one worker has it, and the others load it while that one computes.
+
+        Raises:
+            ConfigError: the cluster, or an extension that a worker cannot import.
+            RunInterrupted: no worker could be started.
+        """
+        surroundings = Surroundings(os.getcwd(), sys.path, modules_to_import(self._work.configs))
+        runtime = self._work.config.runtime
+        self._cluster = cluster = Cluster(runtime)
+        self._share = share_out(runtime, cluster.nodes)
+        where = "a cluster of this run's own" if cluster.local else "the cluster"
+        click.echo(f"{self._share}, on {where} ({plural(len(cluster.nodes), 'machine')})", err=True)
+        self._offline = not cluster.remote and loading.fetch_weights(self._work.config, self._spec)
+        device = "cuda" if self._share.card else "cpu"
+        runtime = runtime.model_copy(update={"device": device, "threads": self._share.threads})
+        sent = replace(self._work, config=self._work.config.model_copy(update={"runtime": runtime}))
+        self._arguments = cluster.ray.put(sent), surroundings
+        for _ in range(self._share.workers):
+            self._start()
+        while self._first is None:
+            self._pump()
+        return self._first[1]
+
+    def certify(self) -> Certificate:
+        """See ``Executor``; the certificate of the worker that was loaded first."""
+        return self._joined[2]
+
+    def head_weights(self) -> list[list[HeadWeights]]:
+        """See ``Executor``; all workers compute with what one of them has fitted."""
+        for _ in range(UNIT_FAILURES):
+            worker = self._ready_worker()
+            worker.call = worker.actor.head_weights.remote()
+            while worker in self._workers and worker.call is not None:
+                self._pump()
+            if self._fitted is not None:
+                for other in self._workers:
+                    if other.stage == "ready":
+                        other.actor.use.remote(self._fitted)
+                return self._fitted
+        raise RunInterrupted(f"{UNIT_FAILURES} workers ended while they fitted weights of attention heads")
+
+    def execute(self, units: Sequence[PlannedUnit], step: Step) -> Iterator[FinishedUnit]:
+        """See ``Executor``.
+
+        Raises:
+            RunInterrupted: a unit has ended ``UNIT_FAILURES`` workers, or no worker is left.
+            CedkvError: what a unit raises that a repetition would raise again.
+        """
+        self._left, self._step = deque(sorted(units, key=lambda planned: -planned.size)), step
+        missing = len(units)
+        while missing:
+            self._hand_out()
+            finished = self._pump()
+            if finished is not None:
+                missing -= 1
+                self._hand_out()
+                yield finished
+
+    def on_every_kind(self, planned: PlannedUnit) -> list[FinishedUnit]:
+        """See ``Executor``."""
+        self._await_all()
+        kinds = {_kind(worker.certificate): worker for worker in self._workers if worker.certificate is not None}
+        calls = [worker.actor.compute.remote(planned) for worker in kinds.values()]
+        finished: list[FinishedUnit | Rejected] = self._ray.get(calls)
+        for unit in finished:
+            if isinstance(unit, Rejected):
+                raise unit.error()
+        return [unit for unit in finished if isinstance(unit, FinishedUnit)]
+
+    def close(self) -> None:
+        """See ``Executor``; workers on a cluster of others end too."""
+        if self._cluster is not None:
+            for worker in self._workers:
+                self._kill(worker)
+            self._cluster.close()
+            self._cluster = None
+
+    @property
+    def _ray(self) -> Any:
+        assert self._cluster is not None, "load was not called"
+        return self._cluster.ray
+
+    @property
+    def _joined(self) -> tuple[_Remote, ModelFacts, Certificate, dict[str, str]]:
+        assert self._first is not None, "load was not called"
+        return self._first
+
+    def _start(self) -> None:
+        self._notice_at = time.monotonic() + WAIT_NOTICE
+        options: dict[str, Any] = {**self._share.resources, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        if self._offline:
+            options["runtime_env"] = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
+        actor = self._ray.remote(concurrency_groups={"watch": 1})(RemoteWorker).options(**options).remote(*self._arguments)
+        self._workers.append(_Remote(actor, actor.place.options(concurrency_group="watch").remote()))
+
+    def _ready_worker(self) -> _Remote:
+        while True:
+            for worker in self._workers:
+                if worker.stage == "ready":
+                    return worker
+            self._pump()
+
+    def _await_all(self) -> None:
+        while any(worker.stage != "ready" for worker in self._workers):
+            self._pump()
+
+    def _hand_out(self) -> None:
+        """Give units to workers: one to compute, and a second one that waits there while there are more units than workers."""
+        ready = [worker for worker in self._workers if worker.stage == "ready"]
+        for depth in (1, 2):
+            for worker in ready:
+                if len(self._left) > (0 if depth == 1 else len(self._workers)) and len(worker.units) < depth:
+                    planned = self._left.popleft()
+                    worker.units[worker.actor.compute.remote(planned)] = planned
+
+    def _pump(self) -> FinishedUnit | None:
+        """Wait a moment for any worker to answer, and act on the answer; return the unit that it has finished, if it has."""
+        if not self._workers:
+            raise RunInterrupted(
+                f"no worker is left: {START_FAILURES} of them ended one after the other before they had loaded the model. The "
+                "reasons are above; memory is the usual one: lower runtime.workers"
+            )
+        self._load_next()
+        owners = {
+            ref: worker for worker in self._workers for ref in (*worker.units, worker.call, worker.steps) if ref is not None
+        }
+        done, _ = self._ray.wait(list(owners), num_returns=1, timeout=1.0)
+        if time.monotonic() > self._notice_at:
+            self._notice_waiting()
+        if not done:
+            return None
+        ref, worker = done[0], owners[done[0]]
+        try:
+            answer = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            self._lost(worker, error)
+            return None
+        if isinstance(answer, Rejected):
+            raise self._rejection(worker, ref, answer)
+        if ref in worker.units:
+            del worker.units[ref]
+            finished: FinishedUnit = answer
+            return finished
+        if ref is worker.steps:
+            worker.steps = worker.actor.steps.options(concurrency_group="watch").remote()
+            under_way = {planned.key for planned in worker.units.values()}
+            for step in answer:
+                if step[0] in under_way:
+                    self._step(*step)
+        else:
+            self._answered(worker, answer)
+        return None
+
+    def _answered(self, worker: _Remote, answer: Any) -> None:
+        """Take the answer to what a worker does besides units: where it is, the model that it has loaded, weights of heads."""
+        worker.call = None
+        if worker.stage == "starting":
+            worker.place, worker.stage = answer, "waiting"
+        elif worker.stage == "loading":
+            self._failed_starts = 0
+            self._join(worker, *answer)
+        else:
+            self._fitted = answer
+
+    def _load_next(self) -> None:
+        """Let workers load the model, one of a machine at a time."""
+        busy = {worker.place[0] for worker in self._workers if worker.stage == "loading"}
+        for worker in self._workers:
+            if worker.stage == "waiting" and worker.place[0] not in busy:
+                busy.add(worker.place[0])
+                worker.stage, worker.call = "loading", worker.actor.load.remote()
+
+    def _join(self, worker: _Remote, facts: ModelFacts, certificate: Certificate, provided: dict[str, str]) -> None:
+        """Let a worker take part that has loaded the model, if it computes what the first one does."""
+        worker.stage, worker.certificate = "ready", certificate
+        if self._first is None:
+            self._first = worker, facts, certificate, provided
+        else:
+            first, _, expected, expected_provided = self._first
+            identities = {
+                first.name: {**expected.identity, **expected_provided},
+                worker.name: {**certificate.identity, **provided},
+            }
+            _check_same(identities, self._work.config.runtime.mixed_devices)
+            certificate.check(self._work.configs)
+        if self._fitted is not None:
+            worker.actor.use.remote(self._fitted)
+        worker.steps = worker.actor.steps.options(concurrency_group="watch").remote()
+
+    def _rejection(self, worker: _Remote, ref: Any, answer: Rejected) -> CedkvError:
+        """Return the error that a worker has raised: a unit's own as it is, any other with the machine's name."""
+        if ref in worker.units:
+            return answer.error()
+        return answer.error(f"worker on {worker.name}: ")
+
+    def _lost(self, worker: _Remote, error: Exception) -> None:
+        """Go on without a worker that has ended, or raised what no repetition can be trusted after; start another one.
+
+        Raises:
+            RunInterrupted: its unit has ended too many workers.
+        """
+        self._workers.remove(worker)
+        self._kill(worker)
+        reason = preview(" ".join(str(getattr(error, "cause", None) or error).split()), 300)
+        units = list(worker.units.values())
+        self._left.extendleft(reversed(units))
+        failed = units[0] if units and worker.stage == "ready" else None
+        lost = f"a worker on {worker.name} ended: {reason}"
+        if failed is not None:
+            self._failures[failed.key] += 1
+            if self._failures[failed.key] == UNIT_FAILURES:
+                raise RunInterrupted(
+                    f"{failed.key} has ended {UNIT_FAILURES} workers that computed it, the last one on {worker.name}: {reason}"
+                    "\nFinished units are safe in the run's journal; --resume goes on with it"
+                ) from error
+            lost += f"; {failed.key} is computed again (failure {self._failures[failed.key]} of {UNIT_FAILURES})"
+        elif worker.stage != "ready":
+            self._failed_starts += 1
+        click.echo(lost, err=True)
+        if self._failed_starts < START_FAILURES:
+            self._start()
+
+    def _notice_waiting(self) -> None:
+        """Say once that workers wait for room, which others on the cluster take up, or which a lost machine had."""
+        self._notice_at = float("inf")
+        waiting = sum(worker.stage == "starting" for worker in self._workers)
+        if waiting:
+            click.echo(f"{waiting} of {plural(self._share.workers, 'worker')} wait for room on the cluster", err=True)
+
+    def _kill(self, worker: _Remote) -> None:
+        try:
+            self._ray.kill(worker.actor, no_restart=True)
+        except Exception:  # the actor, or the whole cluster, is gone already
+            return
+
+
+def _kind(certificate: Certificate | None) -> tuple[Any, ...]:
+    return () if certificate is None else tuple(certificate.identity.get(name) for name in KIND)
+
+
+def _check_same(identities: dict[str, dict[str, Any]], mixed_devices: bool) -> None:
+    """Raise ConfigError if two workers do not compute the same: other weights, code, versions, another kind of device.
+
+    Args:
+        identities: name of a worker -> everything that what it computes depends on.
+    """
+    (first, expected), (other, found) = identities.items()
+    differing = [name for name in dict.fromkeys([*expected, *found]) if expected.get(name) != found.get(name)]
+    if mixed_devices:
+        differing = [name for name in differing if name not in KIND]
+    if differing:
+        remedy = "Give all machines the same model and software"
+        if set(differing) <= set(KIND):
+            remedy = (
+                "Roundings differ between kinds of device. Leave one kind out, or set runtime.mixed_devices=true: the run is "
+                "then tagged with both, and the difference between them is measured"
+            )
+        lines = [f"{name}: {preview(expected.get(name), 100)} on {first}, {preview(found.get(name), 100)} on {other}"
+                 for name in differing]  # fmt: skip
+        raise ConfigError("workers do not compute the same:\n  " + "\n  ".join(lines) + f"\n{remedy}")
