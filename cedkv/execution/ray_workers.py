@@ -27,6 +27,7 @@ from cedkv.execution.worker import FinishedUnit, ModelFacts, Step
 from cedkv.execution.workload import PlannedUnit, Workload
 from cedkv.inference.head_weights import HeadWeights
 from cedkv.models import loading
+from cedkv.models.fingerprint import DEVICE_KIND
 from cedkv.models.opening import ModelSpec
 
 UNIT_FAILURES = 3
@@ -35,7 +36,7 @@ START_FAILURES = 5
 """Workers that may end one after the other before any of them has loaded the model; after that no more are started."""
 WAIT_NOTICE = 30.0
 """Seconds after which a line says that workers wait for room on the cluster."""
-KIND = ("runtime.device", "runtime.device_name", "runtime.matmul")
+KIND = (*DEVICE_KIND, "runtime.matmul")
 """What may differ between workers where ``runtime.mixed_devices`` is set: a kind of device, and how it multiplies."""
 
 

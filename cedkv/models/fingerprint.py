@@ -14,6 +14,8 @@ from accelerate.utils import align_module_device
 from cedkv.core.source import RECORDS_CODE, code_digest
 from cedkv.models.loading import LanguageModel
 
+DEVICE_KIND = ("runtime.device", "runtime.device_name")
+"""The values of a fingerprint that say what kind of device computes."""
 _weights_digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 """Digests of loaded models, kept because reading all weights takes 0.4 s for 135M parameters in float32."""
 

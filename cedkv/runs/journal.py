@@ -106,13 +106,17 @@ class Journal:
 
     def records(self, condition: str) -> Iterator[Record]:
         """Yield all records of a condition, in the order of planned units, read from disk unit by unit."""
-        column = self._conditions.index(condition)
+        for unit in self.planned:
+            if unit in self._extents:
+                yield from self.records_of(unit, condition)
+
+    def records_of(self, unit: str, condition: str) -> list[Record]:
+        """Return the records of a condition in a finished unit."""
+        offset, size = self._extents[unit][self._conditions.index(condition)]
         with self.path.open("rb") as file:
-            for unit in self.planned:
-                if unit in self._extents:
-                    offset, size = self._extents[unit][column]
-                    file.seek(offset)
-                    yield from json.loads(file.read(size))
+            file.seek(offset)
+            records: list[Record] = json.loads(file.read(size))
+        return records
 
     def close(self) -> None:
         """Close the file; written records can still be read."""

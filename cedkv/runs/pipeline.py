@@ -26,12 +26,14 @@ from cedkv.execution.choice import choose_executor
 from cedkv.execution.worker import Executor, ModelFacts
 from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.models.checkpoint import trust_tag
+from cedkv.models.fingerprint import DEVICE_KIND
 from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.tokenizer import token_text
 from cedkv.report.artifacts import HEAD_WEIGHTS, RUNTIME, TokenTexts
 from cedkv.report.tables import sample_tables
 from cedkv.report.text import run_name
 from cedkv.runs import tracking
+from cedkv.runs.devices import compare_devices
 from cedkv.runs.journal import UNITS, Journal
 from cedkv.runs.lifecycle import ActiveRun, open_run
 from cedkv.runs.manifest import RunManifest, results_settings
@@ -93,6 +95,8 @@ def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock
             write_json(active.folder / "artifacts" / HEAD_WEIGHTS, {"fitted": [asdict(weights) for weights in fitted]})
         manifests = _describe(resolved, active, work, facts, certified)
         evaluate(executor, work, {key: m.folder for key, m in manifests.items()}, clock, journal)
+        if config.runtime.mixed_devices:
+            compare_devices(executor, work, journal, certified.floor, [active.manifest, *active.children.values()])
     clock.enter("report")
     samples_of = {condition.key: group.samples for group in work.groups for condition in group.conditions}
     texts = TokenTexts({}, partial(token_text, spec.tokenizer))
@@ -148,8 +152,10 @@ def depends_on(identity: Mapping[str, Any], work: Workload) -> dict[str, Any]:
     """Return all that a run's records depend on, flat, and its units: a resumed run must agree in it.
 
     Args:
-        identity: of ``fingerprint``.
+        identity: of ``fingerprint``; the kind of device is left out of it where ``runtime.mixed_devices`` is set.
     """
+    if work.config.runtime.mixed_devices:
+        identity = {name: value for name, value in identity.items() if name not in DEVICE_KIND}
     values: dict[str, Any] = {"phase": work.phase, UNITS: [planned.key for planned in work.plan]}
     conditions = work.conditions
     for condition in conditions:
