@@ -84,7 +84,7 @@ class RuntimeBlock(Block):
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     threads: Count | None = None
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
-    ray_address: Annotated[str, Field(pattern=r"^(auto|ray://\S+|[\w.:\[\]-]+:\d+)$")] | None = None
+    ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[\w.:\[\]-]+:\d+)$")] | None = None
     mixed_devices: bool = False
     fail_on_gate: bool = False
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -22,7 +24,6 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_enable_metrics_collection": "0",
-    "RAY_DEDUP_LOGS": "0",
 }
 """Environment of Ray: no statistics are sent or collected, nothing is announced on the console. What the user has set stays."""
 OBJECT_STORE = 100 * 2**20
@@ -111,6 +112,9 @@ class Cluster:
         address = runtime.ray_address
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        if address is None and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            # Ray would write a token into the user's home, and clusters that are started later would ask for it
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -143,6 +147,7 @@ class Cluster:
     def _connect(self, address: str | None, runtime: RuntimeBlock) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
+            _check_reachable(address)
             self.ray.init(address=address, **quiet)
             return
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -168,6 +173,14 @@ class Cluster:
             self.ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at an address: Ray itself would try for minutes, and print each time."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass
 
 
 @contextmanager

@@ -50,10 +50,11 @@ class _Remote:
 
     actor: Any
     call: Any
-    stage: Literal["starting", "waiting", "loading", "ready"] = "starting"
+    stage: Literal["starting", "importing", "waiting", "loading", "ready"] = "starting"
     place: tuple[str, int] = ("", 0)
     units: dict[Any, PlannedUnit] = field(default_factory=dict)
     steps: Any = None
+    extensions: dict[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None
 
     @property
@@ -72,7 +73,7 @@ class RayWorkers:
         self._step: Step = lambda *_: None
         self._failures: Counter[str] = Counter()
         self._failed_starts, self._notice_at = 0, float("inf")
-        self._first: tuple[_Remote, ModelFacts, Certificate, dict[str, str]] | None = None
+        self._first: tuple[_Remote, ModelFacts, Certificate] | None = None
         self._fitted: Any = None
 
     @property
@@ -97,7 +98,7 @@ class RayWorkers:
         device = "cuda" if self._share.card else "cpu"
         runtime = runtime.model_copy(update={"device": device, "threads": self._share.threads})
         sent = replace(self._work, config=self._work.config.model_copy(update={"runtime": runtime}))
-        self._arguments = cluster.ray.put(sent), surroundings
+        self._sent = surroundings, cluster.ray.put(sent)
         for _ in range(self._share.workers):
             self._start()
         while self._first is None:
@@ -140,15 +141,18 @@ class RayWorkers:
                 yield finished
 
     def on_every_kind(self, planned: PlannedUnit) -> list[FinishedUnit]:
-        """See ``Executor``."""
-        self._await_all()
-        kinds = {_kind(worker.certificate): worker for worker in self._workers if worker.certificate is not None}
-        calls = [worker.actor.compute.remote(planned) for worker in kinds.values()]
-        finished: list[FinishedUnit | Rejected] = self._ray.get(calls)
-        for unit in finished:
-            if isinstance(unit, Rejected):
-                raise unit.error()
-        return [unit for unit in finished if isinstance(unit, FinishedUnit)]
+        """See ``Executor``; a kind whose worker ends meanwhile is left out."""
+        kinds = {_kind(worker): worker for worker in self._workers if worker.stage == "ready"}
+        finished = []
+        for worker in kinds.values():
+            try:
+                answer = self._ray.get(worker.actor.compute.remote(planned))
+            except self._ray.exceptions.RayError:
+                continue
+            if isinstance(answer, Rejected):
+                raise answer.error()
+            finished.append(answer)
+        return finished
 
     def close(self) -> None:
         """See ``Executor``; workers on a cluster of others end too."""
@@ -164,7 +168,7 @@ class RayWorkers:
         return self._cluster.ray
 
     @property
-    def _joined(self) -> tuple[_Remote, ModelFacts, Certificate, dict[str, str]]:
+    def _joined(self) -> tuple[_Remote, ModelFacts, Certificate]:
         assert self._first is not None, "load was not called"
         return self._first
 
@@ -173,7 +177,7 @@ class RayWorkers:
         options: dict[str, Any] = {**self._share.resources, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         if self._offline:
             options["runtime_env"] = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
-        actor = self._ray.remote(concurrency_groups={"watch": 1})(RemoteWorker).options(**options).remote(*self._arguments)
+        actor = self._ray.remote(concurrency_groups={"watch": 1})(RemoteWorker).options(**options).remote()
         self._workers.append(_Remote(actor, actor.place.options(concurrency_group="watch").remote()))
 
     def _ready_worker(self) -> _Remote:
@@ -181,10 +185,6 @@ class RayWorkers:
             for worker in self._workers:
                 if worker.stage == "ready":
                     return worker
-            self._pump()
-
-    def _await_all(self) -> None:
-        while any(worker.stage != "ready" for worker in self._workers):
             self._pump()
 
     def _hand_out(self) -> None:
@@ -238,7 +238,9 @@ class RayWorkers:
         """Take the answer to what a worker does besides units: where it is, the model that it has loaded, weights of heads."""
         worker.call = None
         if worker.stage == "starting":
-            worker.place, worker.stage = answer, "waiting"
+            worker.place, worker.stage, worker.call = answer, "importing", worker.actor.prepare.remote(*self._sent)
+        elif worker.stage == "importing":
+            worker.extensions, worker.stage = answer, "waiting"
         elif worker.stage == "loading":
             self._failed_starts = 0
             self._join(worker, *answer)
@@ -253,16 +255,16 @@ class RayWorkers:
                 busy.add(worker.place[0])
                 worker.stage, worker.call = "loading", worker.actor.load.remote()
 
-    def _join(self, worker: _Remote, facts: ModelFacts, certificate: Certificate, provided: dict[str, str]) -> None:
+    def _join(self, worker: _Remote, facts: ModelFacts, certificate: Certificate) -> None:
         """Let a worker take part that has loaded the model, if it computes what the first one does."""
         worker.stage, worker.certificate = "ready", certificate
         if self._first is None:
-            self._first = worker, facts, certificate, provided
+            self._first = worker, facts, certificate
         else:
-            first, _, expected, expected_provided = self._first
+            first, _, expected = self._first
             identities = {
-                first.name: {**expected.identity, **expected_provided},
-                worker.name: {**certificate.identity, **provided},
+                first.name: {**expected.identity, **first.extensions},
+                worker.name: {**certificate.identity, **worker.extensions},
             }
             _check_same(identities, self._work.config.runtime.mixed_devices)
             certificate.check(self._work.configs)
@@ -317,8 +319,9 @@ class RayWorkers:
             return
 
 
-def _kind(certificate: Certificate | None) -> tuple[Any, ...]:
-    return () if certificate is None else tuple(certificate.identity.get(name) for name in KIND)
+def _kind(worker: _Remote) -> tuple[Any, ...]:
+    identity = {} if worker.certificate is None else worker.certificate.identity
+    return tuple(identity.get(name) for name in DEVICE_KIND)
 
 
 def _check_same(identities: dict[str, dict[str, Any]], mixed_devices: bool) -> None:

@@ -51,41 +51,38 @@ class Rejected:
 class RemoteWorker:
     """A worker process. ``place`` and ``steps`` are called in a thread of their own, all other methods in one thread."""
 
-    def __init__(self, work: Any, surroundings: Surroundings) -> None:
-        """Take the workload; nothing is loaded before ``load``."""
-        self._work, self._surroundings = work, surroundings
+    def __init__(self) -> None:
         self._steps: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
 
     def place(self) -> tuple[str, int]:
         """Return this machine's name and the process id."""
         return socket.gethostname(), os.getpid()
 
-    def load(self) -> Any:
-        """Load the model and certify it for this device; return facts, certificate and who provides extensions."""
+    def prepare(self, surroundings: Surroundings, work: Any) -> Any:
+        """Take the workload, and import what it takes to compute it; return who provides extensions."""
 
-        def loaded() -> Any:
-            self._surroundings.enter()
+        def prepared() -> dict[str, str]:
+            from cedkv.execution.extensions import provided
             from cedkv.execution.worker import Worker
 
-            extensions = self._extensions()
-            self._worker = Worker(self._work)
-            facts = self._worker.load()
-            return facts, self._worker.certify(), extensions
+            try:
+                for module in surroundings.modules:
+                    importlib.import_module(module)
+                extensions = provided(work.configs)
+            except (ImportError, ConfigError) as error:
+                raise ConfigError(
+                    f"{error}. Extensions are imported in every worker: install their package on its machine, or put its "
+                    "folder on PYTHONPATH there before Ray starts"
+                ) from error
+            self._worker = Worker(work)
+            return extensions
 
-        return _sendable(loaded)
+        surroundings.enter()
+        return _sendable(prepared)
 
-    def _extensions(self) -> dict[str, str]:
-        from cedkv.execution.extensions import provided
-
-        try:
-            for module in self._surroundings.modules:
-                importlib.import_module(module)
-            return provided(self._work.configs)
-        except (ImportError, ConfigError) as error:
-            raise ConfigError(
-                f"{error}. Extensions are imported in every worker: install their package on its machine, or put its folder on "
-                "PYTHONPATH there before Ray starts"
-            ) from error
+    def load(self) -> Any:
+        """Load the model and certify it for this device; return facts and certificate."""
+        return _sendable(lambda: (self._worker.load(), self._worker.certify()))
 
     def head_weights(self) -> Any:
         """See ``Executor``."""
