@@ -38,7 +38,7 @@ from cedkv.runs.journal import UNITS, Journal
 from cedkv.runs.lifecycle import ActiveRun, open_run
 from cedkv.runs.manifest import RunManifest, results_settings
 from cedkv.runs.prepare import prepare
-from cedkv.runs.progress import Clock, Progress
+from cedkv.runs.progress import EVALUATE, Clock, Progress
 from cedkv.runs.publish import publish_conditions
 from cedkv.runs.publish_comparison import publish_comparison
 from cedkv.runs.resolved import ResolvedRun
@@ -205,7 +205,7 @@ def evaluate(executor: Executor, work: Workload, folders: Mapping[str, Path], cl
 
         def step(unit: str, arm: str, count: int) -> None:
             progress.step(unit, arm, count)
-            clock.enter(arm if executor.at_once == 1 else "evaluate")
+            clock.enter(arm if executor.at_once == 1 else EVALUATE)
 
         for finished in executor.execute(left, step):
             journal.append(finished.planned.key, finished.ran_on, finished.records)

@@ -17,6 +17,10 @@ LINE_INTERVAL = 30.0
 """Seconds at least between two lines about a unit that is not done yet."""
 
 
+EVALUATE = "evaluate"
+"""The stage of a run in which several units are computed at once, whose arms have no time of their own."""
+
+
 class _UnderWay(NamedTuple):
     """Evaluations of a unit: those of its finished arms, and those of the arm that is computed now."""
 

@@ -10,6 +10,7 @@ from cedkv.core.errors import ConfigError
 from cedkv.core.text import plural, preview
 from cedkv.report.artifacts import read_runtime
 from cedkv.runs.manifest import OUTPUTS, RunManifest, load_manifest
+from cedkv.runs.progress import EVALUATE
 
 STARTUP, END = ("start", "load"), ("report", "write")
 """Stages of a run's clock (``runs.progress``) that are not of its units."""
@@ -51,7 +52,8 @@ def timed_run(folder: Path) -> tuple[RunManifest, Mapping[str, float]]:
     """Return the manifest of a finished run, and the seconds of its stages.
 
     Raises:
-        ConfigError: no run, a condition of a comparison, a run that is not finished, or one that was resumed.
+        ConfigError: no run, a condition of a comparison, a run that is not finished, or one that was resumed, or computed by
+            several workers.
     """
     manifest = load_manifest(folder)
     if manifest.parent is not None:
@@ -63,6 +65,11 @@ def timed_run(folder: Path) -> tuple[RunManifest, Mapping[str, float]]:
         raise ConfigError(
             f"run {manifest.run_id} has no times ({manifest.status}), so no rate can be taken from it: give a finished run, or "
             "--rate TOKENS_PER_SECOND"
+        )
+    if EVALUATE in manifest.seconds:
+        raise ConfigError(
+            f"run {manifest.run_id} was computed by several workers at once (runtime.workers), so its times are of no single "
+            "one: give a run of one process, or --rate TOKENS_PER_SECOND"
         )
     if manifest.earlier_units:
         raise ConfigError(

@@ -107,6 +107,8 @@ def resolve_run(
     Raises:
         ConfigError, DataError, RunInterrupted: as ``resolve_request``.
     """
+    if resumed is not None:
+        config = _with_stored_threads(config, resumed)
     inputs = resolve_inputs(command, config, phase, lists)
     manifest = resumed or new_manifest(command, phase, inputs.config, lists or {})
     return ResolvedRun(manifest, inputs.config, inputs.conditions, inputs.texts, resumed is not None)
@@ -118,8 +120,6 @@ def resolve_inputs(
     """Read and validate the input of a run without making one; arguments and errors are those of ``resolve_run``."""
     config = config.for_phase(phase)
     _check_extras(config)
-    if resumed is not None:
-        config = _with_stored_threads(config, resumed)
     if command in COMPARISONS:
         conditions = tuple(build_conditions(command, config, lists or {}))
     else:

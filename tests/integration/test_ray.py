@@ -198,7 +198,7 @@ run_phase2(Phase2Config.model_validate(json.loads(sys.argv[1])))
 
 
 SMALL = ("runtime.device=cpu", "runtime.batch_size=2", "eval.on_samples=80", "eval.off_samples=8", "eval.n_random_trials=2",
-         "prefix_len=24", "select.span_len=4", "select.span_budget=3", "select.min_span_distance=4", "data.pairs=4")  # fmt: skip
+         "prefix_len=24", "select.span_len=4", "select.span_budget=3", "data.pairs=4")  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
@@ -207,9 +207,9 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
 ) -> None:
     """To the whole group, as Ctrl-C sends it: exit code and status as ever, no process and no file of Ray's left."""
     (tmp_path / "t").mkdir()
-    arguments = ["--phase2-model-id", str(llama_folder), "--workers", "2", "--set", ",".join(SMALL)]
+    settings = ",".join([f"model.id={llama_folder}", "runtime.workers=2", *SMALL])
     process = subprocess.Popen(
-        [sys.executable, "-m", "cedkv", "--phase", "2", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-m", "cedkv", "--phase", "2", "--set", settings], stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t"), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert process.stderr is not None
