@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from cedkv.core.errors import ConfigError, DataError
-from cedkv.core.text import preview
+from cedkv.core.text import plural, preview
 from cedkv.core.values import OnEpisode, OnSample, Placement, Selection
 from cedkv.inference import generation
 from cedkv.inference.forward import prefill
@@ -72,7 +72,8 @@ class SelectedPrefix:
 
     def __repr__(self) -> str:
         kept, length = len(self.kept_tokens), len(self.sample.demo_token_ids)
-        return f"<prefix of {kept} of {length} demo tokens, {len(self.selection.spans)} spans, for {preview(self.query, 60)}>"
+        spans = plural(len(self.selection.spans), "span")
+        return f"<prefix of {kept} of {length} demo tokens, {spans}, for {preview(self.query, 60)}>"
 
     @property
     def demo(self) -> str:

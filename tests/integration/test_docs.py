@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -29,6 +30,8 @@ from cedkv.analysis.results import verdict_word
 from cedkv.checks.base import all_checks
 from cedkv.cli import app
 from cedkv.config.extensions import SELECTORS
+from cedkv.config.options import OPTIONS
+from cedkv.config.resolve import with_values
 from cedkv.core.files import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -113,12 +116,39 @@ def test_the_readme_is_short_and_says_what_is_so() -> None:
     assert f"{sum(check.gate in ('A', 'B') for check in all_checks())} named checks" in words
 
 
+def test_pages_spell_out_the_recommended_configuration(tmp_path: Path) -> None:
+    """Once as keyword arguments, once as a configuration, and once as a file."""
+    recommended = cedkv.resolve(ROOT / "configs" / "recommended.yaml")
+    library = (DOCS / "library.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^best = (.*)$", library, re.MULTILINE)
+    best = ast.literal_eval(line)
+    values = {"select.mode": best.pop("selector"), "select.params": best.pop("params")}
+    assert with_values(cedkv.Phase2Config(), values | {OPTIONS[name][0]: value for name, value in best.items()}) == recommended
+    (call,) = re.findall(r"^recommended = (cedkv\.resolve\(.*?^\))$", library, re.MULTILINE | re.DOTALL)
+    assert eval(call) == recommended
+    (file,) = re.findall(
+        r"^`best.yaml`\n\n```yaml\n(.*?)^```$", (DOCS / "tutorial.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "best.yaml").write_text(file)
+    assert cedkv.resolve(tmp_path / "best.yaml") == recommended
+
+
+@pytest.mark.weights
+def test_the_readme_s_python_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    prefix, text = re.findall(r"  # (.*)$", code, re.MULTILINE)
+    assert capsys.readouterr().out == f"{prefix}\n{ast.literal_eval(text)}\n"
+
+
 def test_the_tutorial_works_as_it_stands(
     llama_folder: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files, commands and Python in order, on a small model; the files of its runs are those that docs/outputs.md lists."""
+    """Its files, commands and Python in order, on a small model, in a folder that holds nothing else: no checkout is needed.
+
+    The files of its runs are those that docs/outputs.md lists.
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     session: dict[str, object] = {}
     ran = []
