@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cedkv.checks.base import CheckInputs, run_checks
+from cedkv.checks.base import CheckInputs, measured_checks, run_checks
 from cedkv.checks.consistency import snapshot
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
@@ -32,6 +32,7 @@ from cedkv.kv.cache import KVPrefix
 from cedkv.models.loading import LanguageModel
 from cedkv.recording import answers, heads_record, off_records, on_record, plumbing_records, repro_record, selection_record
 from cedkv.tasks.load import Samples
+from cedkv.tasks.pairing import off_owner
 from cedkv.units import (
     READ_WITH_TEACHER,
     Unit,
@@ -43,8 +44,8 @@ from cedkv.units import (
     with_own_trials,
 )
 
-OFF_ALONE = 4
-"""OFF prompts of a unit that Gate A runs again alone; few, because each is a forward pass of one row."""
+OFF_ALONE = 2, 1
+"""How many of a unit's longest and shortest OFF prompts Gate A runs again alone; few, because each is a pass of one row."""
 
 
 def run_units(
@@ -65,9 +66,13 @@ def _execute(
 ) -> dict[str, list[Record]]:
     configs, sizes = [condition.config for condition in conditions], conditions[0].config.eval
     on = [samples.on[i] for i in unit.on]
+    off = OffPrompts(
+        [samples.off[j] for j in unit.off],
+        [unit.on.index(off_owner(j, len(samples.on))) for j in unit.off],
+    )
     gate_a_rows = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
     partners = partner_rows(conditions, unit.on, len(samples.on))
-    batch = read_batch(lm, configs, on, partners, step, gate_a_rows)
+    batch = read_batch(lm, configs, on, partners, step, sorted({*gate_a_rows, *off.rows_of(off.checked())}))
 
     def alone(sample: OnSample) -> Batch:
         return read_batch(lm, configs, [sample], None, silent, keep=[0])
@@ -75,10 +80,6 @@ def _execute(
     step("base", len(on))
     reader = AnswerReader([sample.answer_token_ids for sample in batch.samples])
     base = reader.read(next_token_logprobs(lm, [s.base_ids for s in on], batch.names, further=reader.further))
-    off = OffPrompts(
-        [samples.off[j] for j in unit.off],
-        [unit.on.index(j % len(samples.on)) for j in unit.off],
-    )
     off_base = None
     if off.prompts:
         step("OFF base", len(off.prompts))
@@ -115,9 +116,15 @@ class OffPrompts:
         """Sample ids."""
         return [prompt.sample_id for prompt in self.prompts]
 
-    def first_of(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (index into ``rows``, index of the first OFF prompt under that row's prefix), where there is one."""
-        return [(k, self.owners.index(row)) for k, row in enumerate(rows) if row in self.owners]
+    def checked(self) -> list[int]:
+        """Return the prompts that Gate A runs again alone: the longest ones, which share a pass, and the shortest."""
+        ordered = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i].student_ids))
+        longest, shortest = OFF_ALONE
+        return ordered[:longest] + ordered[longest:][-shortest:]
+
+    def rows_of(self, prompts: Sequence[int]) -> list[int]:
+        """Return the rows under whose prefixes these prompts run, ascending and each once."""
+        return sorted({self.owners[prompt] for prompt in prompts})
 
 
 @dataclass(frozen=True)
@@ -167,10 +174,15 @@ def _run_condition(
     for trial, choice in enumerate(chosen.randoms, 1):
         step(f"random {trial}/{len(chosen.randoms)}", arms.trial_evaluations)
         randoms.append(students.answer_random(choice))
-    if gate_a_rows:
-        step("gate A", len(gate_a_rows))
-        inputs = _check_inputs(batch, arms, base, select, off, off_base, off_select, gate_a_rows)
-        records += plumbing_records(inputs.names, run_checks(batch.lm, config, inputs))
+    step("gate A", len(gate_a_rows))
+    plumbing: dict[str, Record] = {}
+    for rows, of_off_prompts in ((gate_a_rows, False), (off.rows_of(off.checked()), True)):
+        if rows:
+            inputs = _check_inputs(batch, arms, base, select, off, off_base, off_select, rows, of_off_prompts)
+            checks = [check for check in measured_checks() if check.of_off_prompts == of_off_prompts]
+            for record in plumbing_records(inputs.names, run_checks(batch.lm, config, inputs, checks)):
+                plumbing.setdefault(record["sample_id"], {}).update(record)
+    records += plumbing.values()
     by_arm = {"base": base, "teacher": batch.teacher_answers, "select": select}
     answers_of = answers(by_arm, randoms, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)
     for row, sample in enumerate(batch.samples):
@@ -242,15 +254,16 @@ def _check_inputs(
     off_base: OffBase | None,
     off_select: OffAnswers | None,
     rows: list[int],
+    of_off_prompts: bool,
 ) -> CheckInputs:
-    """Return the inputs of the measured checks for some rows of the batch."""
+    """Return the inputs of the measured checks for some rows of the batch; OFF prompts for the checks that compare these."""
     selected, teacher = arms.selected, batch.teacher
     owners = [selected.choice.owners[row] for row in rows]
     off_alone, off_further = [], []
-    if off_base is not None and off_select is not None:
-        first = off.first_of(rows[:OFF_ALONE])
-        off_alone = [(k, off.prompts[i], off_select.logprobs[i]) for k, i in first]
-        answered = [(k, i, off_base.tokens[i]) for k, i in first if off_base.tokens[i]]
+    if of_off_prompts and off_base is not None and off_select is not None:
+        checked = [(rows.index(off.owners[i]), i) for i in off.checked()]
+        off_alone = [(k, off.prompts[i], off_select.logprobs[i]) for k, i in checked]
+        answered = [(k, i, off_base.tokens[i]) for k, i in checked if off_base.tokens[i]]
         off_further = [(k, off.prompts[i], tokens, off_select.kl[i, : len(tokens)].tolist()) for k, i, tokens in answered]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],

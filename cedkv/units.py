@@ -12,14 +12,16 @@ from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.values import OnSample
+from cedkv.inference.context_window import arm_uses
 from cedkv.inference.passes import needed_evidence, plan_passes
 from cedkv.inference.quality import judging_evaluations
 from cedkv.selectors.base import candidates, create, selector_class
 from cedkv.tasks.load import Samples
+from cedkv.tasks.pairing import off_owner, partner
 
 UNIT, UNIT_OFF, UNIT_TOKENS, UNIT_FURTHER = 32, 128, 32_768, 1024
-"""Largest unit where the batch size is ``auto``: ON samples, OFF prompts, tokens of demo + query, and tokens of base's own
-answers to OFF prompts, after each of which the logits of the whole vocabulary are kept."""
+"""Largest unit where the batch size is ``auto``: ON samples, OFF prompts, slots and tokens, and tokens of base's own answers to
+OFF prompts, after each of which the logits of the whole vocabulary are kept."""
 READ_WITH_TEACHER = frozenset({"other query", "null query", "replay"})
 """Evidence that is read together with the teacher, in repetitions too; repetitions take the rest from the run itself."""
 NOT_DRAWN_BY = {
@@ -44,11 +46,11 @@ class Unit:
 def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1, task: str = "") -> list[Unit]:
     """Return the units of a run: its samples in batches.
 
-    OFF prompt j runs under the prefix of ON sample ``j mod n_on``. Phase 1.5 has no OFF prompts.
+    An OFF prompt is in the unit of the ON sample that it runs under (``off_owner``). Phase 1.5 has no OFF prompts.
 
     Args:
         n_on, n_off: numbers of ON samples and OFF prompts.
-        longest: tokens of the longest demo + query + answer; the longer, the smaller the units, so that memory stays bounded.
+        longest: slots and tokens of the longest prompt; the longer, the smaller the units, so that memory stays bounded.
         task: of these samples, in a run of several tasks (``by_task``): part of the units' keys.
 
     Raises:
@@ -62,14 +64,14 @@ def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, l
     units: list[Unit] = []
     for on in join_groups(groups, size):
         owners = set(on)
-        off = tuple(j for j in range(n_off) if j % n_on in owners) if phase == "2" else ()
+        off = tuple(j for j in range(n_off) if off_owner(j, n_on) in owners) if phase == "2" else ()
         units.append(Unit(in_task(task, f"unit/{len(units):05d}"), on, off))
     return units
 
 
 def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase, task: str = "") -> list[Unit]:
     """Return the units of a run on these samples; see ``plan``."""
-    longest = max(len(s.teacher_ids) + len(s.answer_token_ids) - 1 for s in samples.on)
+    longest = max(use.length for c in conditions for use in arm_uses(c.config, samples, phase, None))
     return plan(conditions, len(samples.on), len(samples.off), phase, longest, task)
 
 
@@ -147,13 +149,10 @@ def uses_partners(conditions: Sequence[Condition]) -> bool:
 
 
 def partner_rows(conditions: Sequence[Condition], on: Sequence[int], n_on: int) -> list[int] | None:
-    """Return for each sample the row of its partner; None where no condition uses partners.
-
-    Samples 2i and 2i + 1 are partners; where the number of samples is odd, the last one takes the one before it.
-    """
+    """Return for each sample the row of its partner (``pairing.partner``); None where no condition uses partners."""
     if not uses_partners(conditions):
         return None
-    return [on.index(i ^ 1 if (i ^ 1) < n_on else i - 1) for i in on]
+    return [on.index(partner(i, n_on)) for i in on]
 
 
 def batch_groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, ...]]:

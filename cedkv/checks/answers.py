@@ -30,14 +30,17 @@ def _decoded(
 ) -> list[list[torch.Tensor]]:
     """Return per row the log-probabilities, (vocabulary,), after 0, 1, ... of its given tokens, decoded one by one."""
     after: list[list[torch.Tensor]] = [[] for _ in rows]
+    for count in sorted(set(map(len, given))):  # no row runs beyond its own tokens, where the model may have no position
+        alike = [row for row, tokens in enumerate(given) if len(tokens) == count]
 
-    def choose(done: int, indices: list[int], logits: torch.Tensor) -> torch.Tensor:
-        for row, logprobs in zip(indices, log_softmax(logits), strict=True):
-            after[row][done:] = [logprobs] if done <= len(given[row]) else []
-        following = [given[row][done] if done < len(given[row]) else given[row][-1] for row in indices]
-        return torch.tensor(following, device=logits.device)
+        def choose(done: int, indices: list[int], logits: torch.Tensor, alike: list[int] = alike) -> torch.Tensor | None:
+            for i, logprobs in zip(indices, log_softmax(logits), strict=True):
+                after[alike[i]][done:] = [logprobs]
+            following = [given[alike[i]][done : done + 1] for i in indices]
+            return torch.tensor(following, device=logits.device).flatten()
 
-    decode(lm, rows, names, max(map(len, given)), choose, prefix, injection_layers)
+        under = None if prefix is None else prefix.rows(alike)
+        decode(lm, [rows[row] for row in alike], [names[row] for row in alike], count, choose, under, injection_layers)
     return after
 
 
@@ -94,14 +97,15 @@ class AnswerAlone(MeasuredCheck):
 class OffFurtherAlone(MeasuredCheck):
     """The effect along base's answer to an OFF prompt, decoded in a batch of one = in the batch.
 
-    Largest difference of KL(select || base) after a token of the answer, for some samples that have an OFF prompt. It applies
-    where ``eval.off_tokens`` is set.
+    Largest difference of KL(select || base) after a token of the answer, for the longest two OFF prompts of every unit and
+    its shortest one. It applies where ``eval.off_tokens`` is set.
 
     Why: the tokens of base's answer are given in one pass, where a shift by one would go unnoticed. Cannot see: whether
     these tokens are what base would answer.
     """
 
     name, unit = "off_further_alone", "nats"
+    of_off_prompts = True
 
     def limit(self, config: Phase2Config) -> float:
         return config.difference_limit("batch_kl_max")
@@ -111,13 +115,15 @@ class OffFurtherAlone(MeasuredCheck):
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
         injection = lm.injection_layers(config.layer_scope.injection)
-        worst: list[float | None] = [None] * len(inputs.samples)
+        worst: list[list[float]] = [[] for _ in inputs.samples]
         for row, prompt, tokens, batched in inputs.off_further:
             prefix, names, given = alone_prefix(lm, config, inputs, row), [prompt.sample_id], [tokens]
             under = torch.stack(_decoded(lm, [prompt.student_ids], names, given, prefix, injection)[0][1:])
             base = _uncached(lm, prompt.token_ids, tokens)
-            worst[row] = float(np.abs(np.subtract(kl(under, base).tolist(), batched)).max())
-        return worst if inputs.off_further else None
+            worst[row].append(float(np.abs(np.subtract(kl(under, base).tolist(), batched)).max()))
+        if not inputs.off_further:
+            return None
+        return [float(np.max(of_row)) if of_row else None for of_row in worst]  # NaN stays NaN
 
 
 @torch.inference_mode()

@@ -128,9 +128,10 @@ class CheckInputs:
         cached: returns a value by key, computed once for all conditions of the batch.
         answers: teacher, select -> (B, most answer tokens) log-probabilities of the tokens of the samples' answers
             (``inference.answers.Answers.tokens``); empty where no answers were read.
-        off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities), for some rows.
-        off_further: the same rows, where base's own answer to the prompt has a token: (row, OFF prompt, the answer's
-            tokens, KL(select || base) after each of them).
+        off: (row, OFF prompt that runs under the row's prefix, its (vocabulary,) log-probabilities); given to checks
+            ``of_off_prompts`` only.
+        off_further: the same prompts, where base's own answer has a token: (row, OFF prompt, the answer's tokens,
+            KL(select || base) after each of them).
         alone: runs the teacher on one sample in a batch of its own.
     """
 
@@ -243,6 +244,8 @@ class MeasuredCheck(Check):
         observation: name of the value in the records; the check's own by default.
         counts_to_floor: its two sides are mathematically identical, so its largest KL is part of the numerical floor.
         certified: the certificate measures it too, on its probe.
+        of_off_prompts: it compares OFF prompts, and is measured on some of every unit; other checks are measured on the first
+            ``eval.gate_a_samples`` ON samples.
     """
 
     gate = "A"
@@ -250,6 +253,7 @@ class MeasuredCheck(Check):
     observation: ClassVar[str] = ""
     counts_to_floor: ClassVar[bool] = False
     certified: ClassVar[bool] = False
+    of_off_prompts: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -36,8 +36,9 @@ def alone_batch(inputs: CheckInputs, sample: OnSample) -> Batch:
 def alone_prefix(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int) -> KVPrefix:
     """Return a row's prefix, made in a batch of one."""
     owner, placement = inputs.owners[row], inputs.placements[row]
-    demo = alone_batch(inputs, owner).teacher.demo
-    return encode(lm, config.prefix.kv_source, [owner], [placement], demo, [0], config.prefix.boundary_replay)
+    source = config.prefix.kv_source
+    demo = alone_batch(inputs, owner).teacher.demo if KV_SOURCES.get(source).reads_demo_cache else None
+    return encode(lm, source, [owner], [placement], demo, [0], config.prefix.boundary_replay)
 
 
 def alone_student(
@@ -246,14 +247,15 @@ class UnseenLayers(MeasuredCheck):
 class OffAlone(MeasuredCheck):
     """An OFF prompt in a batch of one = in the batch, under the prefix of its ON sample.
 
-    KL(an OFF prompt behind that prefix, alone || in the batch used), for some samples that have an OFF prompt.
+    KL(an OFF prompt behind that prefix, alone || in the batch used), for the longest two prompts of every unit and its
+    shortest one.
 
-    Why: harm means nothing unless it is measured under the right prefix. Cannot see: what is wrong in the OFF prompt alone,
-    and prompts that were not taken.
+    Why: harm means nothing unless it is measured under the right prefix, and a long prompt must not change those beside it.
+    Cannot see: what is wrong in the OFF prompt alone, and prompts that were not taken.
     """
 
     name, threshold = "off_alone", "batch_kl_max"
-    counts_to_floor = True
+    counts_to_floor = of_off_prompts = True
 
     def expected(self, config: Phase2Config) -> bool:
         return False
@@ -261,15 +263,15 @@ class OffAlone(MeasuredCheck):
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
         if not inputs.off:
             return None
-        kls: list[float | None] = [None] * len(inputs.samples)
+        kls: list[list[float]] = [[] for _ in inputs.samples]
         for row, prompt, batched in inputs.off:
             owner, selection = inputs.owners[row], inputs.selections[row]
             if is_one_pass(lm, config):
                 alone = _uncached(lm, config, owner, selection, prompt.student_ids)
             else:
                 alone = alone_student(lm, config, inputs, row, prompt.student_ids, prompt.sample_id)
-            kls[row] = float(kl(alone, batched[None]))
-        return kls
+            kls[row].append(float(kl(alone, batched[None])))
+        return [float(np.max(of_row)) if of_row else None for of_row in kls]  # NaN stays NaN
 
 
 def _positions(config: Phase2Config, kept: Sequence[int], owner: OnSample) -> tuple[list[int], int]:

@@ -21,9 +21,10 @@ from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.files import atomic_write
 from cedkv.core.text import escape_control, plural, preview, sanitize
 from cedkv.core.values import OffSample, OnSample
+from cedkv.inference.context_window import load_fitting
 from cedkv.models.opening import open_spec
 from cedkv.tasks.episode_rows import as_line
-from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.load import Samples
 from cedkv.tasks.texts import read_sample_texts
 
 WIDTH = 110
@@ -68,7 +69,7 @@ def show_data(
         raise ConfigError("--out writes episodes and --off shows OFF prompts; leave one of the two out")
     texts = read_sample_texts(config)
     spec = open_spec(config)
-    samples = load_samples(config, spec.tokenizer, spec.capabilities.max_positions, spec.vocabulary, texts)
+    samples = load_fitting(spec, [config], "2", texts)
     decode = _decoder(spec.tokenizer)
     for sample in (samples.off if off else samples.on)[:show]:
         _show(sample, decode, echo, colour)

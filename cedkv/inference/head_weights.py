@@ -26,12 +26,13 @@ from cedkv.core.files import write_text
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OnSample
 from cedkv.inference.ablation import answer_odds
+from cedkv.inference.context_window import check_padded, load_fitting
 from cedkv.inference.evidence import head_map, head_weights_key, read_batch
 from cedkv.inference.passes import token_scores
 from cedkv.kv.readings import TokenScore
 from cedkv.models.loading import LanguageModel
 from cedkv.models.opening import ModelSpec
-from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.context_use import teacher_use
 
 EPISODES = 48
 """Held-out episodes to fit on."""
@@ -81,7 +82,7 @@ def ensure_head_weights(
     needed = fitted_scores(configs)
     if not needed:
         return []
-    samples, source = held_out_samples(lm, configs[0])
+    samples, source = held_out_samples(lm, configs)
     for score in needed:
         path = folder / f"{_digest(identity, samples, score)[:32]}.json"
         fitted = _load(path)
@@ -104,25 +105,27 @@ def use_head_weights(lm: LanguageModel, configs: Sequence[Phase2Config], fitted:
 def check_held_out(spec: ModelSpec, configs: Sequence[Phase2Config]) -> None:
     """Raise DataError, before weights are loaded, if there are too few episodes to fit head weights that are needed."""
     if fitted_scores(configs):
-        held_out_samples(spec, configs[0])
+        held_out_samples(spec, configs)
 
 
-def held_out_samples(model: LanguageModel | ModelSpec, config: Phase2Config) -> tuple[list[OnSample], str]:
-    """Return episodes that a run of this configuration does not evaluate, and where they come from.
+def held_out_samples(model: LanguageModel | ModelSpec, configs: Sequence[Phase2Config]) -> tuple[list[OnSample], str]:
+    """Return episodes that a run of these configurations does not evaluate, and where they come from.
 
     A generator gives those of another seed, a file the samples behind those that are evaluated.
 
     Raises:
         DataError: the user's file has too few samples beyond those that are evaluated.
+        ModelError: a layer's window is shorter than a pass over these episodes.
     """
+    config = configs[0]
     data, seed = config.data, config.seed
     if data.on_path is None:
         seed, evaluated = FIT_SEED + (seed == FIT_SEED), set[str]()
     else:
-        evaluated = {sample.sample_id for sample in _samples(model, config).on}
+        evaluated = {sample.sample_id for sample in load_fitting(model, configs, "2").on}
     sizes = config.eval.model_copy(update={"on_samples": len(evaluated) + EPISODES, "off_samples": 1})
     update = {"seed": seed, "eval": sizes, "data": data.model_copy(update={"sample_ids": None})}
-    samples = _samples(model, config.model_copy(update=update))
+    samples = load_fitting(model, [config.model_copy(update=update)], "1.5")
     others = [sample for sample in samples.on if sample.sample_id not in evaluated][:EPISODES]
     if len(others) < EPISODES:
         raise DataError(
@@ -130,11 +133,8 @@ def held_out_samples(model: LanguageModel | ModelSpec, config: Phase2Config) -> 
             f"(eval.on_samples, -P max_on), and fitted_heads fits its weights on {EPISODES} others; add "
             f"{EPISODES - len(others)}, or use another selector"
         )
+    check_padded(model.capabilities, map(teacher_use, others))
     return others, samples.on_source
-
-
-def _samples(model: LanguageModel | ModelSpec, config: Phase2Config) -> Samples:
-    return load_samples(config, model.tokenizer, model.capabilities.max_positions, model.vocabulary)
 
 
 def fit(

@@ -19,7 +19,7 @@ from cedkv.kv.readings import (
     TokenScore,
     ValueNorm,
 )
-from cedkv.models.capabilities import Capabilities, ContextLimit
+from cedkv.models.capabilities import Capabilities
 from cedkv.models.loading import LanguageModel
 from cedkv.models.opening import ModelSpec
 from cedkv.models.output_projection import grams, unsupported_projection
@@ -119,24 +119,6 @@ def extra_queries(passes: Passes, tokenizer: Any, samples: Sequence[OnSample]) -
         repeat, demos = ids(REPEAT), [sample.demo_token_ids[int(sample.has_bos) :] for sample in samples]
         found["replay"] = ExtraQueries([repeat + demo for demo in demos], [len(demo) for demo in demos], passes.replay)
     return found
-
-
-def check_lengths(spec: ModelSpec | LanguageModel, configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> None:
-    """Reject demos over which a pass is longer than the model, or one of its layers, can attend to.
-
-    Raises:
-        ModelError: names the pass, its length and the limit.
-    """
-    capabilities = spec.capabilities
-    limits = (ContextLimit(capabilities.max_positions, "the length of its context"), *capabilities.context_limits)
-    for name, extra in extra_queries(plan_passes(configs), spec.tokenizer, samples).items():
-        longest = max(len(s.demo_token_ids) + len(row) for s, row in zip(samples, extra.rows, strict=True))
-        for limit in limits:
-            if longest > limit.tokens:
-                raise ModelError(
-                    f"the {name} over a demo has up to {longest} tokens, {limit.tokens} can be used by model type "
-                    f"{capabilities.model_type!r} ({limit.reason}); shorten the demo (data.pairs), or use a selector without it"
-                )
 
 
 def mass_rows(reading: Reading) -> RowAttention | None:

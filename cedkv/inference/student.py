@@ -18,6 +18,7 @@ from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, Placement, Selection
 from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.batch import Batch
+from cedkv.inference.context_window import require_fits
 from cedkv.inference.evidence import read_evidence
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.off import OffAnswers, OffBase, OffReader
@@ -26,6 +27,7 @@ from cedkv.inference.sharing import Rows, SharedRows, neighbours_first
 from cedkv.kv.cache import KVPrefix, Layers, assemble
 from cedkv.kv.positioning import place
 from cedkv.selectors.base import SelectionTask, create, select_tokens, selector_class
+from cedkv.tasks.context_use import off_select_use, select_use
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Students:
 
         Raises:
             DataError: a sample without any span to choose.
+            ModelError: a positioning or padding mode of another package places a query beyond the model's limits.
         """
         self.batch = batch
         self._encoded, self._answered, self._off_answered = SharedRows(), SharedRows(), SharedRows()
@@ -129,6 +132,10 @@ class Students:
         self.chosen = [
             _choose_arms(batch, config, evidence, n_random_trials) for config, evidence in zip(configs, evidences, strict=True)
         ]
+        for own in self.chosen:
+            for arm, choice in (("select", own.select), *(("random", choice) for choice in own.randoms)):
+                pairs = zip(batch.samples, choice.placements, strict=True)
+                require_fits(batch.lm.capabilities, (select_use(*pair, "the prefix", arm) for pair in pairs))
         self.order = neighbours_first(
             [[key for choice in (own.select, *own.randoms) for key in choice.encoding_keys] for own in self.chosen]
         )
@@ -162,7 +169,19 @@ class Students:
             names: ids of the prompts, for errors.
             owners: for each prompt, the row of the sample whose prefix it runs under.
             base: what base answers to the prompts.
+
+        Raises:
+            ModelError: as ``__init__``.
         """
+
+        placements = student.choice.placements
+        require_fits(
+            self.batch.lm.capabilities,
+            (
+                off_select_use(name, len(prompt), placements[owner], len(given), "the prefix")
+                for name, prompt, owner, given in zip(names, prompts, owners, base.tokens, strict=True)
+            ),
+        )
 
         def compute(indices: list[int]) -> Rows:
             rows, row_names, row_owners = (

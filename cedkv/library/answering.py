@@ -8,14 +8,16 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from transformers import DynamicCache
 
-from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.errors import ConfigError
 from cedkv.core.text import near_match, preview
 from cedkv.inference import generation
+from cedkv.inference.context_window import require_fits
 from cedkv.inference.forward import left_padded, next_token_logprobs
 from cedkv.inference.generation import Sampling
 from cedkv.kv.cache import KVPrefix, cache_argument
 from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import tokens_text
+from cedkv.tasks.context_use import ContextUse
 
 Rows = Sequence[tuple[int, ...]]
 """The tokens of queries."""
@@ -82,28 +84,33 @@ def sampling_of(options: SamplingOptions) -> Sampling | None:
 
 
 def check_room(
-    lm: LanguageModel, rows: Rows, kv: KVPrefix, injection: str | list[int], new_tokens: int | None = None
+    lm: LanguageModel,
+    rows: Rows,
+    kv: KVPrefix,
+    owners: Sequence[int],
+    injection: str | list[int],
+    new_tokens: int | None = None,
 ) -> frozenset[int] | None:
-    """Return the layers that see the prefix, once prefix, query and new tokens are known to be within the model's limits.
+    """Return the layers that see the prefix, once prefixes, queries and new tokens are known to be within the model's limits.
+
+    Args:
+        owners: for each query, the row of ``kv`` it runs under.
+        new_tokens: tokens to generate, of which the last one is not run; None for none.
 
     Raises:
         ConfigError: no queries, or no tokens to generate.
-        ModelError: they are not; names the length and the limit.
+        ModelError: they are not; names the query, what it needs and the limit.
     """
     if not rows:
         raise ConfigError("query is an empty list; give at least one query")
     if new_tokens is not None and new_tokens < 1:
         raise ConfigError(f"max_new_tokens = {new_tokens}; give at least 1")
-    longest = max(map(len, rows)) + (new_tokens or 0)
-    limits = [(int(kv.query_start.max()), lm.capabilities.max_positions, "the length of its context")]
-    limits += [(kv.slots, limit.tokens, limit.reason) for limit in lm.capabilities.context_limits]
-    for before, limit, reason in limits:
-        if before + longest > limit:
-            raise ModelError(
-                f"{before} positions or slots in front of up to {longest} tokens of query and new text are {before + longest}, "
-                f"and {limit} can be used by model type {lm.capabilities.model_type!r} ({reason}); lower max_new_tokens, or "
-                "shorten the text"
-            )
+    starts, width, given = kv.query_start.tolist(), max(map(len, rows)), (new_tokens or 1) - 1
+    uses = [  # the slots that pad a shorter query count as well
+        ContextUse("select", "query", name, starts[owner], kv.slots + width - len(row), len(row), given, "the prefix")
+        for name, row, owner in zip(row_names(rows), rows, owners, strict=True)
+    ]
+    require_fits(lm.capabilities, uses)
     return lm.injection_layers(injection)
 
 
@@ -111,7 +118,7 @@ def logprobs_after(
     lm: LanguageModel, rows: Rows, kv: KVPrefix, owners: Sequence[int], injection: str | list[int]
 ) -> torch.Tensor:
     """Return the log-probabilities of the token after each query, (B, vocabulary); query i runs under prefix ``owners[i]``."""
-    layers = check_room(lm, rows, kv, injection)
+    layers = check_room(lm, rows, kv, owners, injection)
     return next_token_logprobs(lm, rows, row_names(rows), kv, layers, owners)
 
 
@@ -125,7 +132,7 @@ def texts_after(
     sampling: Sampling | None,
 ) -> list[str]:
     """Return the text that follows each query, without control tokens; query i runs under prefix ``owners[i]``."""
-    layers = check_room(lm, rows, kv, injection, max_new_tokens)
+    layers = check_room(lm, rows, kv, owners, injection, max_new_tokens)
     tokens = generation.generate(lm, rows, row_names(rows), kv, layers, owners, max_new_tokens, sampling)
     return [tokens_text(lm.tokenizer, row, skip_special_tokens=True) for row in tokens]
 
@@ -142,7 +149,7 @@ def cache_of(lm: LanguageModel, kv: KVPrefix, injection: str | list[int]) -> Pre
 
 def inputs_of(lm: LanguageModel, rows: Rows, kv: KVPrefix, injection: str | list[int]) -> dict[str, Any]:
     """Return the arguments of a pass over prefixes and queries, see ``SelectedPrefix.inputs``; row i is under prefix i."""
-    check_room(lm, rows, kv, injection)
+    check_room(lm, rows, kv, range(len(rows)), injection)
     cache = cache_of(lm, kv, injection)
     ids, mask, positions = left_padded(rows, lm.device)
     return {

@@ -175,7 +175,7 @@ class SelectedPrefix:
     def stream(self, query: str | None = None, max_new_tokens: int = 20, **options: Unpack[SamplingOptions]) -> Iterator[str]:
         """Return the text of ``generate`` in pieces, each as soon as it is certain; arguments and errors as there."""
         rows, sampling = [self.query_ids(query)], sampling_of(options)
-        layers = check_room(self.lm, rows, self.kv, self.injection, max_new_tokens)
+        layers = check_room(self.lm, rows, self.kv, [0], self.injection, max_new_tokens)
         steps = generation.stream_tokens(self.lm, rows, row_names(rows), self.kv, layers, [0], max_new_tokens, sampling)
         return pieces_of((token for (token,) in steps if token is not None), self.lm.tokenizer)
 

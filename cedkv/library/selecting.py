@@ -16,9 +16,10 @@ from cedkv.core.errors import ConfigError
 from cedkv.core.text import preview
 from cedkv.core.values import OnEpisode, OnSample
 from cedkv.inference.batch import silent
+from cedkv.inference.context_window import check_padded, require_fits, selection_uses
 from cedkv.inference.evidence import head_weights_key, read_batch
 from cedkv.inference.head_weights import ensure_head_weights, fitted_scores
-from cedkv.inference.passes import check_lengths, check_loaded_readings
+from cedkv.inference.passes import check_loaded_readings
 from cedkv.inference.quality import judge
 from cedkv.inference.student import Students
 from cedkv.library.answering import row_of
@@ -27,11 +28,9 @@ from cedkv.library.settings import ConfigLike, configuration, keys_of
 from cedkv.library.texts import Kinds, Range, episodes_of, samples_of
 from cedkv.models import loading
 from cedkv.models.capabilities import check_supported
-from cedkv.models.context_window import check_context
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.loading import LanguageModel
 from cedkv.selectors.base import Selector, needed_of_episode, selector_class
-from cedkv.tasks.load import Samples
 
 USED = ("select", "prefix", "injection", "layer_scope", "prefix_len", "seed")
 """Blocks, and keys outside of blocks, that a selection depends on."""
@@ -175,8 +174,9 @@ def _check(lm: LanguageModel, config: Phase2Config, samples: Sequence[OnSample])
     check_supported(lm.capabilities, config)
     loading.check_loaded(lm, config)
     check_loaded_readings(lm, [config])
-    check_context(lm.capabilities, Samples(tuple(samples), (), "select_kv", ""), [config])
-    check_lengths(lm, [config], samples)
+    uses = list(selection_uses(config, samples, lm.tokenizer))
+    require_fits(lm.capabilities, uses)
+    check_padded(lm.capabilities, uses)
     if any(head_weights_key(score.reading) not in lm.measured for score in fitted_scores([config])):
         cache_dir = config.model.cache_dir
         identity = certificate.identity(lm, fingerprint(lm))

@@ -186,7 +186,7 @@ def _rehearse(
 ) -> tuple[list[PassCount], int, int]:
     """Return the passes of every unit of a task, how many units were rehearsed, and the tokens to fit attention heads."""
     configs = [condition.config for condition in conditions]
-    held_out = held_out_samples(spec, configs[0])[0] if fitted_scores(configs) else []
+    held_out = held_out_samples(spec, configs)[0] if fitted_scores(configs) else []
     ranks = rank_ids(spec, configs, [*samples.on, *held_out], samples.off)
     ranked = replace(
         samples,

@@ -7,14 +7,13 @@ import click
 from cedkv.conditions import by_task
 from cedkv.core.text import sanitize
 from cedkv.execution.workload import TaskGroup, Workload
+from cedkv.inference.context_window import check_context, load_fitting
 from cedkv.inference.head_weights import check_held_out
-from cedkv.inference.passes import check_lengths, check_readings
+from cedkv.inference.passes import check_readings
 from cedkv.models.capabilities import check_supported
-from cedkv.models.context_window import check_context
 from cedkv.models.opening import ModelSpec
 from cedkv.report.text import about_samples
 from cedkv.runs.resolved import ResolvedRun, RunInputs
-from cedkv.tasks.load import load_samples
 
 
 def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
@@ -29,12 +28,11 @@ def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
     check_readings(spec, [condition.config for condition in conditions])
     groups = []
     for task, group in by_task(conditions).items():
-        limits = (spec.capabilities.max_positions, spec.vocabulary)
-        samples = load_samples(group[0].config, spec.tokenizer, *limits, run.texts[task])
+        configs = [condition.config for condition in group]
+        samples = load_fitting(spec, configs, run.phase, run.texts[task])
         for line in about_samples(samples.notes, samples.unusable, len(samples.on), len(samples.off)):
             click.echo(": ".join(filter(None, ("samples", task, sanitize(line)))), err=True)
         groups.append(TaskGroup(task, group, samples))
-        check_context(spec.capabilities, samples, groups[-1].configs)
-        check_lengths(spec, groups[-1].configs, samples.on)
-        check_held_out(spec, groups[-1].configs)
+        check_context(spec, configs, samples, run.phase)
+        check_held_out(spec, configs)
     return Workload(config, groups, run.phase)

@@ -17,12 +17,13 @@ from cedkv.core.values import OffSample, OnEpisode, OnSample
 from cedkv.tasks import off_prompts
 from cedkv.tasks.answer_tokens import SEVERAL_TOKENS
 from cedkv.tasks.base import TaskRequest
+from cedkv.tasks.context_use import off_base_use, require_positions, teacher_use
 from cedkv.tasks.texts import OffText, SampleTexts, read_sample_texts, shortfalls
 from cedkv.tasks.tokenize import SampleTokenizer, tokenize_off, tokenize_on
 
-Kind = Literal["ON", "OFF"]
 TextT = TypeVar("TextT", OnEpisode, OffText)
 SampleT = TypeVar("SampleT", OnSample, OffSample)
+Kind = Literal["ON", "OFF"]
 _NAMES: dict[Kind, str] = {"ON": "ON samples", "OFF": "OFF prompts"}
 REPEATED = "repeats another sample"
 _EXAMPLES, _VALUES = 5, 40
@@ -93,15 +94,21 @@ class Samples:
 
 
 def load_samples(
-    config: Phase2Config, tokenizer: Any, max_positions: int, vocabulary: int, texts: SampleTexts | None = None
+    config: Phase2Config,
+    tokenizer: Any,
+    max_positions: int,
+    vocabulary: int,
+    texts: SampleTexts | None = None,
+    beyond: Mapping[tuple[str, str], UnusableSample] | None = None,
 ) -> Samples:
     """Read or generate the samples of a configuration, and leave out unusable ones where ``data.unusable`` says so.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
-        max_positions: the model's longest sequence, in tokens.
+        max_positions: the model's positions; a sample without a prefix must have room in them.
         vocabulary: size of the model's vocabulary; the tokenizer's may be larger.
         texts: as ``read_sample_texts`` returns them; None reads them here.
+        beyond: kind and id of samples that are known not to fit the model, and why (``inference.context_window``).
 
     Raises:
         ConfigError: the prefix has no slot for the BOS token.
@@ -115,7 +122,7 @@ def load_samples(
 
     def off_sample(prompt: OffText) -> OffSample:
         sample = tokenize_off(made, prompt.sample_id, prompt.text, prompt.document)
-        _check_positions(sample.sample_id, len(sample.token_ids) + config.prefix_len + sizes.off_tokens, max_positions)
+        require_positions(off_base_use(sample, sizes.off_tokens), max_positions)
         _check_vocabulary(sample.sample_id, sample.token_ids, tokenizer, vocabulary)
         return sample
 
@@ -130,12 +137,14 @@ def load_samples(
         return sample
 
     off_places = {prompt.sample_id: prompt.place for prompt in texts.off if prompt.place}
-    off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip, Repetitions("prompt", off_places))
+    beyond = beyond or {}
+    off_checks = Repetitions("prompt", off_places), beyond
+    off, off_unusable = _usable("OFF", texts.off, sizes.off_samples, off_sample, skip, *off_checks)
     request = TaskRequest(sizes.on_samples, config.seed, data, tokenizer, _words(off), config.model.template_kwargs)
     with TASKS.errors_named(data.task):
         on_source = texts.on.source(request)
-    repetitions = Repetitions(texts.on.repeated_by, texts.on_places)
-    on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip, repetitions)
+    on_checks = Repetitions(texts.on.repeated_by, texts.on_places), beyond
+    on, on_unusable = _usable("ON", _episodes(texts, request), sizes.on_samples, on_sample, skip, *on_checks)
     _check_first_tokens(data.answer, on)
     off_source = data.off_path or f"off_prompts(seed={config.seed})"
     notes = (*texts.notes, *shortfalls(config, data.on_path or on_source, len(on), len(off)), *_written_otherwise(on))
@@ -161,6 +170,7 @@ def _usable(
     sample_of: Callable[[TextT], SampleT],
     skip: bool,
     repetitions: Repetitions,
+    beyond: Mapping[tuple[str, str], UnusableSample],
 ) -> tuple[list[SampleT], list[Unusable]]:
     """Return the first ``n`` usable samples, fewer where there are no more, and what was left out.
 
@@ -173,6 +183,8 @@ def _usable(
             raise DataError(f"two {kind} samples have the id {preview(text.sample_id)}; give every sample its own id")
         seen.add(text.sample_id)
         try:
+            if (kind, text.sample_id) in beyond:
+                raise beyond[kind, text.sample_id]
             sample = sample_of(text)
             repetitions.check(sample)
             samples.append(sample)
@@ -235,7 +247,7 @@ def _written_otherwise(on: Sequence[OnSample]) -> list[str]:
 def check_sample(sample: OnSample, tokenizer: Any, max_positions: int, vocabulary: int) -> None:
     """Raise UnusableSample if a sample is longer than the model's context, or has a token beyond its vocabulary."""
     ids = (*sample.teacher_ids, *sample.answer_token_ids)
-    _check_positions(sample.sample_id, len(ids) - 1, max_positions)
+    require_positions(teacher_use(sample), max_positions)
     _check_vocabulary(sample.sample_id, (*ids, *(sample.other_query_ids or ())), tokenizer, vocabulary)
 
 
@@ -257,16 +269,6 @@ def _check_first_tokens(answer: str, on: Sequence[OnSample]) -> None:
         raise DataError(
             f"data.answer = first: the {len(texts)} different answers of {len(on)} ON samples all begin with the same token: "
             "it tells none of them apart; use data.answer=whole, or give labels words (data.verbalizer)"
-        )
-
-
-def _check_positions(sample_id: str, length: int, max_positions: int) -> None:
-    """Raise UnusableSample if a sequence is longer than the model's."""
-    if length > max_positions:
-        raise UnusableSample(
-            "longer than the model's context",
-            f"sample {sample_id} needs {length} positions, the model has {max_positions}: logits beyond them mean nothing; "
-            "shorten the text, or lower data.pairs or prefix_len",
         )
 
 

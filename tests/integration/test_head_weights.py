@@ -94,7 +94,7 @@ def test_weights_that_cannot_be_read_are_fitted_again(
 def test_held_out_episodes_are_none_of_the_run(llama_folder: Path, seed: int) -> None:
     """Also where the run has the seed that they usually have."""
     config, lm = tiny.load(llama_folder, FITTED, f"seed={seed}", "eval.on_samples=60")
-    samples, _ = held_out_samples(lm, config)
+    samples, _ = held_out_samples(lm, [config])
     own = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary).on
     assert (len(samples), len(own)) == (EPISODES, 60)
     for name in ("sample_id", "demo_token_ids"):
@@ -118,7 +118,7 @@ def test_lines_of_a_file_that_are_not_evaluated(
 ) -> None:
     on = lines(6 + EPISODES, tmp_path / "on.jsonl")
     config, lm = tiny.load(llama_folder, FITTED, on)
-    samples, source = held_out_samples(lm, config)
+    samples, source = held_out_samples(lm, [config])
     assert [sample.sample_id for sample in samples] == [f"w{i}" for i in range(6, 6 + EPISODES)]
     assert source == str(tmp_path / "on.jsonl")
     files = run_in(tmp_path / "run", monkeypatch, on, model=llama_folder)
@@ -169,7 +169,7 @@ def test_weights_are_those_of_a_ridge_in_numpy(llama_folder: Path, tmp_path: Pat
     (found,) = ensure_head_weights(lm, [config], {}, tmp_path)
     assert found.alpha in head_weights.ALPHAS
     plain, features, targets = Eager(llama_folder), [], []
-    for sample in held_out_samples(lm, config)[0]:
+    for sample in held_out_samples(lm, [config])[0]:
         demo, whole = range(len(sample.demo_token_ids)), sample.teacher_ids
         query = range(len(demo), len(whole))
         heads = torch.stack([eager.rows(layer, demo, query, None, "max") for layer in plain.read(whole)])

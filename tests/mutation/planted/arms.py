@@ -155,11 +155,36 @@ def off_prompts_under_another_state(patch: Patch) -> None:
     points.OFF_PROMPTS.wrap(patch, rotated)
 
 
+def off_prompts_of_later_units_under_another_state(patch: Patch) -> None:
+    """As ``off_prompts_under_another_state``, in units behind those on whose samples Gate A is measured."""
+    first: list[Any] = []
+
+    def rotated(real: Any, students: Any, off: Any, *rest: Any) -> Any:
+        first.append(students.batch)
+        moved = off if students.batch is first[0] else replace(off, owners=off.owners[1:] + off.owners[:1])
+        return real(students, moved, *rest)
+
+    points.OFF_PROMPTS.wrap(patch, rotated)
+
+
+def a_long_off_prompt_turns_those_beside_it(patch: Patch) -> None:
+    """Behind a prefix, OFF prompts of different lengths stand a position late where they share a pass."""
+
+    def turned(real: Any, lm: Any, rows: Any, prefix: Any, layers: Any, given: Any = ()) -> Any:
+        lengths = [len(row) for row in rows]
+        if prefix is not None and len(set(lengths)) > 1 and any(map(len, given)):
+            prefix = replace(prefix, query_start=prefix.query_start + 1)
+        return real(lm, rows, prefix, layers, given)
+
+    points.LAST_LOGITS.wrap(patch, turned)
+
+
 def state_of_an_earlier_batch(patch: Patch) -> None:
-    """The prefixes of the first batch with as many rows: answers depend on which samples were together before."""
+    """Repetitions get the prefixes of the first one with as many rows: answers depend on which samples were together before."""
     first: dict[int, Any] = {}
 
     def stale(real: Any, students: Any, choice: Any) -> Any:
-        return first.setdefault(len(students.batch.samples), real(students, choice))
+        made, repeated = real(students, choice), not students.chosen[0].randoms
+        return first.setdefault(len(students.batch.samples), made) if repeated else made
 
     points.SELECTED.wrap(patch, stale)

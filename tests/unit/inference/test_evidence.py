@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ import torch
 
 from cedkv.core.errors import DataError, ModelError
 from cedkv.core.values import OnSample, Selection
+from cedkv.inference.context_window import require_fits, selection_uses
 from cedkv.inference.evidence import pool, read_evidence, token_score
-from cedkv.inference.passes import REPEAT, check_lengths, plan_passes, token_scores
+from cedkv.inference.passes import REPEAT, plan_passes, token_scores
 from cedkv.kv.readings import KeyNorm, LagRelative, TokenScore
 from cedkv.models.capabilities import ContextLimit
 from tests.support import eager, tiny
@@ -282,9 +282,12 @@ def test_a_pass_that_is_too_long_is_rejected(case: Case, mode: str, of_a_layer: 
     longest = max(len(sample.demo_token_ids) for sample in case.samples) + max(rows)
     for tokens in (longest, longest - 1):
         limit = {"context_limits": (ContextLimit(tokens, "a window"),)} if of_a_layer else {"max_positions": tokens}
-        spec = SimpleNamespace(capabilities=replace(case.lm.capabilities, **limit), tokenizer=case.lm.tokenizer)
+        capabilities = replace(case.lm.capabilities, **limit)
+        uses = [use for use in selection_uses(config, case.samples, case.lm.tokenizer) if use.arm not in ("teacher", "select")]
+        assert len(uses) == len(case.samples)
         if tokens == longest:
-            check_lengths(spec, [config], case.samples)
+            require_fits(capabilities, uses)
         else:
-            with pytest.raises(ModelError, match=f"up to {longest} tokens, {tokens} can be used"):
-                check_lengths(spec, [config], case.samples)
+            unit, arm = ("slots and tokens" if of_a_layer else "positions"), "(replay|null query|other query)"
+            with pytest.raises(ModelError, match=f"needs {longest} {unit} in the arm '{arm}', the model has {tokens}"):
+                require_fits(capabilities, uses)

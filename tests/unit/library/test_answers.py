@@ -186,9 +186,11 @@ def test_a_prefix_is_not_changed_by_use(lm: LanguageModel) -> None:
 
 
 def test_text_longer_than_the_model_can_attend_to_is_rejected(lm: LanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"1024 can be used by model type 'llama' .*; lower max_new_tokens"):
+    with pytest.raises(
+        ModelError, match=r"^query 1 needs 2019 positions in the arm 'select', the model has 1024 .* lower max_new_tokens"
+    ):
         select(lm).generate(max_new_tokens=2000)
     folder = save_family(next(family for family in FAMILIES if family.name == "Mistral, with windows"), tmp_path / "model")
     windowed = select(load_model(folder, device="cpu"))
-    with pytest.raises(ModelError, match=r"can be used by model type 'mistral' .*window"):
+    with pytest.raises(ModelError, match=r"^query 1 needs \d+ slots and tokens .* the model has 599 .*window"):
         windowed.generate(max_new_tokens=900)

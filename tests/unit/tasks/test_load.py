@@ -159,7 +159,7 @@ def test_a_whole_answer_needs_its_positions(answer: str, read: int) -> None:
     texts = SampleTexts(Given([(" red" * 60, QUERY, " red blue green")]), OFF)
     needed = len(load_samples(config, tiny.tokenizer(), 1024, 500, texts).on[0].teacher_ids) + read
     assert len(load_samples(config, tiny.tokenizer(), needed, 500, texts).on) == 1
-    with pytest.raises(DataError, match=rf"sample on-0 needs {needed} positions, the model has {needed - 1}"):
+    with pytest.raises(DataError, match=rf"sample on-0 needs {needed} positions .*, the model has {needed - 1} "):
         load_samples(config, tiny.tokenizer(), needed - 1, 500, texts)
 
 
