@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def check_hub_id(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError:
         raise ModelError(
-            f"model.id = {name!r}: there is no such folder ({Path(name).expanduser().absolute()}), and it is no hub id "
+            f"model.id = {name!r}: there is no such folder ({os.path.abspath(os.path.expanduser(name))}), and it is no hub id "
             "(organisation/name). Give a folder that exists (-P model_id=/path/to/folder), one GGUF file, or a hub id"
         ) from None
 

@@ -29,6 +29,7 @@ from cedkv.models import loading
 from cedkv.models.capabilities import ContextLimit
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import Samples, load_samples
+from cedkv.tasks.symbol_lookup import SYMBOLS
 from cedkv.units import plan_samples
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -165,7 +166,7 @@ def episode(number: int, demo_tokens: int) -> dict[str, Any]:
     tokenizer = tiny.tokenizer(chat=False)
     demo = "Word: dax\nSymbol: red\n\n"
     missing = demo_tokens - len(tokenizer(demo).input_ids)
-    demo = demo + " blue" * (missing - 1) + "\n"
+    demo = demo + f" {SYMBOLS[number]}" + " blue" * (missing - 2) + "\n"  # no two samples are the same
     assert len(tokenizer(demo).input_ids) == demo_tokens
     other = "Word: lug, of which the demonstration says nothing at all\nSymbol:"
     return {"id": f"on-{number}", "demo_text": demo, "query_text": "Word: dax\nSymbol:", "answer_text": " red",
@@ -174,7 +175,7 @@ def episode(number: int, demo_tokens: int) -> dict[str, Any]:
 
 def files(folder: Path, demos: Sequence[int], off: Sequence[int]) -> tuple[str, ...]:
     """A file of episodes and one of OFF prompts, all of the given numbers of tokens, and the settings that name them."""
-    tokenizer, texts = tiny.tokenizer(chat=False), ["blue" + " blue" * (n - 1) for n in off]
+    tokenizer, texts = tiny.tokenizer(chat=False), [f"blue {SYMBOLS[j]}" + " blue" * (n - 2) for j, n in enumerate(off)]
     assert [len(tokenizer(text).input_ids) for text in texts] == [n + 1 for n in off]  # blue alone is two tokens
     prompts = [{"id": f"off-{j}", "prompt_text": text} for j, text in enumerate(texts)]
     for name, lines in (("on", [episode(i, n) for i, n in enumerate(demos)]), ("off", prompts)):
@@ -213,7 +214,7 @@ def test_a_prompt_beyond_the_positions_is_named_before_weights(
 
 
 def test_skipped_prompts_leave_the_others_what_they_are(tmp_path: Path) -> None:
-    """The same text under the same state has one figure, whatever else is in the file; a later prompt takes the place."""
+    """Each prompt has the figure of a pass of its own, whatever else is in the file; a later one takes the place."""
     model = saved(tmp_path / "model", "dynamic")
     given = files(tmp_path, [349] * 6, [4, 4, 4, 4, 4, 64, 4, 4, 4])
     config, lm = tiny.load(model, *given, *STATES["absolute"], "data.unusable=skip", "eval.off_samples=8")
@@ -221,8 +222,12 @@ def test_skipped_prompts_leave_the_others_what_they_are(tmp_path: Path) -> None:
     assert [prompt.sample_id for prompt in samples.off] == [f"off-{j}" for j in (0, 1, 2, 3, 4, 6, 7, 8)]
     assert [(each.kind, each.count, each.examples) for each in samples.unusable] == [("OFF", 1, ("off-5",))]
     _, records = run(lm, config, samples)
-    deltas = [r["phase2_delta_off_select"] for r in records if r.get("kind") == "off"]
-    assert deltas == pytest.approx([deltas[0]] * 8, abs=1e-6)
+    one_config, one = tiny.load(model, *given, *STATES["absolute"], "data.unusable=skip", "runtime.batch_size=1")
+    _, by_itself = run(one, one_config, samples)
+    deltas, alone = (
+        {r["sample_id"]: r["phase2_delta_off_select"] for r in of if r.get("kind") == "off"} for of in (records, by_itself)
+    )
+    assert deltas == pytest.approx(alone, abs=1e-6)
     assert max(r["off_alone"] for r in records if "off_alone" in r) < 1e-9
 
 

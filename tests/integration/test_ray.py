@@ -209,7 +209,8 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     (tmp_path / "t").mkdir()
     settings = ",".join([f"model.id={llama_folder}", "runtime.workers=2", *SMALL])
     process = subprocess.Popen(
-        [sys.executable, "-m", "cedkv", "--phase", "2", "--set", settings], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-m", "cedkv", "--phase", "2", "--set", settings], stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t"), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert process.stderr is not None
