@@ -26,7 +26,7 @@ from cedkv.checks.probe import DEMOS, ProbeCheck, Probed, faults_of, run_probe
 from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
-from cedkv.core.files import finite_or_none, write_text
+from cedkv.core.files import finite_or_none, write_shared_text
 from cedkv.core.source import CERTIFIED_CODE, code_digest
 from cedkv.core.text import number
 from cedkv.kv.positioning import moves_cached_keys
@@ -291,7 +291,7 @@ def measurements_folder(cache_dir: str | None, kind: str) -> Path:
 def _store(certificate: Certificate, cache_dir: str | None) -> None:
     path = _path(certificate.identity, cache_dir)
     try:
-        write_text(path, json.dumps(certificate.as_dict(), indent=1, allow_nan=False, default=str) + "\n")
+        write_shared_text(path, json.dumps(certificate.as_dict(), indent=1, allow_nan=False, default=str) + "\n")
     except OSError as error:
         click.echo(f"the certificate could not be stored in {path}: {error}; it will be measured again next time", err=True)
 

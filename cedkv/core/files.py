@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import uuid4
 
 SCHEMA_VERSION = "1.3"
 """``schema_version`` of every JSON object and JSON line that is written here."""
@@ -68,10 +69,14 @@ def clean(value: Any) -> Any:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[TextIO]:
-    """Open a file for writing that gets its name only when the block ends, complete and on disk: no reader sees half of it."""
+def atomic_write(path: Path, mark: str = "") -> Iterator[TextIO]:
+    """Open a file for writing that gets its name only when the block ends, complete and on disk: no reader sees half of it.
+
+    Args:
+        mark: part of the temporary name; processes that may write the same file at once each need one of their own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}{mark}.part")
     with temporary.open("w", encoding="utf-8") as file:
         yield file
         file.flush()
@@ -93,6 +98,12 @@ def sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file as ``atomic_write`` does."""
     with atomic_write(path) as file:
+        file.write(text)
+
+
+def write_shared_text(path: Path, text: str) -> None:
+    """Write a text file that other processes may write at the same time; it is the text of one of them, whole."""
+    with atomic_write(path, f".{uuid4().hex}") as file:
         file.write(text)
 
 

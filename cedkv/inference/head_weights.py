@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import DataError
-from cedkv.core.files import write_text
+from cedkv.core.files import write_shared_text
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import OnSample
 from cedkv.inference.ablation import answer_odds
@@ -90,7 +90,7 @@ def ensure_head_weights(
             rows = len(samples) * (1 + MASKS)
             click.echo(f"fitted_heads: fitting head weights on {len(samples)} held-out episodes, {rows:,} rows ...", err=True)
             fitted = fit(lm, configs, samples, source, score)
-            write_text(path, json.dumps(asdict(fitted), allow_nan=False) + "\n")
+            write_shared_text(path, json.dumps(asdict(fitted), allow_nan=False) + "\n")
         found.append(fitted)
     use_head_weights(lm, configs, found)
     return found

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedkv.core.files import SCHEMA_VERSION, append_lines, clean, write_json, write_text
+from cedkv.core.files import SCHEMA_VERSION, append_lines, atomic_write, clean, write_json, write_shared_text, write_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -62,6 +62,18 @@ def test_write_leaves_no_other_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "two\n")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "two\n"
+
+
+def test_two_processes_that_write_the_same_file_both_end_well(tmp_path: Path) -> None:
+    """What is measured on a model is kept where others measure too."""
+    path = tmp_path / "certificate.json"
+    with atomic_write(path, ".first") as file:
+        file.write("one of them\n")
+        write_shared_text(path, "the other\n")
+        assert path.read_text() == "the other\n"
+    assert path.read_text() == "one of them\n"
+    write_shared_text(path, "again\n")
+    assert [each.name for each in tmp_path.iterdir()] == ["certificate.json"]
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
