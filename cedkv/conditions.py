@@ -65,6 +65,11 @@ def by_task(conditions: Sequence[ConditionT]) -> dict[str, list[ConditionT]]:
     return groups if len(groups) > 1 else {"": list(conditions)}
 
 
+def task_names(conditions: Sequence[Condition]) -> dict[str, str]:
+    """Return for each condition's key the name of its task (``by_task``)."""
+    return {condition.key: task for task, group in by_task(conditions).items() for condition in group}
+
+
 def in_task(task: str, name: str) -> str:
     """Return what something of one task is called in a run of several: ``symbol_lookup/unit/00000``; see ``by_task``."""
     return f"{task}/{name}" if task else name

@@ -115,6 +115,13 @@ class Certificate:
                 "to look into it, set model.allow_uncertified=true: the run is then tagged uncertified"
             )
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
+        """Return the certificate that ``as_dict`` wrote. Raises KeyError, TypeError: the content is none."""
+        fields = {name: value for name, value in content.items() if name not in ("certified", "findings")}
+        stored = [{name: finding[name] for name in _STORED} for finding in content["findings"]]
+        return cls(findings=tuple(CheckResult(gate=None, relation="<=", **finding) for finding in stored), **fields)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the certificate as JSON values, with the verdicts written out."""
         findings = [
@@ -301,11 +308,8 @@ def _load(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | No
     expected = identity(lm, fingerprint)
     try:
         content = json.loads(_path(expected, cache_dir).read_text(encoding="utf-8"))
-        if content.pop("identity") != json.loads(json.dumps(expected, default=str)):
+        if content["identity"] != json.loads(json.dumps(expected, default=str)):
             return None
-        del content["certified"]
-        stored = [{name: finding[name] for name in _STORED} for finding in content.pop("findings")]
-        findings = tuple(CheckResult(gate=None, relation="<=", **fields) for fields in stored)
-        return Certificate(identity=expected, findings=findings, **content)
+        return Certificate.from_dict({**content, "identity": expected})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

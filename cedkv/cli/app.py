@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +33,9 @@ from cedkv.core.text import preview
 from cedkv.core.version import __version__
 from cedkv.runs.request import RunRequest
 
+if TYPE_CHECKING:
+    from cedkv.analysis.results import ConditionResult
+
 TRUE = ("true", "1", "yes", "on")
 """Values that ``--phase2-strict-hf`` accepts."""
 
@@ -54,11 +58,17 @@ def execute(request: RunRequest, debug: bool = False) -> None:
         with without_garbage_collection():
             from cedkv.runs.pipeline import run
 
-        verdicts = [result.results.verdicts for result in run(resolved)]
-        passed = all(verdicts[0].values()) and all(verdict["gateA"] for verdict in verdicts)
-        if resolved.config.runtime.fail_on_gate and not passed:
-            click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
-            sys.exit(1)
+        results = run(resolved)
+        if resolved.config.runtime.fail_on_gate:
+            _exit_if_failed(results)
+
+
+def _exit_if_failed(results: Sequence[ConditionResult]) -> None:
+    """Exit with code 1 if a gate that counts did not pass; a shard decides no gate."""
+    verdicts = [result.results.verdicts for result in results]
+    if not all(verdict["gateA"] for verdict in verdicts) or not all(all(first.values()) for first in verdicts[:1]):
+        click.echo("exit code 1: a gate did not pass (fail_on_gate)", err=True)
+        sys.exit(1)
 
 
 def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
@@ -126,6 +136,7 @@ def _check_strict(value: str) -> None:
     help="What to run|2 (default): all arms, Gates A and B. 1.5: Gate A alone, does the cache pipeline hold on this model?",
 )
 @run_options
+@click.option("--shard", metavar="I/N", help=f"Running|{OPTIONS['shard'][1]} [{OPTIONS['shard'][0]}]")
 @phase2_flags
 @click.option(
     "--phase2-strict-hf",
@@ -167,6 +178,7 @@ def main(
       python -m cedkv sync outputs/8da8f583e4b141b0874737737cefbd5a
       python -m cedkv ablate-selector --model_id smollm2-135m --select_modes all --max_on 16
       python -m cedkv plan --comparison ablate_selector --model_id smollm2-135m --select_modes all
+      python -m cedkv merge outputs/8da8f583e4b141b0874737737cefbd5a outputs/1f6e2c7d90ab4c0fb7c2a1d5e8f30946
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -200,6 +212,26 @@ def sync_command(folder: str, timeout: int, debug: bool) -> None:
         from cedkv.runs.lifecycle import sync
 
         sync(Path(os.path.abspath(folder)), timeout, click.echo)  # absolute: the folder's name, also of ".", is the run id
+
+
+@main.command("merge", cls=GroupedCommand)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def merge_command(runs: tuple[str, ...], debug: bool) -> None:
+    """Make the one run of all its shards (runtime.shard = 1/n to n/n), identical to an undivided one.
+
+    RUN is a shard's folder, or the id of a run in outputs/. No model is loaded. Shards that differ in anything their results
+    depend on, that are missing, not finished or there twice are rejected. The merged run is a new one, in outputs/ and in
+    MLflow; the shards remain as they are. Exit codes are those of a run.
+    """
+    _end_on_signals()
+    with report_errors(debug):
+        with without_garbage_collection():
+            from cedkv.runs.merge import merge
+
+        results = merge(runs)
+        if results[0].config.runtime.fail_on_gate:
+            _exit_if_failed(results)
 
 
 @main.command("report", cls=GroupedCommand)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.registry import Registry, build
+from cedkv.core.shards import Shard
 from cedkv.core.text import escape_control, redact
 
 
@@ -23,6 +24,14 @@ def check_text(text: str) -> str:
             "secret", "it holds credentials, and a configuration is stored with every run; give them by environment (HF_TOKEN)"
         )
     return text
+
+
+def check_shard(text: str) -> str:
+    """Return the text if it names a shard."""
+    try:
+        return str(Shard.parse(text))
+    except ValueError as error:
+        raise PydanticCustomError("shard", "{reason}", {"reason": str(error)}) from None
 
 
 def name_in(registry: Registry[Any]) -> Callable[[str], str]:
@@ -38,6 +47,7 @@ def name_in(registry: Registry[Any]) -> Callable[[str], str]:
 
 
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(check_text)]
+ShardName = Annotated[str, AfterValidator(check_shard)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 

@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "threads": ("runtime.threads", "torch threads of this process, or of each worker"),
     "workers": ("runtime.workers", "Ray workers: a number, or auto: one per card, else one per CPU; null: this process"),
     "ray_address": ("runtime.ray_address", "auto, host:port or ray://..; null: a cluster on this machine, for this run"),
+    "shard": ("runtime.shard", "i/n, as 1/4: a part of the run's units; cedkv merge makes the run of all its shards"),
     "fail_on_gate": ("runtime.fail_on_gate", "exit with code 1 when a gate does not pass"),
     "system_metrics": ("runtime.system_metrics", "true: MLflow logs processor, memory, disk, network and cards of a run"),
     "max_on": ("eval.on_samples", "ON samples, at most"),

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field, JsonValue, field_validator, model_va
 
 from cedkv.config.data import DataBlock
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING, SELECTORS
-from cedkv.config.fields import Block, Count, Text, filled_params, name_in
+from cedkv.config.fields import Block, Count, ShardName, Text, filled_params, name_in
+from cedkv.core.shards import Shard
 
 SelectorName = Annotated[str, AfterValidator(name_in(SELECTORS))]
 PositioningName = Annotated[str, AfterValidator(name_in(POSITIONING))]
@@ -74,7 +75,7 @@ class ModelBlock(Block):
 
 
 class RuntimeBlock(Block):
-    """Device, dtype, batch size, threads, workers, exit code, and how MLflow is used."""
+    """Device, dtype, batch size, threads, workers, which part of the run, exit code, and how MLflow is used."""
 
     backend: Literal["hf"] = "hf"
     allow_mock_fallback: bool = False
@@ -86,6 +87,7 @@ class RuntimeBlock(Block):
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[\w.:\[\]-]+:\d+)$")] | None = None
     mixed_devices: bool = False
+    shard: ShardName | None = None
     fail_on_gate: bool = False
     mlflow_timeout: Annotated[int, Field(ge=4, le=3600)] = 60
     system_metrics: bool = False
@@ -294,6 +296,11 @@ class Phase2Config(Block):
     def rows_per_pass(self) -> int | None:
         """Largest number of rows in a forward pass; None for as many as fit."""
         return None if self.runtime.batch_size == "auto" else self.runtime.batch_size
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of the run's units is computed; None for all of them."""
+        return None if self.runtime.shard is None else Shard.parse(self.runtime.shard)
 
     def dotted(self) -> dict[str, Any]:
         """Return the resolved configuration as ``{"phase2.select.mode": ...}``."""

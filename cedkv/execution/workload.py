@@ -66,6 +66,12 @@ class Workload:
         """The configurations of all groups."""
         return [condition.config for condition in self.conditions]
 
+    @property
+    def own(self) -> Sequence[PlannedUnit]:
+        """The units to compute, in their order: all, or those of the shard."""
+        shard = self.config.shard
+        return self.plan if shard is None else shard.of(self.plan)
+
     @cached_property
     def plan(self) -> tuple[PlannedUnit, ...]:
         """All units, in their order."""

@@ -126,7 +126,7 @@ def evaluate(config: ConfigLike = None, *, phase: Phase = "2", **settings: Any) 
     """
     from cedkv.runs.pipeline import run  # imports mlflow, which reading a folder does without
 
-    resolved = resolve_run("phase2", configuration(config, keys_of(settings, "evaluate")), phase)
+    resolved = resolve_run("phase2", _whole(configuration(config, keys_of(settings, "evaluate"))), phase)
     run(resolved)
     return read_run(resolved.manifest.folder)
 
@@ -151,9 +151,19 @@ def compare(name: str = "ablate_selector", config: ConfigLike = None, **settings
     if name not in COMPARISONS:
         raise ConfigError(f"no comparison is named {preview(name)}{near_match(name, COMPARISONS)}")
     lists = {option: _listed(option, settings.pop(option)) for option in COMPARISONS[name] if option in settings}
-    resolved = resolve_run(name, configuration(config, keys_of(settings, f"compare ({name})")), lists=lists)
+    resolved = resolve_run(name, _whole(configuration(config, keys_of(settings, f"compare ({name})"))), lists=lists)
     run(resolved)
     return read_run(resolved.manifest.folder)
+
+
+def _whole(config: Phase2Config) -> Phase2Config:
+    """Return the configuration if it is of a whole run."""
+    if config.shard is not None:
+        raise ConfigError(
+            f"runtime.shard = {config.shard} makes a part of a run, which has no results to return: cedkv.run and the command "
+            "line make it, python -m cedkv merge the run of all its shards; leave it out here"
+        )
+    return config
 
 
 def _listed(option: str, values: Any) -> str | None:
@@ -210,6 +220,11 @@ def _no_condition(run_id: str) -> Run:
 def _read(folder: Path, read_condition: Callable[[str], Run]) -> Run:
     """Read a run whose files are in a folder."""
     report = next((folder / name for name in (COMPARISON, REPORT) if (folder / name).is_file()), None)
+    if report is None and (folder / CONFIG).is_file() and (shard := resolve(folder / CONFIG).shard) is not None:
+        raise ConfigError(
+            f"run {folder.name} is shard {shard}, a part of a run without results of its own: python -m cedkv merge makes the "
+            "run of all its shards"
+        )
     if report is None or not (folder / CONFIG).is_file():
         raise ConfigError(
             f"{preview(str(folder), 200)} has no {REPORT}: it is no run, or one that is not finished; --resume {folder.name} "

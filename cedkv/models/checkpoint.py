@@ -11,6 +11,8 @@ from typing import Any
 from cedkv.config.schema import ModelBlock
 from cedkv.core.errors import ConfigError, ModelError
 
+TRUST = "trust_remote_code"
+"""The tag of runs that execute a checkpoint's own code: which code."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -75,4 +77,4 @@ def trusted_code(model: ModelBlock) -> str | None:
 def trust_tag(model: ModelBlock) -> dict[str, str]:
     """Return the tag of runs that execute a checkpoint's own code; empty if none is executed."""
     code = trusted_code(model)
-    return {} if code is None else {"trust_remote_code": code}
+    return {} if code is None else {TRUST: code}

@@ -18,6 +18,7 @@ from cedkv.core.values import Record
 
 SELECTION, PREFIXES, PLUMBING = "phase2_selection.json", "phase2_prefix_meta.json", "phase2_plumbing.json"
 RUNTIME, TOKEN_TEXTS, HEAD_WEIGHTS = "hf_runtime_meta.json", "phase2_token_texts.json", "head_weights.json"
+CERTIFICATE = "certificate.json"
 _OFF_KEYS = ("sample_id", "prompt_text", "token_ids", "state_of")
 
 
@@ -152,12 +153,15 @@ class TokenTexts:
         write_json(folder / "artifacts" / TOKEN_TEXTS, {"tokens": texts})
 
     @classmethod
-    def load(cls, folder: Path) -> TokenTexts:
-        """Return the texts that were stored with a run. Raises DataError: there are none, or they cannot be read."""
-        path = folder / "artifacts" / TOKEN_TEXTS
+    def load(cls, *folders: Path) -> TokenTexts:
+        """Return the texts that were stored with runs. Raises DataError: there are none, or they cannot be read."""
+        return cls({token: text for folder in folders for token, text in cls._read(folder / "artifacts" / TOKEN_TEXTS).items()})
+
+    @staticmethod
+    def _read(path: Path) -> dict[int, str]:
         try:
             tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-            return cls({int(token): str(text) for token, text in tokens.items()})
+            return {int(token): str(text) for token, text in tokens.items()}
         except FileNotFoundError:
             raise DataError(
                 f"{path} is not there: the run was made by a version of cedkv that did not store what tokens look like, so its "
@@ -167,15 +171,20 @@ class TokenTexts:
             raise DataError(f"{path} cannot be read: {error}; it was damaged or edited") from None
 
 
+def read_artifact(folder: Path, name: str) -> dict[str, Any]:
+    """Return the content of a run's artifact that is a JSON object. Raises DataError: it cannot be read."""
+    path = folder / "artifacts" / name
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it was damaged or removed") from None
+    return {name: value for name, value in content.items() if name != "schema_version"}
+
+
 def _without_type(records: Iterable[Mapping[str, Any]]) -> Iterable[Record]:
     return ({key: value for key, value in record.items() if key != "type"} for record in records)
 
 
 def read_runtime(folder: Path) -> dict[str, Any]:
     """Return model, device and versions of a run. Raises DataError: its file was damaged or removed."""
-    path = folder / "artifacts" / RUNTIME
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it was damaged or removed") from None
-    return {name: value for name, value in content.items() if name != "schema_version"}
+    return read_artifact(folder, RUNTIME)

@@ -34,30 +34,52 @@ def compare_devices(
         numerical_floor: of the certificate, in nats: what two computations on one device differ by.
         manifests: of the run and its nested runs; nothing is written where all units ran on one kind.
     """
-    units = Counter(map(kind_of, journal.ran_on.values()))
-    if len(units) == 1:
+    units = _units_by_kind(journal)
+    if len(units) < 2:
         return
-    common = min(work.plan, key=lambda planned: planned.size)
+    common = min(work.own, key=lambda planned: planned.size)
     keys = [condition.key for condition in work.groups[common.group].conditions]
     own = {key: list(journal.records_of(common.key, key)) for key in keys}
     computed: dict[str, Records] = {kind_of(journal.ran_on[common.key]): own}
     for finished in executor.on_every_kind(common):
         computed.setdefault(kind_of(finished.ran_on), finished.records)
     pairs = [{"kinds": pair, **largest_differences(computed[pair[0]], computed[pair[1]])} for pair in combinations(computed, 2)]
-    content = {
-        "units": dict(units),
-        "common_unit": common.key,
-        "not_compared": sorted(units.keys() - computed.keys()),
-        "differences": pairs,
-        "numerical_floor": numerical_floor,
-    }
+    content = {"common_unit": common.key, "not_compared": sorted(units.keys() - computed.keys()), "differences": pairs}
+    _store(units, {**content, "numerical_floor": numerical_floor}, manifests)
+
+
+def join_devices(
+    journal: Journal, shards: Sequence[Mapping[str, Any]], numerical_floor: float | None, manifests: Iterable[RunManifest]
+) -> None:
+    """Say in a run that was merged what its shards have measured, as ``compare_devices`` does; nothing is computed.
+
+    Args:
+        journal: of the merged run.
+        shards: the content of ``devices.json`` of those shards that have one.
+    """
+    units = _units_by_kind(journal)
+    if len(units) < 2:
+        return
+    pairs = [pair for content in shards for pair in content["differences"]]
+    compared = {kind for pair in pairs for kind in pair["kinds"]}
+    common = ", ".join(dict.fromkeys(content["common_unit"] for content in shards)) or None
+    content = {"common_unit": common, "not_compared": sorted(units.keys() - compared), "differences": pairs}
+    _store(units, {**content, "numerical_floor": numerical_floor}, manifests)
+
+
+def _units_by_kind(journal: Journal) -> Counter[str]:
+    return Counter(map(kind_of, journal.ran_on.values()))
+
+
+def _store(units: Mapping[str, int], content: Mapping[str, Any], manifests: Iterable[RunManifest]) -> None:
     tags = {"devices": "; ".join(f"{kind} ({plural(n, 'unit')})" for kind, n in sorted(units.items()))}
+    pairs = content["differences"]
     if pairs:
         largest = {name: max(pair[name] for pair in pairs) for name in ("kl", "logprob")}
         tags["device_floor"] = ", ".join(f"{name} {number(value, 3)}" for name, value in largest.items())
     for manifest in manifests:
         manifest.tags |= tags
-        write_json(manifest.folder / "artifacts" / DEVICES, content)
+        write_json(manifest.folder / "artifacts" / DEVICES, {"units": dict(units), **content})
 
 
 def kind_of(ran_on: Mapping[str, Any]) -> str:

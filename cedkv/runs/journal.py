@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,15 @@ class Journal:
         Raises:
             ConfigError: the journal is of a run that depends on other values; each difference is named.
             DataError: the journal is damaged.
-            RunInterrupted: the journal cannot be written.
+            OSError: the journal cannot be written.
         """
         self.path = path
         self.planned: list[str] = list(header[UNITS])
         self.ran_on: dict[str, dict[str, Any]] = {}
         self._conditions = list(conditions)
-        self._extents: dict[
-            str, list[tuple[int, int]]
-        ] = {}  # per unit and condition: offset and size of the records in the file
+        self._lines: dict[str, tuple[int, int]] = {}  # per unit: offset and size of its line in the file
+        # per unit and condition: offset and size of the records in the file
+        self._extents: dict[str, list[tuple[int, int]]] = {}
         self._end = 0
         if path.exists():
             self._read(header)
@@ -100,9 +100,37 @@ class Journal:
         """
         parts = [_dumps(list(records.get(key, ()))) for key in self._conditions]
         head = _dumps({"unit": unit, "ran_on": ran_on, "sizes": [len(part) for part in parts]})[:-1].encode()
-        offset = self._end + _CONTENT_START + len(head) - 1 + len(_RECORDS)
-        self._write(_with_digest(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))
-        self._add(unit, ran_on, offset, [len(part) for part in parts])
+        try:
+            self._append(_with_digest(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))
+        except OSError as error:
+            raise RunInterrupted(
+                f"{self.path} cannot be written: {error}. Finished units are safe in it; free space, then continue with "
+                f"--resume {self.path.parent.name}"
+            ) from error
+
+    def copy(self, parts: Sequence[Journal]) -> None:
+        """Append the units of other journals, byte by byte, in the order of the plan; each of them is on disk then.
+
+        Args:
+            parts: journals of the same conditions, which together have every planned unit once.
+
+        Raises:
+            DataError: one of them is damaged.
+            OSError: this journal cannot be written.
+        """
+        part_of = {unit: part for part in parts for unit in part.ran_on}
+        for unit in self.planned:
+            self._append(part_of[unit].line(unit))
+
+    def line(self, unit: str) -> bytes:
+        """Return the line of a finished unit, read from disk."""
+        offset, size = self._lines[unit]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            line = file.read(size)
+        if not _is_intact(line):
+            raise DataError(f"{self.path}: the line of unit {unit} does not match its sha256: the file was damaged or edited")
+        return line
 
     def records(self, condition: str) -> Iterator[Record]:
         """Yield all records of a condition, in the order of planned units, read from disk unit by unit."""
@@ -123,26 +151,28 @@ class Journal:
         self._file.close()
 
     def _write(self, line: bytes) -> None:
-        try:
-            remaining = memoryview(line)
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise RunInterrupted(
-                f"{self.path} cannot be written: {error}. Finished units are safe in it; free space, then continue with "
-                f"--resume {self.path.parent.name}"
-            ) from error
+        remaining = memoryview(line)
+        while remaining:
+            remaining = remaining[self._file.write(remaining) :]
+        os.fsync(self._file.fileno())
         self._end += len(line)
 
-    def _add(self, unit: str, ran_on: Mapping[str, Any], offset: int, sizes: Sequence[int]) -> None:
-        """Register a unit whose first records are at ``offset``; a comma separates the records of two conditions."""
-        extents = []
-        for size in sizes:
-            extents.append((offset, size))
-            offset += size + 1
-        self._extents[unit] = extents
-        self.ran_on[unit] = dict(ran_on)
+    def _append(self, line: bytes) -> None:
+        offset = self._end
+        self._write(line)
+        self._register(offset, line)
+
+    def _register(self, offset: int, line: bytes) -> None:
+        """Register the unit whose line is at ``offset``; a comma separates the records of two conditions."""
+        split = line.index(_RECORDS)
+        head = json.loads(b"{" + line[_CONTENT_START:split] + b"}")
+        extents, start = [], offset + split + len(_RECORDS)
+        for size in head["sizes"]:
+            extents.append((start, size))
+            start += size + 1
+        self._extents[head["unit"]] = extents
+        self._lines[head["unit"]] = (offset, len(line))
+        self.ran_on[head["unit"]] = head["ran_on"]
 
     def _read(self, header: Mapping[str, Any]) -> None:
         """Register the units of an existing journal, up to a last line that is incomplete."""
@@ -157,18 +187,18 @@ class Journal:
                     stored = json.loads(line).get("header")
                     if stored is None:
                         raise self._damaged(number, "the line is not a header")
-                    current = json.loads(_dumps({"schema_version": SCHEMA_VERSION, **header}))  # JSON has no tuples
+                    current = as_stored({"schema_version": SCHEMA_VERSION, **header})
                     _reject_other_header(self.path.parent.name, stored, current)
                 else:
                     split = line.find(_RECORDS)
                     if split < 0:
                         raise self._damaged(number, "the line is not a unit")
-                    head = json.loads(b"{" + line[_CONTENT_START:split] + b"}")
-                    if head["unit"] not in planned:
-                        raise self._damaged(number, f"unit {preview(head['unit'])} is none of this run")
-                    if head["unit"] in self._extents:
-                        raise self._damaged(number, f"unit {preview(head['unit'])} stands there twice")
-                    self._add(head["unit"], head["ran_on"], self._end + split + len(_RECORDS), head["sizes"])
+                    unit = json.loads(b"{" + line[_CONTENT_START:split] + b"}")["unit"]
+                    if unit not in planned:
+                        raise self._damaged(number, f"unit {preview(unit)} is none of this run")
+                    if unit in self._extents:
+                        raise self._damaged(number, f"unit {preview(unit)} stands there twice")
+                    self._register(self._end, line)
                 self._end += len(line)
 
     def _damaged(self, number: int, problem: str) -> DataError:
@@ -178,14 +208,14 @@ class Journal:
         )
 
 
-def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any], Callable[[str], Iterator[Record]]]:
+def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any], Journal]:
     """Read a finished run's journal without writing to it.
 
     Args:
         conditions: keys of the conditions, in the order of a line's records.
 
     Returns:
-        What the run depends on, and a function that yields the records of a condition.
+        What the run depends on, and the journal.
 
     Raises:
         DataError: there is no journal, or it is damaged.
@@ -200,7 +230,7 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
     journal = Journal(path, depends_on, conditions, append=False)
     if journal._end != path.stat().st_size:
         raise journal._damaged(len(journal.ran_on) + 2, "the line does not match its sha256")
-    return header, journal.records
+    return header, journal
 
 
 def stored_value(path: Path, name: str) -> Any:
@@ -213,14 +243,25 @@ def stored_value(path: Path, name: str) -> Any:
         return None
 
 
-def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return one line per name whose values differ: name, stored value, current value."""
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any], then: str = "then", now: str = "now") -> list[str]:
+    """Return one line per name whose values differ: name, stored value, current value.
+
+    Args:
+        then, now: what follows a stored and a current value.
+    """
     missing = "(missing)"
     return [
-        f"{name}: {preview(stored.get(name, missing), 100)} then, {preview(current.get(name, missing), 100)} now"
+        f"{name}: {preview(stored.get(name, missing), 100)} {then}, {preview(current.get(name, missing), 100)} {now}"
         for name in dict.fromkeys([*stored, *current])
         if stored.get(name, missing) != current.get(name, missing)
     ]
+
+
+def as_lines(changed: Sequence[str]) -> str:
+    """Return lines of ``differences`` as part of a message: indented, versions first, at most twelve."""
+    changed = sorted(changed, key=lambda line: not line.startswith("versions."))  # another version explains the rest
+    omitted = [f"... and {len(changed) - 12} more"] if len(changed) > 12 else []
+    return "\n  ".join(["", *changed[:12], *omitted])
 
 
 def reject_changes(run_id: str, changed: Sequence[str]) -> None:
@@ -230,23 +271,25 @@ def reject_changes(run_id: str, changed: Sequence[str]) -> None:
         changed: lines of ``differences``.
     """
     if changed:
-        changed = sorted(changed, key=lambda line: not line.startswith("versions."))  # another version explains the rest
-        omitted = [f"... and {len(changed) - 12} more"] if len(changed) > 12 else []
         raise ConfigError(
-            f"run {run_id} cannot be resumed, because its results would be of two kinds:\n  "
-            + "\n  ".join([*changed[:12], *omitted])
-            + "\nResume it with what it was started with (leave all other options out), or start a new run"
+            f"run {run_id} cannot be resumed, because its results would be of two kinds:{as_lines(changed)}\n"
+            "Resume it with what it was started with (leave all other options out), or start a new run"
         )
+
+
+def as_stored(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a header as it is read from a journal: JSON has no tuples."""
+    stored: dict[str, Any] = json.loads(_dumps(header))
+    return stored
 
 
 def _reject_other_header(run_id: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     changed = differences(stored, current)
     if changed and all(is_code(name) for name in {*stored, *current} if stored.get(name) != current.get(name)):
         raise ConfigError(
-            f"run {run_id} was started with other code, and a part of its results would be of each:\n  "
-            + "\n  ".join(changed)
-            + "\nGo back to that code or start a new run; where the change cannot matter, runtime.allow_other_code=true resumes"
-            " the run, and tags it code=changed"
+            f"run {run_id} was started with other code, and a part of its results would be of each:{as_lines(changed)}\n"
+            "Go back to that code or start a new run; where the change cannot matter, runtime.allow_other_code=true resumes "
+            "the run, and tags it code=changed"
         )
     reject_changes(run_id, changed)
 

@@ -22,6 +22,7 @@ from cedkv.report.leaderboard import console_matrix, frame
 from cedkv.report.page.leaderboard import leaderboard_page
 from cedkv.runs import manifest
 from cedkv.runs.experiment_reader import ExperimentReader, StoredRun
+from cedkv.runs.tags import SHARD
 from cedkv.runs.tracking import PARENT, RESUMED
 from cedkv.selectors.base import query_kind, selector_class
 
@@ -118,7 +119,7 @@ def experiment_board(experiment: str, query: str, timeout: int) -> ExperimentBoa
 
 def _why_left_out(run: StoredRun) -> str | None:
     """Return why a run is no evaluation that counts, None for one that is; empty for a run that holds no results by design."""
-    if RESUMED in run.tags or ("comparison" in run.tags and PARENT not in run.tags):
+    if RESUMED in run.tags or SHARD in run.tags or ("comparison" in run.tags and PARENT not in run.tags):
         return ""
     if MODE not in run.params:
         return "not of cedkv"

@@ -16,9 +16,11 @@ import click
 
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import CedkvError, ConfigError, TrackingError
+from cedkv.core.text import sentence
 from cedkv.runs import journal
 from cedkv.runs.journal import Journal
 from cedkv.runs.manifest import (
+    MERGED_FROM,
     NAME,
     RunManifest,
     load_manifest,
@@ -28,6 +30,7 @@ from cedkv.runs.manifest import (
     require_outputs,
 )
 from cedkv.runs.resolved import ResolvedRun
+from cedkv.runs.tags import CODE
 from cedkv.runs.tracking import MlflowTracker
 
 
@@ -78,7 +81,7 @@ class ActiveRun:
             changed = [name for name in {**stored, **header} if journal.is_code(name) and stored.get(name) != header.get(name)]
             header = {name: value for name, value in header.items() if name not in changed}
             header |= {name: stored[name] for name in changed if name in stored}
-            self._tags = {**self._tags, **({"code": "changed"} if changed else {})}
+            self._tags = {**self._tags, **({CODE: "changed"} if changed else {})}
         self._journal = Journal(path, header, conditions)
         if self.resumed:
             self.manifest.tags |= self._tags
@@ -106,8 +109,8 @@ class ActiveRun:
         return child
 
     def _monitor(self) -> None:
-        """Log the machine's load from here on where that is asked for; of a comparison to the parent alone."""
-        if self._config.runtime.system_metrics:
+        """Log the machine's load from here on, where that is asked for and a model computes; of a comparison to the parent."""
+        if self._config.runtime.system_metrics and MERGED_FROM not in self.manifest.tags:
             self._tracker.start_monitor(self.manifest)
 
     def push(self) -> None:
@@ -157,8 +160,7 @@ class ActiveRun:
                 self._tracker.push(manifest, None if manifest is self.manifest else self.manifest, files=True)
         if status == "KILLED" or not isinstance(error, CedkvError):
             click.echo(
-                f"run {self.manifest.run_id} ended as {status}; its data is in {self.folder}. Continue with --resume "
-                f"{self.manifest.run_id}",
+                f"run {self.manifest.run_id} ended as {status}; its data is in {self.folder}. {sentence(self.manifest.remedy)}",
                 err=True,
             )
 

@@ -25,6 +25,7 @@ from cedkv.config.resolve import resolve, to_yaml
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, open_user_text, write_json, write_text
+from cedkv.core.shards import Shard
 from cedkv.core.text import preview, redact
 from cedkv.runs.journal import differences, reject_changes
 
@@ -48,6 +49,9 @@ INDIFFERENT = {
 
 The number of torch threads does change roundings; what holds it is the journal, which has the number that computed.
 """
+SHARD_SETTING = "phase2.runtime.shard"
+MERGED_FROM = "merged_from"
+"""The tag of a run that was merged from shards: their run ids."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -66,6 +70,7 @@ class RunManifest:
     metrics_at: when the metrics were computed: logging them again with the same time changes nothing.
     seconds: wall time by stage, of the process that finished the run. earlier_units: units that other processes had computed.
     datasets: MLflow's descriptions of the inputs, each with its ``context``.
+    datasets_by_task: of a shard: those of each task (``conditions.by_task``).
     known: MLflow has confirmed that it has the run.
     logged: MLflow has everything.
     home: the folder that contains the run's folder; not stored.
@@ -91,6 +96,7 @@ class RunManifest:
     seconds: dict[str, float] = field(default_factory=dict)
     earlier_units: int = 0
     datasets: list[dict[str, str]] = field(default_factory=list)
+    datasets_by_task: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     known: bool = False
     logged: bool = False
     home: Path = OUTPUTS
@@ -99,6 +105,19 @@ class RunManifest:
     def folder(self) -> Path:
         """The run's folder."""
         return self.home / self.run_id
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of a run this is; None for a whole run."""
+        name = self.params.get(SHARD_SETTING, _param(None))
+        return None if name == _param(None) else Shard.parse(name)
+
+    @property
+    def remedy(self) -> str:
+        """What to do when the run was interrupted, as part of a message."""
+        if MERGED_FROM in self.tags:
+            return f"merge its shards again ({self.tags[MERGED_FROM]})"
+        return f"continue with --resume {self.run_id}"
 
     def write(self, config: Phase2Config) -> None:
         """Write everything a resume needs: ``config.yaml`` and ``run.json``.
@@ -186,7 +205,7 @@ def report_full_disk(manifest: RunManifest) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = (
-            f"Finished units are safe in it; free space, then continue with --resume {manifest.run_id}"
+            f"Finished units are safe; free space, then {manifest.remedy}"
             if (manifest.folder / NAME).exists()
             else "Nothing was computed yet; free space, then start again"
         )
@@ -234,12 +253,16 @@ def find_resumable(run_id: str) -> RunManifest:
     """Return the manifest of a run that is to be resumed.
 
     Raises:
-        ConfigError: not a run id, no such run here, or a condition of a comparison.
+        ConfigError: not a run id, no such run here, a condition of a comparison, or a run that was merged from shards.
     """
     manifest = load_manifest(OUTPUTS / check_run_id(run_id, "resume"))
     if manifest.parent is not None:
         raise ConfigError(
             f"run {run_id} is a condition of comparison {manifest.parent}: resume={manifest.parent} continues both"
+        )
+    if MERGED_FROM in manifest.tags:
+        raise ConfigError(
+            f"run {run_id} was merged from shards, which hold all its results: instead of resuming it, {manifest.remedy}"
         )
     return manifest
 

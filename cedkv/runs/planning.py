@@ -135,7 +135,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
     sizes = model_sizes(spec, config.runtime.torch_dtype)
     tasks, memory, journal_bytes = [], dict[str, int](), 0
     for index, group in enumerate(work.groups):
-        planned = [unit for unit in work.plan if unit.group == index]
+        planned = [unit for unit in work.own if unit.group == index]
         units, own, samples = [unit.unit for unit in planned], group.conditions, group.samples
         share = most // (2 * len(work.groups))
         counts, rehearsed, fit_tokens = _rehearse(spec, own, samples, units, phase, share, announce)
@@ -151,7 +151,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
                 padded=sum(count.padded for count in counts),
                 passes=sum(count.passes for count in counts),
                 rehearsed=rehearsed,
-                longest=max(count.longest for count in counts),
+                longest=max((count.longest for count in counts), default=0),
                 fit_tokens=fit_tokens,
                 unit_stages=[dict(count.stages) for count in counts],
             )
@@ -213,7 +213,7 @@ def plan_time(plan: Plan, rate: Rate, workers: int) -> TimePlan:
         startup=rate.startup,
         fit=plan.total("fit_tokens") / rate.tokens_per_second,
         units=max(free_at),
-        longest_unit=longest_first[0],
+        longest_unit=max(longest_first, default=0.0),
         end=rate.end,
     )
 

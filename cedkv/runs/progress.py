@@ -92,8 +92,9 @@ def stage_of(arm: str) -> str:
 class Clock:
     """Measures wall time by stage; a stage lasts until the next one begins."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, earlier: Mapping[str, float] | None = None) -> None:
+        """Start the clock at the stage ``start``; ``earlier``: seconds by stage that count too."""
+        self.seconds: dict[str, float] = defaultdict(float, earlier or {})
         self._stage, self._since = "start", time.perf_counter()
 
     def enter(self, arm: str) -> None:

@@ -14,7 +14,7 @@ import click
 import pandas as pd
 
 from cedkv.analysis.results import ConditionResult, collect, decide
-from cedkv.conditions import Condition, by_task, factors, labels
+from cedkv.conditions import Condition, by_task, factors, in_task, labels, task_names
 from cedkv.core.files import append_lines, write_text
 from cedkv.core.values import Record
 from cedkv.report.artifacts import SelectionFiles, TokenTexts, write_report
@@ -30,8 +30,9 @@ from cedkv.runs.lifecycle import ActiveRun
 from cedkv.runs.manifest import TABLES, RunManifest
 from cedkv.runs.progress import Clock
 from cedkv.runs.resolved import ResolvedRun
+from cedkv.runs.sample_notes import read_notes
 from cedkv.runs.tags import condition_tags
-from cedkv.tasks.load import Samples, Unusable
+from cedkv.tasks.load import Unusable
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ class ReportContext:
     unusable: tuple[Unusable, ...] = ()
 
 
+def context_of(header: Mapping[str, Any], task: str, runtime: Mapping[str, Any], texts: TokenTexts) -> ReportContext:
+    """Return what the report of a task's condition says beside the records; ``header`` is the journal's."""
+    sources = {kind: str(header[in_task(task, f"samples.{kind}") + ".source"]) for kind in ("on", "off")}
+    return ReportContext(sources, runtime, texts, *read_notes(header, in_task(task, "samples")))
+
+
 def publish_conditions(
     resolved: ResolvedRun,
     active: ActiveRun,
     manifests: Mapping[str, RunManifest],
-    runtime: Mapping[str, Any],
-    texts: TokenTexts,
-    samples: Mapping[str, Samples],
+    contexts: Mapping[str, ReportContext],
     journal: Journal,
     clock: Clock,
 ) -> list[ReportedCondition]:
@@ -70,17 +75,14 @@ def publish_conditions(
 
     Args:
         manifests: condition key -> manifest of its run.
-        runtime: model, device, versions.
-        samples: condition key -> its samples.
+        contexts: task (``by_task``) -> what the reports of its conditions say beside the records.
         journal: has the records of all conditions.
         clock: its times go into a single evaluation's report.
     """
     single = resolved.comparison is None
-    reported = []
+    reported, task_of = [], task_names(resolved.conditions)
     for condition in named_conditions(resolved.conditions, resolved.comparison, resolved.phase):
-        manifest, own = manifests[condition.key], samples[condition.key]
-        sources = {"on": own.on_source, "off": own.off_source}
-        context = ReportContext(sources, runtime, texts, own.notes, own.unusable)
+        manifest, context = manifests[condition.key], contexts[task_of[condition.key]]
         manifest.seconds = clock.read() if single else {}
         report = report_condition(manifest, condition, resolved.phase, journal.records(condition.key), context)
         result = report.result

@@ -9,7 +9,7 @@ from pathlib import Path
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import plural, preview
 from cedkv.report.artifacts import read_runtime
-from cedkv.runs.manifest import OUTPUTS, RunManifest, load_manifest
+from cedkv.runs.manifest import MERGED_FROM, OUTPUTS, RunManifest, load_manifest
 from cedkv.runs.progress import EVALUATE
 
 STARTUP, END = ("start", "load"), ("report", "write")
@@ -66,6 +66,11 @@ def timed_run(folder: Path) -> tuple[RunManifest, Mapping[str, float]]:
             f"run {manifest.run_id} has no times ({manifest.status}), so no rate can be taken from it: give a finished run, or "
             "--rate TOKENS_PER_SECOND"
         )
+    if MERGED_FROM in manifest.tags:
+        raise ConfigError(
+            f"run {manifest.run_id} was merged, and its times are the sum over shards: give one of them "
+            f"({manifest.tags[MERGED_FROM]})"
+        )
     if EVALUATE in manifest.seconds:
         raise ConfigError(
             f"run {manifest.run_id} was computed by several workers at once (runtime.workers), so its times are of no single "
@@ -87,8 +92,11 @@ def rate_of(manifest: RunManifest, seconds: Mapping[str, float], stages: Mapping
         stages: tokens that went through the model, by stage.
 
     Raises:
+        ConfigError: the run is a shard without units.
         DataError: the run does not say on which device it ran.
     """
+    if not stages:
+        raise ConfigError(f"run {manifest.run_id} is shard {manifest.shard}, which has no units: give a shard that has some")
     startup, end = (sum(seconds.get(stage, 0.0) for stage in stages) for stages in (STARTUP, END))
     computing = sum(seconds.values()) - startup - end
     first = next(iter(manifest.children.values()), manifest.run_id)

@@ -15,6 +15,7 @@ from cedkv.config.options import COMPARISONS, Phase
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
+from cedkv.core.shards import Shard
 from cedkv.runs.journal import NAME as JOURNAL
 from cedkv.runs.journal import stored_value
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
@@ -69,6 +70,11 @@ class ResolvedRun:
         """The comparison's name; None for a single evaluation."""
         return self.manifest.command if self.manifest.command in COMPARISONS else None
 
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of the run's units is computed; None for all of them."""
+        return self.config.shard
+
 
 def resolve_request(request: RunRequest) -> ResolvedRun:
     """Read and validate the input of a new run, or of a run to resume.
@@ -120,15 +126,17 @@ def resolve_inputs(
     """Read and validate the input of a run without making one; arguments and errors are those of ``resolve_run``."""
     config = config.for_phase(phase)
     _check_extras(config)
-    if command in COMPARISONS:
-        conditions = tuple(build_conditions(command, config, lists or {}))
-    else:
-        conditions = (Condition("run", config),)
+    conditions = conditions_of(command, config, lists or {})
     texts = {}
     for task, group in by_task(conditions).items():
         texts[task] = read_sample_texts(group[0].config)
         _check_evidence(group, texts[task])
     return RunInputs(command, phase, config, conditions, texts)
+
+
+def conditions_of(command: str, config: Phase2Config, lists: Mapping[str, str | None]) -> tuple[Condition, ...]:
+    """Return the conditions of a run; arguments and errors as ``resolve_run``."""
+    return tuple(build_conditions(command, config, lists)) if command in COMPARISONS else (Condition("run", config),)
 
 
 def _check_extras(config: Phase2Config) -> None:

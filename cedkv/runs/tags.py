@@ -9,6 +9,9 @@ from cedkv.analysis.results import ConditionResult, verdict_word
 from cedkv.config.schema import Phase2Config
 from cedkv.core.text import redact
 
+SHARD, CODE = "shard", "code"
+"""The tags of a shard (``1/4``), and of a run that was resumed with other code (``changed``)."""
+
 
 def config_tags(configs: Sequence[Phase2Config]) -> dict[str, str]:
     """Return the tags that say what a run is of: model, task or file of samples, selector; those in which all conditions agree.

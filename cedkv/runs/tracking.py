@@ -153,7 +153,7 @@ class MlflowTracker:
             else:
                 parent_tag = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
                 tags = resolve_tags({ORIGIN: manifest.origin, **manifest.tags, **parent_tag})
-                tags = {name: redact(value) for name, value in tags.items()}
+                tags = {name: redact(value)[:TAG_LENGTH] for name, value in tags.items()}
                 with single_attempt(self.timeout):
                     run = self.call(lambda client: client.create_run(experiment, manifest.start_time, tags, manifest.name))
                 manifest.mlflow_run_id, manifest.experiment, manifest.known = _run_id(run), experiment, True

@@ -20,8 +20,8 @@ from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
 from cedkv.inference import ablation, evidence, forward, head_weights, student, teacher
 from cedkv.inference import prefix as prefix_module
 from cedkv.kv import attention, cache, readers
-from cedkv.models import loading
-from cedkv.runs import lifecycle, pipeline, prepare, publish, timeouts, tracking
+from cedkv.models import cpu, loading
+from cedkv.runs import lifecycle, merge, pipeline, prepare, publish, timeouts, tracking
 from cedkv.runs.journal import Journal
 from cedkv.tasks import texts
 
@@ -59,6 +59,7 @@ def point(name: str, *owners: Any) -> PatchPoint:
 
 # models
 LOAD_MODEL = point("load", loading)
+PROCESSOR = point("processor", cpu)
 DETECT_ROPE_LAYOUTS = point("detect_rope_layouts", loading)
 CONFIG_CONTENT = point("get_config_dict", PretrainedConfig)
 
@@ -125,6 +126,7 @@ RECORDED_OFF_KL = point("kl", eval_phase2)
 
 # runs
 RUN = point("run", pipeline)
+MERGE = point("merge", merge)
 LOAD_SAMPLES = point("load_fitting", prepare)
 EVALUATE = point("evaluate", pipeline)
 REPORT_CONDITION = point("report_condition", publish)

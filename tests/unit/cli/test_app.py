@@ -60,7 +60,7 @@ def invoke(command: click.Command, *arguments: str) -> Result:
 
 def test_flags_have_the_agreed_names() -> None:
     assert {name for name in names(app.main) if name.startswith("--phase2-")} == PHASE2_NAMES
-    assert names(app.main) - PHASE2_NAMES == {"--phase", "--version", *COMMON}
+    assert names(app.main) - PHASE2_NAMES == {"--phase", "--shard", "--version", *COMMON}
     assert names(phase2_eval.main) == {f"--{name}" for name in OPTIONS} | {"--phase", *COMMON}
 
 

@@ -131,6 +131,26 @@ def test_units_in_any_order_are_read_in_the_order_of_the_plan(path: Path) -> Non
     assert read(path)[1] == expected(3)[1]
 
 
+def test_copied_parts_are_the_journal_of_one_process(path: Path) -> None:
+    """Byte by byte, in the order of the plan; a line that was damaged since its journal was read is not copied."""
+    whole, parts = write(path), []
+    for name, units in (("odd", UNITS[1:2]), ("even", [UNITS[2], UNITS[0]])):
+        parts.append(Journal(path.with_name(name), HEADER, KEYS))
+        for unit, records in units:
+            parts[-1].append(unit, RAN_ON, records)
+    path.unlink()
+    journal = Journal(path, HEADER, KEYS)
+    journal.copy(parts)
+    assert path.read_bytes() == whole
+    assert read(path) == expected(3)
+    odd = path.with_name("odd")
+    odd.write_bytes(odd.read_bytes().replace(b'{"y":1}', b'{"y":2}'))
+    path.unlink()
+    with pytest.raises(DataError, match=r"odd: the line of unit main/00001 does not match its sha256"):
+        Journal(path, HEADER, KEYS).copy(parts)
+    assert read(path) == expected(1)
+
+
 def test_unit_of_another_plan_is_damage(path: Path) -> None:
     write(path, [*UNITS, ("main/00002", {})])
     with pytest.raises(DataError, match=r"jsonl:5: unit 'main/00002' is none of this run.*head -n 4"):
