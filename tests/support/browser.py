@@ -11,9 +11,21 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+FRAME = """<!doctype html><pre id="said"></pre><script>
+addEventListener("message", (event) => { document.getElementById("said").textContent = JSON.stringify(event.data); });
+const frame = Object.assign(document.createElement("iframe"), { sandbox: "allow-scripts", width: 1000, height: 600 });
+frame.src = URL.createObjectURL(new Blob([PAGE], { type: "text/html" }));
+document.body.append(frame);
+</script></body>"""
+"""A page as MLflow's artifact pane shows it: a blob in a sandboxed frame. ``said`` is what its probe posts to ``parent``."""
 
-def opened(chromium: str, folder: Path, text: str, address: str = "", probe: str = "", width: int = 1280) -> str:
+
+def opened(
+    chromium: str, folder: Path, text: str, address: str = "", probe: str = "", width: int = 1280, framed: bool = False
+) -> str:
     """The page's elements once its script has run; ``probe`` is a script of the test's own that runs last.
+
+    ``framed`` opens ``FRAME`` with the page in it.
 
     Raises:
         AssertionError: anything on the browser's console.
@@ -22,6 +34,8 @@ def opened(chromium: str, folder: Path, text: str, address: str = "", probe: str
         digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
         text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
         text = text.replace("</body>", f"<script>{probe}</script></body>")
+    if framed:
+        text = FRAME.replace("PAGE", json.dumps(text).replace("</", "<\\/"))
     file = folder / "report.html"
     file.write_text(text, encoding="utf-8")
     command = [

@@ -127,8 +127,8 @@ def _render(kind: str, title: str, subtitle: str, samples: SampleIndex, figures:
 
 
 def render_page(template: str, scripts: Sequence[str], **context: Any) -> str:
-    """Return a page whose Content-Security-Policy allows no script but these files, joined."""
-    script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in scripts)
+    """Return a page whose Content-Security-Policy allows no script but these files and ``frame.js``, joined."""
+    script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in (*scripts, "frame.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         loader=FileSystemLoader([_FOLDER / "templates", _FOLDER / "static"]),

@@ -47,6 +47,9 @@ def test_page_is_one_file_that_runs_no_script_but_its_own() -> None:
     assert not re.search(r"<(img|i>|u>|s>)", text.replace('<i style="left', ""))
     links = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert {link for link in links if not link.startswith("#")} == {"report_x.html"}
+    assert "choose <code>report_x.html</code> in the list of artifacts" in text, (
+        "in MLflow's frame no link leads to another file"
+    )
 
 
 def test_matrix_has_a_row_per_method_and_greys_what_does_not_count() -> None:

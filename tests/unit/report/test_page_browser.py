@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from cedkv.report.page.leaderboard import leaderboard_page
 from tests.support import making
 from tests.support.browser import listed, opened, probed, text_of
 from tests.support.pages import Run, compared, page_of
+from tests.unit.report.test_leaderboard_page import board as task_board
 
 pytestmark = pytest.mark.browser
 
@@ -193,3 +195,27 @@ def test_in_a_frame_of_any_width_the_page_does_not_scroll_sideways(
     assert wide <= width
     assert count == "12 of 12 samples"
     assert lefts == (columns if make is compared else 0)
+
+
+FOLLOW = """
+document.documentElement.style.scrollBehavior = "auto"; // no smooth scrolling: it takes time
+const link = document.querySelector(%s), section = document.querySelector(%s), before = scrollY;
+link.click();
+parent.postMessage({ moved: scrollY - before, at: section.getBoundingClientRect().top, href: link.href }, "*");
+"""
+
+
+def followed(chromium: str, folder: Path, page: str, link: str, section: str = "body") -> Any:
+    """Where a page in MLflow's frame is after a click on a link."""
+    probe = FOLLOW % (json.dumps(link), json.dumps(section))
+    return json.loads(text_of(opened(chromium, folder, page, probe=probe, framed=True), "said"))
+
+
+def test_links_in_mlflow_s_frame(chromium: str, dealt: Run, tmp_path: Path) -> None:
+    """There the browser itself follows none: sections are scrolled to all the same, and no other file takes a page's place."""
+    found = followed(chromium, tmp_path, page_of(dealt), 'nav a[href="#samples"]', "#samples")
+    assert found["moved"] > 300
+    assert abs(found["at"]) < 100
+    board = leaderboard_page(task_board("x", "y"), "t", links={"x": "report_x.html"})
+    assert followed(chromium, tmp_path, board, "#task-1 a") == {"moved": 0, "at": 0, "href": ""}
+    assert '<a href="report_x.html">' in board
