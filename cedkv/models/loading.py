@@ -237,7 +237,7 @@ def _meta(config: Phase2Config, spec: ModelSpec, model: Any, device: torch.devic
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "device": str(device),
         "device_map": {module: str(target) for module, target in getattr(model, "hf_device_map", {}).items()},
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.processor(),
         "attention": f"{attention.NAME} (sdpa)",
         "torch_threads": torch.get_num_threads(),
         "versions": {
