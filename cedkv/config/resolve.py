@@ -140,6 +140,15 @@ def resolve(
     return _validate(tree, pairs)
 
 
+def from_values(tree: Mapping[str, Any]) -> Phase2Config:
+    """Return the configuration of blocks of values, as a run's report has them.
+
+    Raises:
+        ConfigError: as ``resolve``.
+    """
+    return _validate(dict(tree), [])
+
+
 def resolve_over(config: Phase2Config, settings: Mapping[str, str]) -> Phase2Config:
     """Return a copy of a configuration with some keys set.
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cedkv.config.options import COMPARISONS, Phase
-from cedkv.config.resolve import resolve
+from cedkv.config.resolve import from_values
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.text import near_match, preview
@@ -24,10 +24,10 @@ from cedkv.report.artifacts import SELECTION
 from cedkv.runs.manifest import OUTPUTS, is_run_id
 from cedkv.runs.resolved import resolve_run
 
-CONFIG, REPORT, COMPARISON, METRICS = "config.yaml", "report_phase2.json", "comparison.json", "metrics.jsonl"
+REPORT, COMPARISON, METRICS = "report_phase2.json", "comparison.json", "metrics.jsonl"
 MLFLOW_TIMEOUT = 60
 """Longest wait for a call to MLflow, in seconds."""
-FILES = (CONFIG, REPORT, COMPARISON, METRICS, f"artifacts/{SELECTION}")
+FILES = (REPORT, COMPARISON, METRICS, f"artifacts/{SELECTION}")
 """What a run is read from; of these a comparison has ``comparison.json``, its conditions and single evaluations the others."""
 
 
@@ -37,7 +37,6 @@ class Run:
 
     Attributes:
         run_id: its id; ``outputs/RUN_ID`` and, where it was logged, MLflow's.
-        config: the resolved configuration; of a comparison, what its conditions share.
         report: the content of ``report_phase2.json``, or of a comparison's ``comparison.json``.
         samples: the records of ``metrics.jsonl``, ON samples and OFF prompts; none of a comparison.
         selected: what was selected for each ON sample, of ``phase2_selection.json``; none of a comparison.
@@ -45,7 +44,6 @@ class Run:
     """
 
     run_id: str
-    config: Phase2Config
     report: Mapping[str, Any]
     samples: Sequence[Record]
     selected: Sequence[Record]
@@ -62,6 +60,16 @@ class Run:
         """The comparison's name; None for a single evaluation, or a condition."""
         name = self.report.get("comparison")
         return None if name is None else str(name)
+
+    @cached_property
+    def config(self) -> Phase2Config:
+        """The resolved configuration; of a comparison, what its conditions share.
+
+        Raises:
+            ConfigError: it names what is not registered in this process, a selector of another program for example; import
+                what registers it first. Everything else of a run can be read without.
+        """
+        return from_values(self.report["config"])
 
     @cached_property
     def on(self) -> pd.DataFrame:
@@ -225,7 +233,7 @@ def _read(folder: Path, read_condition: Callable[[str], Run]) -> Run:
             f"run {folder.name} is shard {shard}, a part of a run without results of its own: python -m cedkv merge makes the "
             "run of all its shards"
         )
-    if report is None or not (folder / CONFIG).is_file():
+    if report is None:
         raise ConfigError(
             f"{preview(str(folder), 200)} has no {REPORT}: it is no run, or one that is not finished; --resume {folder.name} "
             "finishes it"
@@ -241,7 +249,7 @@ def _read(folder: Path, read_condition: Callable[[str], Run]) -> Run:
         raise DataError(
             f"{preview(str(folder), 200)}: a file of the run cannot be read: {type(error).__name__}: {error}; it was damaged"
         ) from None
-    return Run(folder.name, resolve(folder / CONFIG), content, samples, selected, read_condition)
+    return Run(folder.name, content, samples, selected, read_condition)
 
 
 def _frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

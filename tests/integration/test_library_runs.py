@@ -18,6 +18,7 @@ from cedkv.core.errors import ConfigError, DataError
 from cedkv.runs.manifest import OUTPUTS
 from tests.support import patch_points as points
 from tests.support import tiny
+from tests.support.tasks import other_lookup
 
 SETTINGS: dict[str, Any] = {
     "device": "cpu", "batch_size": 4, "max_on": 4, "max_off": 4, "n_random_trials": 2, "prefix_len": 24, "span_len": 4,
@@ -145,6 +146,18 @@ def test_what_is_no_finished_run_says_so(llama_folder: Path, store: str) -> None
     (folder / "report_phase2.json").unlink()
     with pytest.raises(ConfigError, match=rf"one that is not finished; --resume {run.run_id} finishes it"):
         cedkv.read_run(folder)
+
+
+def test_a_run_is_read_where_its_task_is_not_registered(llama_folder: Path, store: str) -> None:
+    """A program registers one by decorator, and another reads, or exports, what it left: only the configuration names it."""
+    with other_lookup() as task:
+        run = evaluate(llama_folder, task=task)
+        assert run.config.data.task == task
+    done = CliRunner().invoke(main, ["export", run.run_id, "--to", "csv", "--out", "tables"])
+    assert done.exit_code == 0, done.output
+    assert len(pd.read_csv("tables/on.csv")) == len(run.on)
+    with pytest.raises(ConfigError, match=f"no task is named '{task}'"):
+        _ = cedkv.read_run(run.run_id).config
 
 
 def test_a_configuration_object_is_taken_as_it_is(llama_folder: Path, store: str) -> None:
