@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cedkv.config.options import COMPARISONS, Phase
-from cedkv.config.resolve import from_values
+from cedkv.config.resolve import from_values, resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.text import near_match, preview
@@ -228,7 +228,8 @@ def _no_condition(run_id: str) -> Run:
 def _read(folder: Path, read_condition: Callable[[str], Run]) -> Run:
     """Read a run whose files are in a folder."""
     report = next((folder / name for name in (COMPARISON, REPORT) if (folder / name).is_file()), None)
-    if report is None and (folder / CONFIG).is_file() and (shard := resolve(folder / CONFIG).shard) is not None:
+    shard = None if report is not None or not (folder / "config.yaml").is_file() else resolve(folder / "config.yaml").shard
+    if shard is not None:
         raise ConfigError(
             f"run {folder.name} is shard {shard}, a part of a run without results of its own: python -m cedkv merge makes the "
             "run of all its shards"

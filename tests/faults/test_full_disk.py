@@ -58,7 +58,7 @@ def run_program(model: Path) -> int:
     return forked(lambda: execute(RunRequest("phase2", "c.yaml")))
 
 
-@pytest.mark.parametrize("size", [8, 24, 60, 120, 220])
+@pytest.mark.parametrize("size", [16, 24, 60, 120, 220])
 def test_outputs_on_a_disk_that_gets_full(
     store: str, disk: Disk, llama_folder: Path, undisturbed: dict[str, str], size: int, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,8 +114,8 @@ def test_a_large_run_counts_its_largest_unit_for_all(llama_folder: Path) -> None
     checked, others = largest.unit_stages[:2], largest.unit_stages[2:]
     assert checked[0] == checked[1]
     assert others.count(others[0]) == 4
-    assert checked[0]["gate A"] > 0
-    assert "gate A" not in others[0]
+
+    assert checked[0]["gate A"] > others[0]["gate A"] > 0, "OFF prompts of every unit are checked"
 
 
 def test_tasks_are_planned_apart(llama_folder: Path) -> None:
