@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,20 +48,29 @@ def execute(request: RunRequest, debug: bool = False) -> None:
     condition's Gate B); 2 an error with a remedy; 3 the run was interrupted; 4 results safe, not logged; 128 + n ended by
     signal n.
     """
-    _end_on_signals()
+    received = _end_on_signals()
     if not sys.stderr.isatty():
         # tqdm reads the variable when it is imported; in a log the bars of all libraries would be thousands of lines
         os.environ.setdefault("TQDM_DISABLE", "1")
-    with report_errors(debug):
-        from cedkv.runs.resolved import resolve_request
+    try:
+        with report_errors(debug):
+            _execute(request)
+    except (SystemExit, KeyboardInterrupt):
+        if received:  # the code may be another one: Ray replaces what a handler raises while its calls wait
+            sys.exit(128 + received[0])
+        raise
 
-        resolved = resolve_request(request)
-        with without_garbage_collection():
-            from cedkv.runs.pipeline import run
 
-        results = run(resolved)
-        if resolved.config.runtime.fail_on_gate:
-            _exit_if_failed(results)
+def _execute(request: RunRequest) -> None:
+    from cedkv.runs.resolved import resolve_request
+
+    resolved = resolve_request(request)
+    with without_garbage_collection():
+        from cedkv.runs.pipeline import run
+
+    results = run(resolved)
+    if resolved.config.runtime.fail_on_gate:
+        _exit_if_failed(results)
 
 
 def _exit_if_failed(results: Sequence[ConditionResult]) -> None:
@@ -88,19 +98,27 @@ def request_of(command: str, parameters: dict[str, Any]) -> RunRequest:
     )
 
 
-def _end_on_signals() -> None:
-    """Let SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED with its data; further signals are ignored."""
+def _end_on_signals() -> list[int]:
+    """Let SIGTERM, SIGINT and SIGHUP unwind the run, so that it ends as KILLED with its data; further signals are ignored.
+
+    Returns:
+        The signal that ended the run, once there is one.
+    """
+    received: list[int] = []
 
     def end(signal_number: int, _: object) -> None:
         for handled in handled_signals:
             signal.signal(handled, signal.SIG_IGN)
-        click.echo(f"{signal.Signals(signal_number).name}: ending the run ...", err=True)
+        with suppress(OSError):  # not by sys.stderr: the signal may have come while something was being written to it
+            os.write(2, f"{signal.Signals(signal_number).name}: ending the run ...\n".encode())
+        received.append(signal_number)
         sys.exit(128 + signal_number)
 
     names = ("SIGTERM", "SIGINT", "SIGHUP")  # a signal the parent process ignores (nohup) stays ignored
     handled_signals = [getattr(signal, n) for n in names if signal.getsignal(getattr(signal, n, 0)) is not signal.SIG_IGN]
     for handled in handled_signals:
         signal.signal(handled, end)
+    return received
 
 
 def comparison_command(name: str) -> click.Command:

@@ -127,7 +127,7 @@ class Cluster:
             )
         self.local, self._ours = address is None and not connected, not connected
         self.remote = (address or "").startswith("ray://")
-        self._folder = tempfile.mkdtemp(prefix="cedkv-") if self.local else None
+        self._folder = _new_folder() if self.local else None
         if not connected:
             try:
                 with _signals_kept(), warnings.catch_warnings():
@@ -173,6 +173,12 @@ class Cluster:
             self.ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _new_folder() -> str:
+    """Make a folder for a cluster's sockets and logs; the path of a socket has at most 107 characters, Ray's own part 70."""
+    root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="cedkv-", dir=root if len(root) <= 20 else "/tmp")  # noqa: S108  (Ray's own default)
 
 
 def _check_reachable(address: str) -> None:

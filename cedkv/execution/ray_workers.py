@@ -157,8 +157,9 @@ class RayWorkers:
     def close(self) -> None:
         """See ``Executor``; workers on a cluster of others end too."""
         if self._cluster is not None:
-            for worker in self._workers:
-                self._kill(worker)
+            if not self._cluster.local:
+                for worker in self._workers:
+                    self._kill(worker)
             self._cluster.close()
             self._cluster = None
 

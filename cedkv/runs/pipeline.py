@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +34,7 @@ from cedkv.report.tables import sample_tables
 from cedkv.report.text import run_name
 from cedkv.runs import tracking
 from cedkv.runs.devices import compare_devices
-from cedkv.runs.journal import UNITS, Journal
+from cedkv.runs.journal import NAME, UNITS, Journal, stored_value
 from cedkv.runs.lifecycle import ActiveRun, open_run
 from cedkv.runs.manifest import RunManifest, results_settings
 from cedkv.runs.prepare import prepare
@@ -92,6 +92,8 @@ def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock
     size = "" if resolved.comparison is None else f"{resolved.comparison}, {len(conditions)} conditions; "
     click.echo(f"run {active.manifest.run_id}: {size}loading {config.model.id} ...", err=True)
     work = prepare(resolved, spec)
+    if resolved.resumed:
+        work = _with_stored_threads(work, active.folder)
     with closing(choose_executor(work, spec)) as executor:
         facts = executor.load()
         header = depends_on(facts.identity, work)
@@ -138,6 +140,15 @@ def publish(
     if resolved.comparison is not None:
         publish_comparison(resolved.comparison, active, runtime, texts, reported, clock)
     return [report.result for report in reported]
+
+
+def _with_stored_threads(work: Workload, folder: Path) -> Workload:
+    """Return the workload of a resumed run with the torch threads that have computed it so far, unless it names a number."""
+    stored = stored_value(folder / NAME, "runtime.torch_threads")
+    if work.config.runtime.threads is not None or stored is None:
+        return work
+    runtime = work.config.runtime.model_copy(update={"threads": stored})
+    return replace(work, config=work.config.model_copy(update={"runtime": runtime}))
 
 
 def describe(

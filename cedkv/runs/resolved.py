@@ -16,8 +16,6 @@ from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, DataError
 from cedkv.core.shards import Shard
-from cedkv.runs.journal import NAME as JOURNAL
-from cedkv.runs.journal import stored_value
 from cedkv.runs.manifest import RunManifest, find_resumable, new_manifest
 from cedkv.runs.request import RunRequest
 from cedkv.tasks.from_rows import RowTask
@@ -113,8 +111,6 @@ def resolve_run(
     Raises:
         ConfigError, DataError, RunInterrupted: as ``resolve_request``.
     """
-    if resumed is not None:
-        config = _with_stored_threads(config, resumed)
     inputs = resolve_inputs(command, config, phase, lists)
     manifest = resumed or new_manifest(command, phase, inputs.config, lists or {})
     return ResolvedRun(manifest, inputs.config, inputs.conditions, inputs.texts, resumed is not None)
@@ -151,14 +147,6 @@ def _check_extras(config: Phase2Config) -> None:
             "runtime.system_metrics = true needs psutil, which is not installed: pip install 'cedkv[system-metrics]', or leave "
             "it false"
         )
-
-
-def _with_stored_threads(config: Phase2Config, resumed: RunManifest) -> Phase2Config:
-    """Return the configuration with the torch threads that have computed the run so far, unless it names a number itself."""
-    stored = stored_value(resumed.folder / JOURNAL, "runtime.torch_threads")
-    if config.runtime.threads is not None or stored is None:
-        return config
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": stored})})
 
 
 def _check_evidence(conditions: Sequence[Condition], texts: SampleTexts) -> None:
