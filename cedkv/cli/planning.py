@@ -42,9 +42,6 @@ def _options(command: Any) -> Any:
     metavar="N",
     help="Time|Tokens a second of one worker, without padding, in place of --from.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Time|Workers, each as fast as that."
-)
 @click.option("--json", "target", metavar="FILE", help="Running|Write the plan to a file too.")
 @_options
 def plan_command(
@@ -52,7 +49,6 @@ def plan_command(
     phase: Any,
     measured: str | None,
     rate: float | None,
-    workers: int,
     target: str | None,
     path: str | None,
     overrides: tuple[str, ...],
@@ -87,7 +83,11 @@ def plan_command(
         own_lists = {name: lists[name] for name in COMPARISONS.get(command, {})}
         from cedkv.runs.resolved import resolve_inputs
 
-        inputs = resolve_inputs(command, config, phase, own_lists)
+        workers = config.runtime.workers or 1
+        if workers == "auto":
+            raise ConfigError("--workers auto is as many as the cluster has room for, which is not known here: give a number")
+        here = config.runtime.model_copy(update={"workers": None, "ray_address": None})  # Ray need not be installed to plan
+        inputs = resolve_inputs(command, config.model_copy(update={"runtime": here}), phase, own_lists)
         with without_garbage_collection():
             from cedkv.runs.plan_text import show_plan
 

@@ -98,7 +98,8 @@ def test_a_grid_of_tasks_has_a_sum(model: Path) -> None:
         (["--rate", "5", "--from", "abc"], "--from abc and --rate 5 both say how fast the model is"),
         (["--from", "abc"], "does not exist"),
         (["--rate", "0"], "0.0 is not in the range x>0"),
-        (["--workers", "0"], "0 is not in the range"),
+        (["--workers", "0"], "runtime.workers"),
+        (["--workers", "auto"], "give a number"),
         (["--model_id", "nowhere/at-all"], "cannot be loaded"),
     ],
 )
