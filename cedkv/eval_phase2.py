@@ -69,6 +69,7 @@ def _execute(
     off = OffPrompts(
         [samples.off[j] for j in unit.off],
         [unit.on.index(off_owner(j, len(samples.on))) for j in unit.off],
+        OFF_ALONE if sizes.gate_a_samples else (0, 0),  # without Gate A in benchmarks
     )
     gate_a_rows = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
     partners = partner_rows(conditions, unit.on, len(samples.on))
@@ -106,10 +107,14 @@ def _execute(
 
 @dataclass(frozen=True)
 class OffPrompts:
-    """The OFF prompts of a unit; ``owners`` are the rows of the ON samples whose prefixes they run under."""
+    """The OFF prompts of a unit.
+
+    owners: the rows of the ON samples whose prefixes they run under. alone: as ``OFF_ALONE``.
+    """
 
     prompts: list[OffSample]
     owners: list[int]
+    alone: tuple[int, int]
 
     @property
     def names(self) -> list[str]:
@@ -119,8 +124,9 @@ class OffPrompts:
     def checked(self) -> list[int]:
         """Return the prompts that Gate A runs again alone: the longest ones, which share a pass, and the shortest."""
         ordered = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i].student_ids))
-        longest, shortest = OFF_ALONE
-        return ordered[:longest] + ordered[longest:][-shortest:]
+        longest, shortest = self.alone
+        rest = ordered[longest:]
+        return ordered[:longest] + rest[max(0, len(rest) - shortest) :]
 
     def rows_of(self, prompts: Sequence[int]) -> list[int]:
         """Return the rows under whose prefixes these prompts run, ascending and each once."""

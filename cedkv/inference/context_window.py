@@ -143,7 +143,7 @@ def check_padded(capabilities: Capabilities, uses: Iterable[ContextUse]) -> None
 
 def check_context(model: ModelSpec, configs: Sequence[Phase2Config], samples: Samples, phase: Phase) -> None:
     """Reject a run whose samples do not fit a layer's window when they share a pass. Raises ModelError as ``check_padded``."""
-    for config in configs:
+    for config in configs if model.capabilities.context_limits else ():
         if config.rows_per_pass != 1:
             check_padded(model.capabilities, arm_uses(config, samples, phase, model.tokenizer))
 
