@@ -63,10 +63,10 @@ class _Remote:
 
 
 class RayWorkers:
-    """See ``Executor``."""
+    """See ``Executor``; ``work``: the workload."""
 
     def __init__(self, work: Workload, spec: ModelSpec) -> None:
-        self._work, self._spec = work, spec
+        self.work, self._spec = work, spec
         self._workers: list[_Remote] = []
         self._cluster: Cluster | None = None
         self._left: deque[PlannedUnit] = deque()
@@ -88,16 +88,16 @@ class RayWorkers:
             ConfigError: the cluster, or an extension that a worker cannot import.
             RunInterrupted: no worker could be started.
         """
-        surroundings = Surroundings(os.getcwd(), sys.path, modules_to_import(self._work.configs))
-        runtime = self._work.config.runtime
+        surroundings = Surroundings(os.getcwd(), sys.path, modules_to_import(self.work.configs))
+        runtime = self.work.config.runtime
         self._cluster = cluster = Cluster(runtime)
         self._share = share_out(runtime, cluster.nodes)
         where = "a cluster of this run's own" if cluster.local else "the cluster"
         click.echo(f"{self._share}, on {where} ({plural(len(cluster.nodes), 'machine')})", err=True)
-        self._offline = not cluster.remote and loading.fetch_weights(self._work.config, self._spec)
+        self._offline = not cluster.remote and loading.fetch_weights(self.work.config, self._spec)
         device = "cuda" if self._share.card else "cpu"
         runtime = runtime.model_copy(update={"device": device, "threads": self._share.threads})
-        sent = replace(self._work, config=self._work.config.model_copy(update={"runtime": runtime}))
+        sent = replace(self.work, config=self.work.config.model_copy(update={"runtime": runtime}))
         self._sent = surroundings, cluster.ray.put(sent)
         for _ in range(self._share.workers):
             self._start()
@@ -153,6 +153,11 @@ class RayWorkers:
                 raise answer.error()
             finished.append(answer)
         return finished
+
+    def wait_for_all(self) -> None:
+        """Wait until every worker has loaded the model; units can be computed as soon as one has."""
+        while any(worker.stage != "ready" for worker in self._workers):
+            self._pump()
 
     def close(self) -> None:
         """See ``Executor``; workers on a cluster of others end too."""
@@ -263,12 +268,12 @@ class RayWorkers:
             self._first = worker, facts, certificate
         else:
             first, _, expected = self._first
-            identities = {
-                first.name: {**expected.identity, **first.extensions},
-                worker.name: {**certificate.identity, **worker.extensions},
-            }
-            _check_same(identities, self._work.config.runtime.mixed_devices)
-            certificate.check(self._work.configs)
+            _check_same(
+                (first.name, {**expected.identity, **first.extensions}),
+                (worker.name, {**certificate.identity, **worker.extensions}),
+                self.work.config.runtime.mixed_devices,
+            )
+            certificate.check(self.work.configs)
         if self._fitted is not None:
             worker.actor.use.remote(self._fitted)
         worker.steps = worker.actor.steps.options(concurrency_group="watch").remote()
@@ -325,13 +330,13 @@ def _kind(worker: _Remote) -> tuple[Any, ...]:
     return tuple(identity.get(name) for name in DEVICE_KIND)
 
 
-def _check_same(identities: dict[str, dict[str, Any]], mixed_devices: bool) -> None:
+def _check_same(one: tuple[str, dict[str, Any]], another: tuple[str, dict[str, Any]], mixed_devices: bool) -> None:
     """Raise ConfigError if two workers do not compute the same: other weights, code, versions, another kind of device.
 
     Args:
-        identities: name of a worker -> everything that what it computes depends on.
+        one, another: a worker's name, and everything that what it computes depends on.
     """
-    (first, expected), (other, found) = identities.items()
+    (first, expected), (other, found) = one, another
     differing = [name for name in dict.fromkeys([*expected, *found]) if expected.get(name) != found.get(name)]
     if mixed_devices:
         differing = [name for name in differing if name not in KIND]

@@ -249,18 +249,19 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     assert unexpected == [] or (to_all and number == signal.SIGTERM)  # Ray's own processes tell that they end
 
 
-def test_a_comparison_of_the_library_with_fitted_weights(cluster: str, store: str, llama_folder: Path) -> None:
-    """Two tasks, two selectors; weights of heads that one worker fits are those of all."""
+@pytest.mark.parametrize("tasks", ["symbol_lookup", pytest.param("symbol_lookup,label_mapping", marks=pytest.mark.slow)])
+def test_a_comparison_of_the_library_with_fitted_weights(tasks: str, cluster: str, store: str, llama_folder: Path) -> None:
+    """Two selectors, two tasks; weights of heads that one worker fits are those of all."""
     tables = []
     for where in ({"workers": 2, "ray_address": cluster}, {}):
         run = cedkv.compare(
             model_id=llama_folder, threads=1, device="cpu", batch_size=2, max_on=4, max_off=4, n_random_trials=1, pairs=4,
-            prefix_len=24, span_len=4, span_budget=3, min_span_distance=4, tasks="symbol_lookup,label_mapping", answer="whole",
+            prefix_len=24, span_len=4, span_budget=3, min_span_distance=4, tasks=tasks, answer="whole",
             select_modes=["fitted_heads", "random_span"], **where,
         )  # fmt: skip
         runs = {key: cedkv.read_run(run_id) for key, run_id in load_manifest(OUTPUTS / run.run_id).children.items()}
         tables.append({key: (c.on.to_csv(), c.off.to_csv(), c.selections.to_csv()) for key, c in runs.items()})
-    assert len(tables[0]) == 4
+    assert len(tables[0]) == 2 * len(tasks.split(","))
     assert tables[0] == tables[1]
 
 
