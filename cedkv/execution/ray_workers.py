@@ -12,22 +12,22 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import click
 
 from cedkv.checks.certificate import Certificate
-from cedkv.core.errors import CedkvError, ConfigError, RunInterrupted
-from cedkv.core.text import plural, preview
+from cedkv.core.errors import CedkvError, RunInterrupted
+from cedkv.core.text import plural, sanitize
 from cedkv.execution.extensions import modules_to_import
 from cedkv.execution.ray_cluster import Cluster, share_out
+from cedkv.execution.ray_worker import RayWorker, check_same
 from cedkv.execution.remote_worker import Rejected, RemoteWorker, Surroundings
 from cedkv.execution.worker import FinishedUnit, ModelFacts, Step
 from cedkv.execution.workload import PlannedUnit, Workload
 from cedkv.inference.head_weights import HeadWeights
 from cedkv.models import loading
-from cedkv.models.fingerprint import DEVICE_KIND
 from cedkv.models.opening import ModelSpec
 
 UNIT_FAILURES = 3
@@ -36,30 +36,6 @@ START_FAILURES = 5
 """Workers that may end one after the other before any of them has loaded the model; after that no more are started."""
 WAIT_NOTICE = 30.0
 """Seconds after which a line says that workers wait for room on the cluster."""
-KIND = (*DEVICE_KIND, "runtime.matmul")
-"""What may differ between workers where ``runtime.mixed_devices`` is set: a kind of device, and how it multiplies."""
-
-
-@dataclass(eq=False)
-class _Remote:
-    """A worker as this process sees it.
-
-    place: machine and process id, once it has answered. call: what it does besides units. units: those that it computes or
-    will compute, in this order. steps: the call that returns when an arm begins.
-    """
-
-    actor: Any
-    call: Any
-    stage: Literal["starting", "importing", "waiting", "loading", "ready"] = "starting"
-    place: tuple[str, int] = ("", 0)
-    units: dict[Any, PlannedUnit] = field(default_factory=dict)
-    steps: Any = None
-    extensions: dict[str, str] = field(default_factory=dict)
-    certificate: Certificate | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.place[0]} (process {self.place[1]})" if self.place[0] else "a machine that has not answered"
 
 
 class RayWorkers:
@@ -67,13 +43,13 @@ class RayWorkers:
 
     def __init__(self, work: Workload, spec: ModelSpec) -> None:
         self.work, self._spec = work, spec
-        self._workers: list[_Remote] = []
+        self._workers: list[RayWorker] = []
         self._cluster: Cluster | None = None
         self._left: deque[PlannedUnit] = deque()
         self._step: Step = lambda *_: None
         self._failures: Counter[str] = Counter()
         self._failed_starts, self._notice_at = 0, float("inf")
-        self._first: tuple[_Remote, ModelFacts, Certificate] | None = None
+        self._first: tuple[RayWorker, ModelFacts, Certificate] | None = None
         self._fitted: Any = None
 
     @property
@@ -142,7 +118,7 @@ class RayWorkers:
 
     def on_every_kind(self, planned: PlannedUnit) -> list[FinishedUnit]:
         """See ``Executor``; a kind whose worker ends meanwhile is left out."""
-        kinds = {_kind(worker): worker for worker in self._workers if worker.stage == "ready"}
+        kinds = {worker.kind: worker for worker in self._workers if worker.stage == "ready"}
         finished = []
         for worker in kinds.values():
             try:
@@ -174,7 +150,7 @@ class RayWorkers:
         return self._cluster.ray
 
     @property
-    def _joined(self) -> tuple[_Remote, ModelFacts, Certificate]:
+    def _joined(self) -> tuple[RayWorker, ModelFacts, Certificate]:
         assert self._first is not None, "load was not called"
         return self._first
 
@@ -184,9 +160,9 @@ class RayWorkers:
         if self._offline:
             options["runtime_env"] = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
         actor = self._ray.remote(concurrency_groups={"watch": 1})(RemoteWorker).options(**options).remote()
-        self._workers.append(_Remote(actor, actor.place.options(concurrency_group="watch").remote()))
+        self._workers.append(RayWorker(actor, actor.place.options(concurrency_group="watch").remote()))
 
-    def _ready_worker(self) -> _Remote:
+    def _ready_worker(self) -> RayWorker:
         while True:
             for worker in self._workers:
                 if worker.stage == "ready":
@@ -240,7 +216,7 @@ class RayWorkers:
             self._answered(worker, answer)
         return None
 
-    def _answered(self, worker: _Remote, answer: Any) -> None:
+    def _answered(self, worker: RayWorker, answer: Any) -> None:
         """Take the answer to what a worker does besides units: where it is, the model that it has loaded, weights of heads."""
         worker.call = None
         if worker.stage == "starting":
@@ -261,14 +237,14 @@ class RayWorkers:
                 busy.add(worker.place[0])
                 worker.stage, worker.call = "loading", worker.actor.load.remote()
 
-    def _join(self, worker: _Remote, facts: ModelFacts, certificate: Certificate) -> None:
+    def _join(self, worker: RayWorker, facts: ModelFacts, certificate: Certificate) -> None:
         """Let a worker take part that has loaded the model, if it computes what the first one does."""
         worker.stage, worker.certificate = "ready", certificate
         if self._first is None:
             self._first = worker, facts, certificate
         else:
             first, _, expected = self._first
-            _check_same(
+            check_same(
                 (first.name, {**expected.identity, **first.extensions}),
                 (worker.name, {**certificate.identity, **worker.extensions}),
                 self.work.config.runtime.mixed_devices,
@@ -278,13 +254,13 @@ class RayWorkers:
             worker.actor.use.remote(self._fitted)
         worker.steps = worker.actor.steps.options(concurrency_group="watch").remote()
 
-    def _rejection(self, worker: _Remote, ref: Any, answer: Rejected) -> CedkvError:
+    def _rejection(self, worker: RayWorker, ref: Any, answer: Rejected) -> CedkvError:
         """Return the error that a worker has raised: a unit's own as it is, any other with the machine's name."""
         if ref in worker.units:
             return answer.error()
         return answer.error(f"worker on {worker.name}: ")
 
-    def _lost(self, worker: _Remote, error: Exception) -> None:
+    def _lost(self, worker: RayWorker, error: Exception) -> None:
         """Go on without a worker that has ended, or raised what no repetition can be trusted after; start another one.
 
         Raises:
@@ -292,7 +268,7 @@ class RayWorkers:
         """
         self._workers.remove(worker)
         self._kill(worker)
-        reason = preview(" ".join(str(getattr(error, "cause", None) or error).split()), 300)
+        reason = sanitize(" ".join(str(getattr(error, "cause", None) or error).split()))[:300]
         units = list(worker.units.values())
         self._left.extendleft(reversed(units))
         failed = units[0] if units and worker.stage == "ready" else None
@@ -318,35 +294,8 @@ class RayWorkers:
         if waiting:
             click.echo(f"{waiting} of {plural(self._share.workers, 'worker')} wait for room on the cluster", err=True)
 
-    def _kill(self, worker: _Remote) -> None:
+    def _kill(self, worker: RayWorker) -> None:
         try:
             self._ray.kill(worker.actor, no_restart=True)
         except Exception:  # the actor, or the whole cluster, is gone already
             return
-
-
-def _kind(worker: _Remote) -> tuple[Any, ...]:
-    identity = {} if worker.certificate is None else worker.certificate.identity
-    return tuple(identity.get(name) for name in DEVICE_KIND)
-
-
-def _check_same(one: tuple[str, dict[str, Any]], another: tuple[str, dict[str, Any]], mixed_devices: bool) -> None:
-    """Raise ConfigError if two workers do not compute the same: other weights, code, versions, another kind of device.
-
-    Args:
-        one, another: a worker's name, and everything that what it computes depends on.
-    """
-    (first, expected), (other, found) = one, another
-    differing = [name for name in dict.fromkeys([*expected, *found]) if expected.get(name) != found.get(name)]
-    if mixed_devices:
-        differing = [name for name in differing if name not in KIND]
-    if differing:
-        remedy = "Give all machines the same model and software"
-        if set(differing) <= set(KIND):
-            remedy = (
-                "Roundings differ between kinds of device. Leave one kind out, or set runtime.mixed_devices=true: the run is "
-                "then tagged with both, and the difference between them is measured"
-            )
-        lines = [f"{name}: {preview(expected.get(name), 100)} on {first}, {preview(found.get(name), 100)} on {other}"
-                 for name in differing]  # fmt: skip
-        raise ConfigError("workers do not compute the same:\n  " + "\n  ".join(lines) + f"\n{remedy}")
