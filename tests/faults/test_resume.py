@@ -175,12 +175,23 @@ def test_what_is_not_the_same_run_is_rejected_by_name(
 
 def test_changed_samples_are_rejected_by_name(store: str, certified: Path, tmp_path: Path) -> None:
     """The path is the same, the file is not."""
-    line = {"demo_text": "Word: dax\nSymbol: red\n\n", "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
+
+    def lines(asked: str) -> str:
+        episodes = (
+            {
+                "demo_text": f"Word: {word}\nSymbol: red\n\n",
+                "query_text": f"Word: {asked}{word}\nSymbol:",
+                "answer_text": " red",
+            }
+            for word in "abcdefghijk"
+        )
+        return "".join(f"{json.dumps(episode)}\n" for episode in episodes)
+
     own = tmp_path / "own.jsonl"
-    own.write_text(f"{json.dumps(line)}\n" * 11)
+    own.write_text(lines(""))
     its = config(certified, f"data.on_path={own}", "select.span_budget=1")
     assert forked(lambda: run_phase2(its, "2"), killed_at("fsync", 19, after=True)) == -signal.SIGKILL
-    own.write_text(f"{json.dumps({**line, 'query_text': 'Word: lug' + chr(10) + 'Symbol:'})}\n" * 11)
+    own.write_text(lines("lug"))
     unchanged(the_run(), resume(the_run(), its), ConfigError, r"samples\.on\.digest: '[0-9a-f]{64}' then")
 
 

@@ -89,7 +89,7 @@ def test_a_grid_of_tasks_has_a_sum(model: Path) -> None:
         (["--set", "select.span_lenn=6"], "did you mean 'select.span_len'?"),
         (["--on_path", "absent.jsonl"], "absent.jsonl"),
         (["--selection_layers", "[7]"], "the model's last is 3"),
-        (["--task", "kv_retrieval", "--pairs", "200"], "longer than the model's context"),
+        (["--pairs", "200", "--set", "data.params={repeats: true}"], "longer than the model's context"),
         (
             ["--keep_sinks", "0,4"],
             "--keep_sinks is a list of conditions; add --comparison ablate_selector or compare_positioning",

@@ -110,7 +110,9 @@ def test_a_large_run_counts_its_largest_unit_for_all(llama_folder: Path) -> None
     each, largest = plan_run(inputs, lambda _: None), plan_run(inputs, lambda _: None, most=1)
     assert each.total("rehearsed") == each.total("units") == 6
     assert largest.total("rehearsed") == 2
-    assert each.total("tokens") <= largest.total("tokens") <= 1.2 * each.total("tokens")
+    assert each.total("tokens") <= largest.total("tokens") <= 1.3 * each.total("tokens"), (
+        "the longest OFF prompts of each unit are run again"
+    )
     checked, others = largest.unit_stages[:2], largest.unit_stages[2:]
     assert checked[0] == checked[1]
     assert others.count(others[0]) == 4
