@@ -63,7 +63,7 @@ def code_digest(folder: Path) -> str:
 def local_folder(model: ModelBlock) -> Path | None:
     """Return the folder that ``model.id`` names; None for a hub id."""
     folder = Path(os.path.expanduser(model.id))
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None  # False, unlike Path.is_dir, for a name that no file can have
 
 
 def trusted_code(model: ModelBlock) -> str | None:

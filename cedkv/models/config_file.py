@@ -29,8 +29,8 @@ def check_config(folder: Path) -> dict[str, Any]:
         holds = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
         raise ModelError(
             adapter_alone(folder)
-            or f"{folder} is not a model folder: it has no config.json (it holds {holds}). Give the folder that holds "
-            f"config.json, *.safetensors and tokenizer.json; a download may have stopped.{gguf_hint(folder)}"
+            or f"model.id = {str(folder)!r} is not a model folder: it has no config.json (it holds {holds}). Give the folder "
+            f"that holds config.json, *.safetensors and tokenizer.json; a download may have stopped.{gguf_hint(folder)}"
         )
     content = read_json(path)
     if not isinstance(content.get("model_type"), str):

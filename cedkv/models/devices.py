@@ -18,7 +18,10 @@ def pick_device(setting: str) -> torch.device:
     """
     if setting == "auto":
         setting = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(setting)
+    try:
+        device = torch.device(setting)
+    except RuntimeError as error:  # an index that torch cannot hold
+        raise ConfigError(f"runtime.device = {setting!r} is no device: {str(error).splitlines()[0]}; use auto or cpu") from None
     available = {
         "cpu": True,
         "mps": torch.backends.mps.is_available(),

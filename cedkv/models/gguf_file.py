@@ -67,9 +67,9 @@ class GgufFile:
 def gguf_path(model_id: str) -> Path | None:
     """Return the file that ``model.id`` names; None where it is a hub id or a folder."""
     path = Path(os.path.expanduser(model_id))
-    if path.is_dir():
+    if os.path.isdir(path):  # False, unlike Path.is_dir, for a name that no file can have
         return None
-    return path if path.is_file() or path.suffix.lower() == _SUFFIX else None
+    return path if os.path.isfile(path) or path.suffix.lower() == _SUFFIX else None
 
 
 def read(path: Path) -> GgufFile:
@@ -94,10 +94,11 @@ def require_file(path: Path) -> None:
             "no model: download one file of it and give its path)"
         )
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            file.read(1)
     except OSError as error:
         raise ModelError(
-            f"model.id = {str(path)!r} names a GGUF file that cannot be read: {error}; change its rights"
+            f"model.id = {str(path)!r} names a GGUF file that cannot be read: {error}; change its rights, or take a real file"
         ) from None
 
 

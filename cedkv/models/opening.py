@@ -79,7 +79,7 @@ def open_spec(config: Phase2Config, device: torch.device | None = None) -> Model
         _reject_revision(config)
     check_pinned(config.model, local)
     if local is None:
-        with explain_load_errors(name, None, "it cannot be fetched"):
+        with explain_load_errors(name, None, f"revision {options['revision']!r} of it cannot be fetched"):
             options = hub.reachable_options(name, options)
             folder = hub.snapshot(name, options)
             options["revision"] = folder.name
