@@ -37,12 +37,12 @@ class AcceptedError(BaseException):
 def nothing_is_run(folder: Path) -> Iterator[None]:
     """In this folder, and where a run would be made the command is stopped."""
 
-    def accepted(resolved: Any, *_: Any, **__: Any) -> None:
-        raise AcceptedError(resolved.config)
+    def accepted(config: Any, *_: Any, **__: Any) -> None:
+        raise AcceptedError(config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        points.OPEN_RUN.replace(accepted, patch)
+        points.OPEN_SPEC.replace(accepted, patch)
         points.END_ON_SIGNALS.replace(list, patch)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             patch.delenv(name, raising=False)
