@@ -140,8 +140,9 @@ class Cluster:
                 reason = " ".join(str(error).split())[:400]
                 where = "a Ray cluster cannot be started here" if address is None else f"no Ray cluster answers at {address}"
                 raise ConfigError(
-                    f"{where}: {type(error).__name__}: {reason}. Check runtime.ray_address, and that Ray and Python have the "
-                    "same versions there; or leave runtime.workers out to compute in this process"
+                    f"{where}: {type(error).__name__}: {reason}. Check runtime.ray_address, that Ray and Python have the same "
+                    "versions there, and, if that cluster asks for a token, that RAY_AUTH_MODE=token is set here; or leave "
+                    "runtime.workers out to compute in this process"
                 ) from error
 
     def _connect(self, address: str | None, runtime: RuntimeBlock) -> None:
