@@ -319,7 +319,7 @@ def test_two_hundred_units_with_a_worker_dying_every_ten_seconds(
 ) -> None:
     """Nothing is lost, and nothing is there twice."""
     arm(planted)
-    its = [config(llama_folder, cluster, n, "eval.on_samples=400", "eval.off_samples=400") for n in (2, 0)]
+    its = [config(llama_folder, cluster, n, "eval.on_samples=400", "eval.off_samples=384") for n in (2, 0)]
     finished: list[str] = []
     killed, last = [], time.monotonic()
     real = Journal.append
