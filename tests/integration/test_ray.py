@@ -95,9 +95,10 @@ def _says_where(line: str) -> bool:
     return any(line.strip(' "').startswith(name) for name in ("workers", "ray_address", "threads"))
 
 
-def n_actors() -> int:
-    """How many actors of these tests there are, on whichever cluster."""
-    return sum("ray::RemoteWorker" in " ".join(_command(process)) for process in psutil.process_iter())
+def actors(cluster: str) -> list[psutil.Process]:
+    """The workers on this cluster: others may run beside it."""
+    found = [process for process in psutil.process_iter() if "ray::RemoteWorker" in " ".join(_command(process))]
+    return [process for process in found if cluster in " ".join(_command(process.parent() or process))]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -129,7 +130,7 @@ def test_workers_leave_what_this_process_leaves_though_one_dies(
     assert "is computed again (failure 1 of 3)" in shown
     assert f"{workers} worker{'s' * (workers > 1)} with 1 thread each, on the cluster (1 machine)" in shown
     assert "(6 of 6 units)" in shown
-    gone(n_actors)
+    gone(lambda: actors(cluster))
 
 
 def test_a_unit_that_always_fails_ends_the_run_which_goes_on_in_this_process(
@@ -143,7 +144,7 @@ def test_a_unit_that_always_fails_ends_the_run_which_goes_on_in_this_process(
     assert mlflow.get_run(run_id).info.status == "FAILED"
     kept = (OUTPUTS / run_id / "journal.jsonl").read_bytes()
     assert 2 <= kept.count(b"\n") < 7
-    gone(n_actors)
+    gone(lambda: actors(cluster))
     arm(planted)
     run_phase2(config(llama_folder, cluster, 0), resumed=find_resumable(run_id))
     assert (OUTPUTS / run_id / "journal.jsonl").read_bytes().startswith(kept)
@@ -159,7 +160,7 @@ def test_an_error_of_the_unit_is_not_repeated_and_any_other_is(
     with pytest.raises(NumericsError, match=r"^sample on-7: planted$"):
         run_phase2(config(llama_folder, cluster, 1))
     assert "computed again" not in capsys.readouterr().err
-    gone(n_actors)
+    gone(lambda: actors(cluster))
     arm(planted, "raise")
     with pytest.raises(ConfigError, match=r"selector 'dying' of dying raised RuntimeError: planted"):
         run_phase2(config(llama_folder, cluster, 1))
@@ -184,7 +185,7 @@ def test_a_driver_that_is_killed_loses_its_unit_and_no_more(
     assert process.wait() == -signal.SIGKILL
     kept = journals()[0].read_bytes()
     assert kept.count(b"\n") < 7
-    gone(n_actors, 60)
+    gone(lambda: actors(cluster), 60)
     run_phase2(config(llama_folder, cluster, 1), resumed=find_resumable(the_run()))
     assert journals()[0].read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
     assert same_settings(left_by(the_run())) == undisturbed
@@ -329,7 +330,7 @@ def test_two_hundred_units_with_a_worker_dying_every_ten_seconds(
         real(self, unit, *rest)
         finished.append(unit)
         if time.monotonic() - last > 10:
-            workers = [p for p in psutil.process_iter() if "ray::RemoteWorker" in " ".join(_command(p))]
+            workers = actors(cluster)
             victim = workers[len(killed) % len(workers)]
             killed.append(victim.pid)
             victim.kill()
