@@ -5,15 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from functools import partial
 
-import ray
-
 from benchmarks.common import Row, median_ratio, paired, quickstart, row
+from cedkv.execution.ray_cluster import Cluster
 from cedkv.execution.ray_workers import RayWorkers
 from cedkv.models.opening import open_spec
 from cedkv.runs.prepare import prepare
 from cedkv.runs.resolved import resolve_inputs
 
-SAMPLES, UNIT = 16, 4
+SAMPLES, UNIT = 8, 2
 """ON samples of one worker, and of a unit: four units each, so that the balance of the last ones shows too."""
 PAIRS = 3
 
@@ -21,8 +20,7 @@ PAIRS = 3
 def rows(samples: int = SAMPLES, unit: int = UNIT, pairs: int = PAIRS) -> list[Row]:
     """Time of one worker over the time of two that have twice the samples: 1 where the second one costs nothing."""
     with ExitStack() as stack:
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-        stack.callback(ray.shutdown)
+        stack.enter_context(closing(Cluster(quickstart("runtime.workers=3", "runtime.threads=1").runtime)))
         one, two = (stack.enter_context(closing(_loaded(n, n * samples, unit))) for n in (1, 2))
         found = paired([partial(_compute, one)] * pairs, [partial(_compute, two)] * pairs)
     name = f"weak scaling of Ray workers: {samples} samples on one over {2 * samples} on two, one thread each"
