@@ -250,7 +250,8 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     assert unexpected == [] or (to_all and number == signal.SIGTERM)  # Ray's own processes tell that they end
 
 
-@pytest.mark.parametrize("tasks", ["symbol_lookup", pytest.param("symbol_lookup,label_mapping", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", ["symbol_lookup", "symbol_lookup,label_mapping"])
 def test_a_comparison_of_the_library_with_fitted_weights(tasks: str, cluster: str, store: str, llama_folder: Path) -> None:
     """Two selectors, two tasks; weights of heads that one worker fits are those of all."""
     tables = []
