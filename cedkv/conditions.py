@@ -122,10 +122,10 @@ def build_conditions(name: str, config: Phase2Config, lists: Mapping[str, str | 
 
 def factors(conditions: Sequence[Condition]) -> dict[str, dict[str, object]]:
     """Return for each condition's key the settings in which the conditions differ."""
-    flat = {condition.key: condition.config.dotted() for condition in conditions}
+    flat = {condition.key: condition.config.by_key() for condition in conditions}
     first = next(iter(flat.values()))
     differing = [name for name in first if any(values[name] != first[name] for values in flat.values())]
-    return {key: {name.removeprefix("phase2."): values[name] for name in differing} for key, values in flat.items()}
+    return {key: {name: values[name] for name in differing} for key, values in flat.items()}
 
 
 def labels(conditions: Sequence[Condition]) -> dict[str, str]:

@@ -57,13 +57,13 @@ def column_values(records: Sequence[Record], column: str) -> list[float]:
 
 def settings_except(condition: ConditionResult, names: Sequence[str]) -> str:
     """Return the configuration without some dotted names, as a text that can be compared."""
-    flat = {name.removeprefix("phase2."): value for name, value in condition.config.dotted().items()}
-    return json.dumps({name: value for name, value in flat.items() if name not in names}, sort_keys=True)
+    settings = {name: value for name, value in condition.config.by_key().items() if name not in names}
+    return json.dumps(settings, sort_keys=True)
 
 
 def setting(condition: ConditionResult, name: str) -> Any:
     """Return the value of a dotted name in the condition's configuration."""
-    return condition.config.dotted()[f"phase2.{name}"]
+    return condition.config.by_key()[name]
 
 
 def groups_differing_in(results: Sequence[ConditionResult], *names: str) -> list[list[ConditionResult]]:

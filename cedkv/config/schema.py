@@ -302,12 +302,16 @@ class Phase2Config(Block):
         """Which part of the run's units is computed; None for all of them."""
         return None if self.runtime.shard is None else Shard.parse(self.runtime.shard)
 
-    def dotted(self) -> dict[str, Any]:
-        """Return the resolved configuration as ``{"phase2.select.mode": ...}``."""
+    def by_key(self) -> dict[str, Any]:
+        """Return the resolved configuration as ``{"select.mode": ...}``."""
         flat: dict[str, Any] = {}
         for name, value in self.model_dump().items():
             if isinstance(value, dict):
-                flat.update({f"phase2.{name}.{key}": leaf for key, leaf in value.items()})
+                flat.update({f"{name}.{key}": leaf for key, leaf in value.items()})
             else:
-                flat[f"phase2.{name}"] = value
+                flat[name] = value
         return flat
+
+    def dotted(self) -> dict[str, Any]:
+        """Return the resolved configuration as ``{"phase2.select.mode": ...}``, the names that MLflow has."""
+        return {f"phase2.{key}": value for key, value in self.by_key().items()}

@@ -19,7 +19,7 @@ def provided(configs: Sequence[Phase2Config]) -> dict[str, str]:
     """
     found = check_providers()
     for config in configs:
-        found |= providers({name.removeprefix("phase2."): value for name, value in config.dotted().items()})
+        found |= providers(config.by_key())
     return found
 
 
@@ -29,7 +29,7 @@ def modules_to_import(configs: Sequence[Phase2Config]) -> list[str]:
     Raises:
         ConfigError: something is defined in the script or notebook that runs, which no other process can import.
     """
-    named = [(REGISTRIES[key], str(config.dotted()[f"phase2.{key}"])) for config in configs for key in REGISTRIES]
+    named = [(registry, str(config.by_key()[key])) for config in configs for key, registry in REGISTRIES.items()]
     named += [(CHECKS, name) for name in CHECKS.external()]
     modules = {name: (registry.kind, registry.module_to_import(name)) for registry, name in named}
     for name, (kind, module) in modules.items():

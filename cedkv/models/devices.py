@@ -10,11 +10,14 @@ from cedkv.config.schema import RuntimeBlock
 from cedkv.core.errors import ConfigError
 
 
-def pick_device(setting: str) -> torch.device:
-    """Return the device that ``runtime.device`` names; ``auto`` takes cuda, then mps, then cpu.
+def pick_device(setting: str, anywhere: bool = False) -> torch.device:
+    """Return the device that ``runtime.device`` names; ``auto`` takes cuda, then mps, then cpu, of this machine.
+
+    Args:
+        anywhere: whether a named device may be one of another machine.
 
     Raises:
-        ConfigError: the device is not available.
+        ConfigError: no device is named so, or it is not available.
     """
     if setting == "auto":
         setting = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,7 +30,7 @@ def pick_device(setting: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
     }
-    if not available[device.type]:
+    if not anywhere and not available[device.type]:
         raise ConfigError(
             f"runtime.device = {setting!r} is not available ({torch.cuda.device_count()} CUDA devices seen by torch "
             f"{torch.__version__}); use auto or cpu, or install a torch build for your accelerator"

@@ -52,17 +52,17 @@ class ModelSpec:
     gguf: Path | None = None
 
 
-def open_spec(config: Phase2Config, device: torch.device | None = None) -> ModelSpec:
+def open_spec(config: Phase2Config, anywhere: bool = False) -> ModelSpec:
     """Find a model, read its configuration and tokenizer, and reject what these rule out.
 
     Args:
-        device: where it will run; None for the device that the configuration names, which must then be available here.
+        anywhere: whether the device that the configuration names may be one of another machine.
 
     Raises:
         ModelError: the model cannot be loaded, or does not support the configuration.
         ConfigError: the device is not available, or ``model.revision`` does not apply.
     """
-    device = device or pick_device(config.runtime.device)
+    device = pick_device(config.runtime.device, anywhere)
     name = config.model.id
     gguf = None if name == smollm2.NAME else gguf_path(name)
     local = local_folder(config.model)

@@ -236,10 +236,8 @@ def read_journal(path: Path, conditions: Sequence[str]) -> tuple[dict[str, Any],
 def stored_value(path: Path, name: str) -> Any:
     """Return a value that a journal's run depends on; None where there is none, or no journal, or one that is damaged."""
     try:
-        with path.open("rb") as file:
-            first_line = file.readline()
-        return json.loads(first_line)["header"].get(name) if _is_intact(first_line) else None
-    except (OSError, KeyError):
+        return read_header(path).get(name)
+    except DataError:
         return None
 
 

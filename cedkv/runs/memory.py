@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from cedkv.conditions import Condition
+from cedkv.execution.workload import TaskGroup
 from cedkv.inference.evidence import keeps_every_demo
 from cedkv.models.sizes import ModelSizes
 from cedkv.runs.rehearsal import PassCount
-from cedkv.tasks.load import Samples
 from cedkv.units import Unit, with_own_trials
 
 LIBRARIES = 690_000_000
@@ -20,9 +17,7 @@ HIDDEN_COPIES, INTERMEDIATE_COPIES = 4, 3
 """Tensors of a layer that exist at once in a pass: its hidden states, and those inside its feed-forward layer."""
 
 
-def unit_memory(
-    sizes: ModelSizes, conditions: Sequence[Condition], samples: Samples, unit: Unit, count: PassCount
-) -> dict[str, int]:
+def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, count: PassCount) -> dict[str, int]:
     """Return the bytes that a unit needs beside the weights, by what they are of.
 
     ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A), copies of Gate A's demos and prefixes, the select
@@ -34,9 +29,9 @@ def unit_memory(
     Args:
         count: the passes of the unit.
     """
-    configs = [condition.config for condition in conditions]
+    configs, conditions = group.configs, group.conditions
     rows, off, evaluation = len(unit.on), len(unit.off), configs[0].eval
-    demo = max(len(samples.on[i].demo_token_ids) for i in unit.on)
+    demo = max(len(group.samples.on[i].demo_token_ids) for i in unit.on)
     checked = sum(i < evaluation.gate_a_samples for i in unit.on)
     slots = max(config.prefix_len for config in configs)
     kept_demos = rows if keeps_every_demo(configs) else checked

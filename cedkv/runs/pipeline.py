@@ -158,7 +158,7 @@ def describe(
     certified: Certificate,
     datasets: Mapping[str, list[dict[str, str]]],
 ) -> dict[str, RunManifest]:
-    """Log model, datasets and certificate with the run and its nested runs; a shard has none of these.
+    """Log model, datasets and certificate with a run and its nested runs, which a shard has none of.
 
     Args:
         runtime: model, device, versions.
@@ -235,24 +235,14 @@ def settings_of(conditions: Sequence[Condition], phase: str) -> dict[str, Any]:
         prefix = "" if len(conditions) == 1 else f"{condition.key}: "
         settings = results_settings(condition.config)
         values |= {f"{prefix}{name}": value for name, value in settings.items()}
-        extensions = _providers(condition.config) | sources(_by_key(condition.config))
+        extensions = providers(condition.config.by_key()) | sources(condition.config.by_key())
         values |= {f"{prefix}{name}": value for name, value in extensions.items()}
     return {**values, **check_providers(), **check_sources()}
 
 
 def _provenance(config: Phase2Config) -> dict[str, str]:
     """Return tags of code that is not this package's: a checkpoint's that runs, and what extensions provide."""
-    return trust_tag(config.model) | _providers(config) | check_providers()
-
-
-def _providers(config: Phase2Config) -> dict[str, str]:
-    """Return who provides what this configuration names and is not built in; tags of the run too."""
-    return providers(_by_key(config))
-
-
-def _by_key(config: Phase2Config) -> dict[str, Any]:
-    """Return a configuration's values by their keys."""
-    return {name.removeprefix("phase2."): value for name, value in config.dotted().items()}
+    return trust_tag(config.model) | providers(config.by_key()) | check_providers()
 
 
 def evaluate(executor: Executor, work: Workload, folders: Mapping[str, Path], clock: Clock, journal: Journal) -> None:

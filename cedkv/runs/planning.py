@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
+from cedkv.execution.workload import TaskGroup
 from cedkv.inference.head_weights import fitted_scores, held_out_samples
 from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.sizes import model_sizes
@@ -23,7 +21,6 @@ from cedkv.runs.rate import Rate, rate_of, timed_run
 from cedkv.runs.rehearsal import REHEARSED, PassCount, rehearse_fit, rehearse_units
 from cedkv.runs.resolved import RunInputs, resolve_inputs
 from cedkv.runs.stand_in import rank_ids, ranked_off, ranked_on, stand_in
-from cedkv.tasks.load import Samples
 from cedkv.units import Unit
 
 
@@ -128,23 +125,20 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
         ConfigError, DataError, ModelError: as the run would, before its weights are loaded.
     """
     config, phase = inputs.config, inputs.phase
-    named = config.runtime.device
-    device = None if named == "auto" else torch.device(named)  # a grid may be planned where its device is not
-    spec = open_spec(config, device)
+    spec = open_spec(config, anywhere=True)
     work = prepare(inputs, spec)
     sizes = model_sizes(spec, config.runtime.torch_dtype)
     tasks, memory, journal_bytes = [], dict[str, int](), 0
     for index, group in enumerate(work.groups):
         planned = [unit for unit in work.own if unit.group == index]
-        units, own, samples = [unit.unit for unit in planned], group.conditions, group.samples
-        share = most // (2 * len(work.groups))
-        counts, rehearsed, fit_tokens = _rehearse(spec, own, samples, units, phase, share, announce)
+        units = [unit.unit for unit in planned]
+        counts, rehearsed, fit_tokens = _rehearse(spec, group, units, phase, most // (2 * len(work.groups)), announce)
         tasks.append(
             TaskPlan(
                 task=group.task or config.data.source,
-                conditions=len(own),
-                on=len(samples.on),
-                off=len(samples.off),
+                conditions=len(group.conditions),
+                on=len(group.samples.on),
+                off=len(group.samples.off),
                 units=len(units),
                 evaluations=sum(unit.size for unit in planned),
                 tokens=sum(count.stages.total() for count in counts),
@@ -157,7 +151,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
             )
         )
         for unit, count in zip(units, counts, strict=True):
-            for name, value in unit_memory(sizes, own, samples, unit, count).items():
+            for name, value in unit_memory(sizes, group, unit, count).items():
                 memory[name] = max(memory.get(name, 0), value)
         journal_bytes += sum(count.record_bytes for count in counts)
     on_host = {"libraries": LIBRARIES} if spec.device.type == "cpu" else {}
@@ -176,16 +170,10 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
 
 
 def _rehearse(
-    spec: ModelSpec,
-    conditions: Sequence[Condition],
-    samples: Samples,
-    units: Sequence[Unit],
-    phase: Phase,
-    most: int,
-    announce: Callable[[str], None],
+    spec: ModelSpec, group: TaskGroup, units: Sequence[Unit], phase: Phase, most: int, announce: Callable[[str], None]
 ) -> tuple[list[PassCount], int, int]:
     """Return the passes of every unit of a task, how many units were rehearsed, and the tokens to fit attention heads."""
-    configs = [condition.config for condition in conditions]
+    configs, samples = group.configs, group.samples
     held_out = held_out_samples(spec, configs)[0] if fitted_scores(configs) else []
     ranks = rank_ids(spec, configs, [*samples.on, *held_out], samples.off)
     ranked = replace(
@@ -194,8 +182,8 @@ def _rehearse(
         off=tuple(ranked_off(prompt, ranks) for prompt in samples.off),
     )
     lm = stand_in(spec, configs, ranks)
-    fit_tokens = rehearse_fit(lm, conditions, [ranked_on(sample, ranks) for sample in held_out])
-    return *rehearse_units(lm, conditions, ranked, units, phase, most, announce), fit_tokens
+    fit_tokens = rehearse_fit(lm, configs, [ranked_on(sample, ranks) for sample in held_out])
+    return *rehearse_units(lm, replace(group, samples=ranked), units, phase, most, announce), fit_tokens
 
 
 def plan_time(plan: Plan, rate: Rate, workers: int) -> TimePlan:

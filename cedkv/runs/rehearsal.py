@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cedkv.conditions import Condition
 from cedkv.config.options import Phase
+from cedkv.config.schema import Phase2Config
 from cedkv.core.values import OnSample
 from cedkv.eval_phase2 import run_units
+from cedkv.execution.workload import TaskGroup
 from cedkv.inference.head_weights import fit, fitted_scores
 from cedkv.models.loading import LanguageModel
 from cedkv.runs.progress import stage_of
-from cedkv.tasks.load import Samples
 from cedkv.units import Unit, evaluations
 
 REHEARSED = 50_000
@@ -87,13 +87,7 @@ def counting(model: Any) -> Iterator[PassCount]:
 
 
 def rehearse_units(
-    lm: LanguageModel,
-    conditions: Sequence[Condition],
-    samples: Samples,
-    units: Sequence[Unit],
-    phase: Phase,
-    most: int,
-    announce: Callable[[str], None],
+    lm: LanguageModel, group: TaskGroup, units: Sequence[Unit], phase: Phase, most: int, announce: Callable[[str], None]
 ) -> tuple[list[PassCount], int]:
     """Return the passes of every unit, and how many units were rehearsed.
 
@@ -101,9 +95,10 @@ def rehearse_units(
     only its largest unit is rehearsed, and the others count as much.
 
     Args:
-        samples: with token ids of the stand-in.
+        group: with token ids of the stand-in.
         announce: takes a unit's key before it is rehearsed.
     """
+    conditions, samples = group.conditions, group.samples
     gate_a = conditions[0].config.eval.gate_a_samples
     lengths_on, lengths_off = [len(s.teacher_ids) for s in samples.on], [len(prompt.token_ids) for prompt in samples.off]
 
@@ -133,9 +128,8 @@ def rehearse_units(
     return [counts[unit.key] for unit in units], rehearsed
 
 
-def rehearse_fit(lm: LanguageModel, conditions: Sequence[Condition], samples: Sequence[OnSample]) -> int:
+def rehearse_fit(lm: LanguageModel, configs: Sequence[Phase2Config], samples: Sequence[OnSample]) -> int:
     """Return how many tokens go through the model to fit weights of attention heads on held-out samples."""
-    configs = [condition.config for condition in conditions]
     with counting(lm.model) as count:
         for score in fitted_scores(configs):
             fit(lm, configs, samples, "", score)

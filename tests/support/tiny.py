@@ -79,6 +79,14 @@ def save(folder: Path, architecture: str = "llama", bos: bool = False, chat: boo
     return folder
 
 
+def save_without_weights(folder: Path) -> Path:
+    """A local model folder whose weights are not there."""
+    save(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    return folder
+
+
 def save_with(folder: Path, its: PreTrainedTokenizerFast, architecture: str = "llama", **settings: Any) -> Path:
     """A model that knows just this tokenizer's tokens, and the tokenizer, as a local model folder."""
     model(architecture, **{"vocab_size": len(its), **settings}).save_pretrained(folder)

@@ -27,10 +27,7 @@ SIZES = (
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder without weights."""
-    folder = tiny.save(tmp_path_factory.mktemp("model"))
-    for weights in folder.glob("*.safetensors"):
-        weights.unlink()
-    return folder
+    return tiny.save_without_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
