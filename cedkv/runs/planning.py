@@ -132,7 +132,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
     for index, group in enumerate(work.groups):
         planned = [unit for unit in work.own if unit.group == index]
         units = [unit.unit for unit in planned]
-        counts, rehearsed, fit_tokens = _rehearse(spec, group, units, phase, most // (2 * len(work.groups)), announce)
+        counts, rehearsed, fit_tokens = _rehearse(spec, group, units, phase, most // (3 * len(work.groups)), announce)
         tasks.append(
             TaskPlan(
                 task=group.task or config.data.source,

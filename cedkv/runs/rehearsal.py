@@ -91,8 +91,8 @@ def rehearse_units(
 ) -> tuple[list[PassCount], int]:
     """Return the passes of every unit, and how many units were rehearsed.
 
-    Units are of two kinds, those with samples of Gate A and those without. Where a kind has more evaluations than ``most``,
-    only its largest unit is rehearsed, and the others count as much.
+    Units are of one kind that have as many samples of Gate A: there are three kinds at most, all, some and none. Where a kind has
+    more evaluations than ``most``, only its largest unit is rehearsed, and the others count as much.
 
     Args:
         group: with token ids of the stand-in.
@@ -105,8 +105,8 @@ def rehearse_units(
     def checked(unit: Unit) -> int:
         return sum(i < gate_a for i in unit.on)
 
-    def size(unit: Unit) -> tuple[int, int]:
-        return checked(unit), sum(lengths_on[i] for i in unit.on) + sum(lengths_off[j] for j in unit.off)
+    def size(unit: Unit) -> int:
+        return sum(lengths_on[i] for i in unit.on) + sum(lengths_off[j] for j in unit.off)
 
     def rehearse(unit: Unit) -> PassCount:
         announce(unit.key)
@@ -117,11 +117,14 @@ def rehearse_units(
 
     counts: dict[str, PassCount] = {}
     rehearsed = 0
-    for kind in ([u for u in units if checked(u)], [u for u in units if not checked(u)]):
+    kinds: dict[int, list[Unit]] = {}
+    for unit in units:
+        kinds.setdefault(checked(unit), []).append(unit)
+    for kind in kinds.values():
         if sum(evaluations(conditions, unit, phase, samples.on) for unit in kind) <= most:
             counts |= {unit.key: rehearse(unit) for unit in kind}
             rehearsed += len(kind)
-        elif kind:
+        else:
             largest = rehearse(max(kind, key=size))
             counts |= {unit.key: replace(largest) for unit in kind}
             rehearsed += 1

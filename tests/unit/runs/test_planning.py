@@ -109,15 +109,11 @@ def test_a_large_run_counts_its_largest_unit_for_all(llama_folder: Path) -> None
     inputs = resolve_inputs("phase2", tiny.config(llama_folder, *sizes))
     each, largest = plan_run(inputs, lambda _: None), plan_run(inputs, lambda _: None, most=1)
     assert each.total("rehearsed") == each.total("units") == 6
-    assert largest.total("rehearsed") == 2
-    assert each.total("tokens") <= largest.total("tokens") <= 1.3 * each.total("tokens"), (
-        "the longest OFF prompts of each unit are run again"
-    )
-    checked, others = largest.unit_stages[:2], largest.unit_stages[2:]
-    assert checked[0] == checked[1]
+    assert largest.total("rehearsed") == 3
+    assert each.total("tokens") <= largest.total("tokens") <= 1.2 * each.total("tokens")
+    all_checked, some_checked, *others = largest.unit_stages
     assert others.count(others[0]) == 4
-
-    assert checked[0]["gate A"] > others[0]["gate A"] > 0, "OFF prompts of every unit are checked"
+    assert all_checked["gate A"] > some_checked["gate A"] > others[0]["gate A"] > 0, "OFF prompts of every unit are checked"
 
 
 def test_tasks_are_planned_apart(llama_folder: Path) -> None:
