@@ -76,6 +76,21 @@ def test_outputs_on_a_disk_that_gets_full(
     finishes_the_same(run_id, llama_folder, undisturbed)
 
 
+def test_outputs_on_a_disk_without_room_for_the_first_files(
+    store: str, disk: Disk, llama_folder: Path, undisturbed: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that a resume needs is there yet: the run is FAILED, and what is told is to start again."""
+    disk.mount(8)
+    OUTPUTS.symlink_to(disk.folder)
+    assert run_program(llama_folder) == 3
+    told = capfd.readouterr().err
+    assert told.count("No space left on device") == 1
+    assert "Nothing was computed yet; free space, then start again" in told
+    assert mlflow.search_runs(experiment_names=["cedkv"], max_results=1).status.item() == "FAILED"
+    disk.grow()
+    assert run_program(llama_folder) == 0
+
+
 def test_outputs_on_a_disk_that_is_full(store: str, disk: Disk, llama_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing can be stored, so nothing is started."""
     disk.mount(64)
