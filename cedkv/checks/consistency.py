@@ -189,7 +189,7 @@ class KeepAllAbsolute(MeasuredCheck):
         starts = [len(sample.demo_token_ids) for sample in inputs.samples]
         shift = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(ends))
         queried = sorted({p for start, end in zip(starts, ends, strict=True) for p in range(start, end)})
-        return shift if rotation_moves_queries(lm, inputs.queries[0][0], queried, shift) else 0
+        return shift if rotation_moves_queries(lm, inputs.names[0], inputs.queries[0][0], queried, shift) else 0
 
 
 class PaddingEquivalence(MeasuredCheck):

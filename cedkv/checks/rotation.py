@@ -32,17 +32,17 @@ class _QueryLengths:
         self.passes.append(call.query.float().norm(dim=-1)[..., -1].cpu())
 
 
-def rotation_moves_queries(lm: LanguageModel, token: int, positions: Sequence[int], distance: int) -> bool:
+def rotation_moves_queries(lm: LanguageModel, name: str, token: int, positions: Sequence[int], distance: int) -> bool:
     """Return whether positions that are ``distance`` further leave the length of queries as it is, as a rotation does.
 
     Some models scale queries by their position besides (Ministral 3, Llama 4): keys and query that move together then score
-    otherwise. The token runs alone at every position.
+    otherwise. The token, of the sample with this name, runs alone at every position.
     """
     lengths = []
     for shift in (0, distance):
         observer = _QueryLengths()
         with observe_attention(observer), without_sinks():
-            prefill(lm, [[token]] * len(positions), [[p + shift] for p in positions], [f"token {token}"] * len(positions))
+            prefill(lm, [[token]] * len(positions), [[p + shift] for p in positions], [name] * len(positions))
         lengths.append(torch.cat(observer.passes))
     here, there = lengths
     return torch.allclose(here, there, rtol=LENGTH_TOLERANCE[lm.meta["torch_dtype"]], atol=0.0)

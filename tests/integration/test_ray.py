@@ -227,6 +227,7 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(short), "HOME": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # in the background of a shell SIGINT is ignored
     )  # fmt: skip
     assert process.stderr is not None
     shown = []

@@ -16,7 +16,7 @@ from tests.support import tiny
 from tests.support.runs import run_phase2
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SIZES = ("runtime.device=cpu", "eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=2", "eval.n_random_trials=2",
+SIZES = ("runtime.device=cpu", "eval.on_samples=6", "eval.off_samples=4", "eval.gate_a_samples=2", "eval.n_random_trials=2",
          "eval.repro_runs=2")  # fmt: skip
 
 
@@ -39,7 +39,8 @@ def test_shipped_files_run(path: Path, llama_folder: Path) -> None:
     config, results, selections = run(path, llama_folder)
     assert results.verdicts["gateA"], results.checks
     assert {check.gate for check in results.checks} == {"A", "B", "precondition"}
-    assert {check.verdict for check in results.checks} <= {"pass", "fail"}
+    undecided = {check.name for check in results.checks if check.verdict == "insufficient"}
+    assert undecided <= {"select_vs_random"}, "random weights answer nothing, so these two arms have nothing to compare"
     assert len(selections) == config.eval.on_samples
     assert all(len(record["kept_tokens"]) <= config.prefix_len for record in selections)
 

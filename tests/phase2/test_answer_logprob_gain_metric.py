@@ -28,6 +28,9 @@ class Decoder:
     def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[0])
 
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"<{token}>"
+
     def decode(self, ids: list[int], clean_up_tokenization_spaces: bool, skip_special_tokens: bool = False) -> str:
         return "".join(f"<{token}>" for token in ids)
 

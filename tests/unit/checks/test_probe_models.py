@@ -87,8 +87,8 @@ def test_rotation_is_measured_without_what_a_sink_does(dtype: str, tmp_path: Pat
 @pytest.mark.parametrize(("beta", "only_rotated"), [(0.5, False), (0.0, True)])
 def test_queries_scaled_by_position_are_not_moved(beta: float, only_rotated: bool, tmp_path: Path) -> None:
     lm = loaded(tmp_path, "ministral3", head_dim=16, rope_parameters={**SCALED, "llama_4_scaling_beta": beta})
-    assert rotation_moves_queries(lm, 5, range(20, 30), 37) == only_rotated
-    assert rotation_moves_queries(lm, 5, range(50, 60), 37), "from 50 to 99 the scale is one"
+    assert rotation_moves_queries(lm, "on-42-00000", 5, range(20, 30), 37) == only_rotated
+    assert rotation_moves_queries(lm, "on-42-00000", 5, range(50, 60), 37), "from 50 to 99 the scale is one"
     assert certified(lm, tmp_path).failed([]) == []
 
 
