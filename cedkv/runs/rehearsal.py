@@ -91,8 +91,8 @@ def rehearse_units(
 ) -> tuple[list[PassCount], int]:
     """Return the passes of every unit, and how many units were rehearsed.
 
-    Units are of one kind that have as many samples of Gate A: there are three kinds at most, all, some and none. Where a kind has
-    more evaluations than ``most``, only its largest unit is rehearsed, and the others count as much.
+    Units are of one kind that have as many samples of Gate A: there are three kinds at most, all, some and none. Where a kind
+    has more evaluations than ``most``, only its largest unit is rehearsed, and the others count as much.
 
     Args:
         group: with token ids of the stand-in.
