@@ -34,6 +34,7 @@ from tests.support.crashing import (
     the_run,
 )
 from tests.support.runs import run_comparison, run_phase2
+from tests.support.waiting import HANGING, wait_until
 
 KILL_POINTS = (4, 18, 27, 33)
 ALL_KILL_POINTS = range(4, 40)
@@ -217,13 +218,10 @@ def test_two_processes_at_once(interrupted: str, llama_folder: Path, undisturbed
     """The second one is rejected, and the lock of a killed one is gone with it."""
     first = os.fork()
     if first == 0:
-        points.JOURNAL_APPEND.replace(lambda *_: time.sleep(60))
+        points.JOURNAL_APPEND.replace(lambda *_: time.sleep(HANGING))
         resume(interrupted, config(llama_folder))()
         os._exit(0)
-    deadline = time.monotonic() + 30
-    while not _held(interrupted):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: _held(interrupted), "the run is held by the first process")
     with pytest.raises(ConfigError, match="another process"):
         resume(interrupted, config(llama_folder))()
     os.kill(first, signal.SIGKILL)

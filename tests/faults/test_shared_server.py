@@ -21,6 +21,7 @@ from tests.support import crashing
 from tests.support.compose import NO_S3, SETTINGS, SharedServer, shared_server
 from tests.support.crashing import forked
 from tests.support.serving import NO_POSTGRES, WITHOUT_POSTGRES
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.server,
@@ -153,10 +154,7 @@ def test_a_server_that_is_restarted_under_eight_drivers(
 ) -> None:
     """Each driver waits, or ends with exit code 4 and a folder that sync logs: nothing is lost, and no run is there twice."""
     children = drivers(llama_folder, "runtime.mlflow_timeout=16")
-    deadline = time.monotonic() + 120
-    while not list(Path().glob("outputs/*/journal.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: list(Path().glob("outputs/*/journal.jsonl")), "a run has begun")
     shared.mlflow.kill()
     time.sleep(2)
     shared.mlflow.start()

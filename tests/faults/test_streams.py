@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
@@ -49,7 +51,7 @@ NOBODY = pytest.mark.parametrize("nobody", [closed_pipe, full_disk, none_at_all]
 def run(nobody: Callable[[], None], *arguments: str, cwd: Path = ROOT) -> int:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, preexec_fn=nobody, timeout=60, check=False
+        [sys.executable, *arguments], cwd=cwd, env=environment, preexec_fn=nobody, timeout=PATIENCE, check=False
     ).returncode
 
 
@@ -73,6 +75,6 @@ def test_what_is_read_is_whole(tmp_path: Path) -> None:
     """More than a pipe takes at once, and characters that the terminal's encoding does not have."""
     text = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
-        capture_output=True, check=False, timeout=60,
+        capture_output=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert text.stdout == text.stderr == (b"\\u2713 " * 50_000 + b"\n") * 3

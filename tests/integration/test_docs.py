@@ -33,6 +33,7 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import OPTIONS
 from cedkv.config.resolve import with_values
 from cedkv.core.files import SCHEMA_VERSION
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -270,7 +271,7 @@ def test_no_page_of_the_site_scrolls_sideways(chromium: str, site: Path, tmp_pat
     with serving(site) as address:
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=60000",
                    f"--user-data-dir={tmp_path / 'profile'}", f"{address}/probe"]  # fmt: skip
-        dom = subprocess.run(command, capture_output=True, timeout=180, check=True).stdout.decode()
+        dom = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True).stdout.decode()
     found = re.search(r'id="measured">([^<]*)<', dom)
     assert found is not None
     measured = json.loads(found[1])
@@ -283,7 +284,7 @@ def test_no_page_of_the_site_scrolls_sideways(chromium: str, site: Path, tmp_pat
 def test_search_works_in_pages_opened_from_a_disk(chromium: str, site: Path, tmp_path: Path) -> None:
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=20000",
                f"--user-data-dir={tmp_path / 'profile'}", f"{(site / 'index.html').as_uri()}?q=oracle"]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, timeout=180, check=True).stdout.decode()
+    dom = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True).stdout.decode()
     found = re.search(r"(\d+) matching documents", dom)
     assert found is not None
     assert int(found[1]) >= 5

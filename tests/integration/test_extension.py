@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "runtime.device=cpu,runtime.batch_size=4,eval.on_samples=6,eval.off_samples=8,eval.gate_a_samples=4,eval.n_random_trials=2,"
@@ -43,7 +45,7 @@ def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedP
         "TQDM_DISABLE": "1",
     }
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def evaluated(installed: Path, model: Path, folder: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 from tests.support import tiny
 from tests.support.runs import run_comparison
 from tests.support.serving import Server, mlflow_server
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
@@ -39,7 +40,7 @@ def shown(address: str, folder: Path) -> str:
         found, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=30000",
         "--window-size=1280,900", f"--user-data-dir={folder / 'profile'}", address,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
     return done.stdout.decode("utf-8", errors="replace")
 

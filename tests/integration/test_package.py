@@ -22,6 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from cedkv.core.version import __version__
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 MADE_HERE = (".*_cache", ".git", ".venv", ".hypothesis", ".coverage*", "__pycache__", "*.egg-info", "build", "dist", "outputs",
@@ -33,7 +34,7 @@ READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "deploy", "docs", "entrypoint
 def run(*command: str, cwd: Path) -> str:
     """What a command prints that finds nothing of this checkout by ``PYTHONPATH``."""
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -29,6 +29,7 @@ from tests.support import patch_points as points
 from tests.support.crashing import left_by, the_run
 from tests.support.planted_workers import another_module, arm, planted
 from tests.support.runs import run_phase2
+from tests.support.waiting import PATIENCE, wait_until
 
 __all__ = ["planted"]
 ROOT = Path(__file__).parents[2]
@@ -108,14 +109,6 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def gone(count: Any, seconds: float = 20) -> None:
-    """Wait until there is none left."""
-    deadline = time.monotonic() + seconds
-    while count():
-        assert time.monotonic() < deadline, "something stayed behind"
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_leave_what_this_process_leaves_though_one_dies(
     workers: int, cluster: str, store: str, llama_folder: Path, planted: Path, undisturbed: dict[str, str],
@@ -130,7 +123,7 @@ def test_workers_leave_what_this_process_leaves_though_one_dies(
     assert "is computed again (failure 1 of 3)" in shown
     assert f"{workers} worker{'s' * (workers > 1)} with 1 thread each, on the cluster (1 machine)" in shown
     assert "(6 of 6 units)" in shown
-    gone(lambda: actors(cluster))
+    wait_until(lambda: not actors(cluster), "the workers have ended")
 
 
 def test_a_unit_that_always_fails_ends_the_run_which_goes_on_in_this_process(
@@ -144,7 +137,7 @@ def test_a_unit_that_always_fails_ends_the_run_which_goes_on_in_this_process(
     assert mlflow.get_run(run_id).info.status == "FAILED"
     kept = (OUTPUTS / run_id / "journal.jsonl").read_bytes()
     assert 2 <= kept.count(b"\n") < 7
-    gone(lambda: actors(cluster))
+    wait_until(lambda: not actors(cluster), "the workers have ended")
     arm(planted)
     run_phase2(config(llama_folder, cluster, 0), resumed=find_resumable(run_id))
     assert (OUTPUTS / run_id / "journal.jsonl").read_bytes().startswith(kept)
@@ -160,7 +153,7 @@ def test_an_error_of_the_unit_is_not_repeated_and_any_other_is(
     with pytest.raises(NumericsError, match=r"^sample on-7: planted$"):
         run_phase2(config(llama_folder, cluster, 1))
     assert "computed again" not in capsys.readouterr().err
-    gone(lambda: actors(cluster))
+    wait_until(lambda: not actors(cluster), "the workers have ended")
     arm(planted, "raise")
     with pytest.raises(ConfigError, match=r"selector 'dying' of dying raised RuntimeError: planted"):
         run_phase2(config(llama_folder, cluster, 1))
@@ -176,16 +169,14 @@ def test_a_driver_that_is_killed_loses_its_unit_and_no_more(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])},
     )
     journals = lambda: list(OUTPUTS.glob("*/journal.jsonl"))  # noqa: E731
-    deadline = time.monotonic() + 180
-    while not any(path.read_bytes().count(b"\n") >= 3 for path in journals()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    written = lambda: any(path.read_bytes().count(b"\n") >= 3 for path in journals())  # noqa: E731
+    wait_until(lambda: written() or process.poll() is not None, "two units are written")
+    assert process.poll() is None
     process.kill()
     assert process.wait() == -signal.SIGKILL
     kept = journals()[0].read_bytes()
     assert kept.count(b"\n") < 7
-    gone(lambda: actors(cluster), 60)
+    wait_until(lambda: not actors(cluster), "the workers have ended")
     run_phase2(config(llama_folder, cluster, 1), resumed=find_resumable(the_run()))
     assert journals()[0].read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
     assert same_settings(left_by(the_run())) == undisturbed
@@ -240,8 +231,9 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     assert any("raylet" in " ".join(_command(p)) for p in ray)
     (os.killpg if to_all else os.kill)(process.pid, number)
     shown += process.stderr.readlines()
-    assert process.wait(60) == code, "".join(shown)
-    gone(lambda: [p for p in ray if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    assert process.wait(PATIENCE) == code, "".join(shown)
+    alive = lambda: any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ray)  # noqa: E731
+    wait_until(lambda: not alive(), "the cluster has ended")
     assert list(short.glob("cedkv-*")) == []
     assert not (tmp_path / ".ray").exists()
     run_id = the_run()

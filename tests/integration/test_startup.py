@@ -9,6 +9,7 @@ import pytest
 
 from cedkv.cli import app
 from entrypoints import phase2_eval
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "mlflow", "pandas", "scipy", "pydantic", "numpy"}
@@ -17,7 +18,7 @@ HEAVY = {"torch", "transformers", "mlflow", "pandas", "scipy", "pydantic", "nump
 def module(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """Run ``python -m ...``; with it, the top-level packages it imported."""
     asked = [sys.executable, "-X", "importtime", "-m", *arguments]
-    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return found, {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in found.stderr.splitlines() if "|" in line}
 
 

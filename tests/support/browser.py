@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import PATIENCE
+
 FRAME = """<!doctype html><pre id="said"></pre><script>
 addEventListener("message", (event) => { document.getElementById("said").textContent = JSON.stringify(event.data); });
 const frame = Object.assign(document.createElement("iframe"), { sandbox: "allow-scripts", width: 1000, height: 600 });
@@ -43,7 +45,7 @@ def opened(
         "--enable-logging=stderr", "--v=0", f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}",
         f"{file.as_uri()}#{address}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
     console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
     assert not console, console

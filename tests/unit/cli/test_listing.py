@@ -21,6 +21,7 @@ from cedkv.config.options import COMPARISONS
 from cedkv.core.registry import Registry
 from cedkv.selectors.base import Selector
 from entrypoints import ablate_selector, compare_positioning
+from tests.support.waiting import PATIENCE
 
 
 def listed(kind: str) -> list[dict[str, Any]]:
@@ -146,7 +147,7 @@ def test_no_torch_is_loaded_for_a_name(arguments: list[str], variables: dict[str
         env={**os.environ, **variables, "PYTHONPATH": str(Path(app.__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0

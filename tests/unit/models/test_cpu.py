@@ -13,6 +13,7 @@ import torch
 
 from cedkv.models import cpu
 from tests.support import tiny
+from tests.support.waiting import PATIENCE
 
 HAVE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 needs_onednn = pytest.mark.skipif(not HAVE, reason="needs a processor with AVX-512 and a torch with oneDNN; runs on such")
@@ -103,5 +104,5 @@ def test_glibc_takes_both_values() -> None:
         "import ctypes; mallopt = ctypes.CDLL(None).mallopt; "
         f"print(mallopt({cpu.M_MMAP_THRESHOLD}, {cpu.MMAP_BYTES}), mallopt({cpu.M_TRIM_THRESHOLD}, {cpu.TRIM_BYTES}))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout.split() == ["1", "1"]
