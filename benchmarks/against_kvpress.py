@@ -1,9 +1,13 @@
-"""The engine against kvpress: how many evaluations of a (sample, arm) each makes in a second.
+"""The engine against kvpress, on the same evaluations of (sample, arm), and how many queries SnapKV answers when it sees them.
 
 kvpress runs in an environment of its own, because it wants an older transformers: made once under the cache folder, beside
-the weights. One of its evaluations is a demo that is run and cut down to as many tokens as the engine's prefix has, by
-SnapKV, then the query and one answer token, through its own text-generation pipeline. The engine's evaluations are those of
-all arms, checks and repetitions left out.
+the weights. Its own text-generation pipeline does what the engine's records hold, checks and repetitions left out: base
+without a context, the teacher behind the whole demo, the select arm behind a demo that SnapKV cuts down to as many tokens as
+the engine's prefix has, random trials by its random press, and OFF prompts alone and behind the select arm's prefix. What it
+can share, it shares: all questions behind one prefix are asked of one prefill.
+
+SnapKV scores a context's tokens by its last ones, so in these evaluations it does not see the query, and what it answers there
+says nothing about it. For accuracy, the query stands in the context but for its last token, and its tokens do the scoring.
 """
 
 from __future__ import annotations
@@ -18,20 +22,20 @@ from typing import Any
 import torch
 
 from benchmarks.common import Row, engine, loaded, median_ratio, part, quickstart, results_only, row, seconds
-from cedkv.conditions import Condition
 from cedkv.config.schema import Phase2Config
 from cedkv.models import model_cache, smollm2
+from cedkv.models.loading import LanguageModel
+from cedkv.models.tokenizer import tokens_text
 from cedkv.tasks.load import Samples
-from cedkv.units import evaluations, plan_samples
 
 PAIRS, SAMPLES = 3, 32
-TARGETS = {"prefill": ">= 5", "gather": ">= 10"}
+TARGETS = {"prefill": ">= 5.5", "gather": ">= 10"}
 WANTED = ("kvpress==0.5.5", "transformers<5.3")
 
 
 def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
-    """Evaluations a second of the engine over those of kvpress, for each source of K/V."""
-    names = {kv: f"engine ({kv}) over kvpress, (sample, arm) evaluations a second" for kv in TARGETS}
+    """Time of kvpress over that of the engine, for each source of K/V, and accuracies."""
+    names = {kv: f"engine ({kv}) over kvpress, the same (sample, arm) evaluations a second" for kv in TARGETS}
     try:
         python = environment(model_cache.cache_root(None) / "bench-kvpress")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -39,28 +43,60 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
         return [row(f"{name}; not measured: {reason}", None, TARGETS[kv]) for kv, name in names.items()]
     lm, every = loaded()
     some = part(every, 0, samples)
-    configs = {kv: results_only(quickstart(f"prefix.kv_source={kv}")) for kv in TARGETS}
-    counts = {kv: count(config, some) for kv, config in configs.items()}
+    configs = {kv: results_only(quickstart(f"prefix.kv_source={kv}", "eval.off_tokens=0")) for kv in TARGETS}
+    jobs = {"evaluations": evaluation_jobs(configs["prefill"], some), "aware": aware_jobs(configs["prefill"], lm, some)}
+    n = sum(len(job["questions"]) for job in jobs["evaluations"])
     times: dict[str, list[tuple[float, float]]] = {kv: [] for kv in configs}
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(python, Path(folder), some)
-        worker.seconds()
+        worker = Worker(python, Path(folder), jobs)
+        answers = worker.done("aware")["answers"]
         for _ in range(pairs):
             for kv, config in configs.items():
                 own = seconds(lambda config=config: engine(lm, config, some))  # type: ignore[misc]
-                times[kv].append((worker.seconds() / len(some.on), own / counts[kv]))
+                times[kv].append((worker.done("evaluations")["seconds"], own))
         worker.close()
     found = [row(names[kv], median_ratio(times[kv]), target) for kv, target in TARGETS.items()]
-    each = sorted(theirs for theirs, _ in times["prefill"])[pairs // 2]
+    each = sorted(theirs for theirs, _ in times["prefill"])[pairs // 2] / n
     release = worker.versions
-    title = f"kvpress {release['kvpress']} (transformers {release['transformers']}), seconds an evaluation"
-    return [*found, row(f"{title}; {worker.right} of {len(some.on)} right", each)]
+    title = f"kvpress {release['kvpress']} (transformers {release['transformers']})"
+    right = [answer.strip() == sample.episode.answer_text.strip() for answer, sample in zip(answers, some.on, strict=True)]
+    selected = [record["correct_select"] for record in engine(lm, configs["prefill"], some) if record.get("kind") == "on"]
+    return [
+        *found,
+        row(f"{title}, seconds an evaluation", each),
+        row(f"{title}, accuracy of SnapKV that sees the query ({len(right)} samples)", sum(right) / len(right)),
+        row(f"engine, accuracy of the select arm on them ({configs['prefill'].select.mode})", sum(selected) / len(selected)),
+    ]
 
 
-def count(config: Phase2Config, samples: Samples) -> int:
-    """(sample, arm) evaluations in the engine's records."""
-    conditions = [Condition("run", config)]
-    return sum(evaluations(conditions, unit, "2", samples.on) for unit in plan_samples(conditions, samples, "2"))
+def evaluation_jobs(config: Phase2Config, samples: Samples) -> list[dict[str, Any]]:
+    """What the engine evaluates, as jobs of kvpress; OFF prompts are dealt to the ON samples in turn."""
+    keep = config.select.span_budget * config.select.span_len
+    jobs: list[dict[str, Any]] = []
+    for i, sample in enumerate(samples.on):
+        demo, query = sample.episode.demo_text, sample.episode.query_text
+        off = [prompt.prompt_text for prompt in samples.off[i :: len(samples.on)]]
+        jobs += [
+            {"context": "", "questions": [query, *off], "press": None},
+            {"context": demo, "questions": [query], "press": None},
+            {"context": demo, "questions": [query, *off], "press": {"kind": "snapkv", "keep": keep}},
+        ]
+        jobs += [
+            {"context": demo, "questions": [query], "press": {"kind": "random", "keep": keep, "seed": trial}}
+            for trial in range(config.eval.n_random_trials)
+        ]
+    return jobs
+
+
+def aware_jobs(config: Phase2Config, lm: LanguageModel, samples: Samples) -> list[dict[str, Any]]:
+    """SnapKV with the query's tokens as its window, but for the last one, which is asked."""
+    keep = config.select.span_budget * config.select.span_len
+    jobs: list[dict[str, Any]] = []
+    for sample in samples.on:
+        query, last = sample.episode.query_text, tokens_text(lm.tokenizer, sample.query_token_ids[-1:])
+        press = {"kind": "snapkv", "keep": keep, "window": len(sample.query_token_ids) - 1}
+        jobs.append({"context": sample.episode.demo_text + query.removesuffix(last), "questions": [last], "press": press})
+    return jobs
 
 
 def environment(folder: Path) -> Path:
@@ -84,31 +120,25 @@ def _done(*command: str) -> None:
 
 
 class Worker:
-    """``kvpress_worker.py`` under the other Python, waiting between its rounds."""
+    """``kvpress_worker.py`` under the other Python, waiting between its rounds; ``versions``: of its packages."""
 
-    def __init__(self, python: Path, folder: Path, samples: Samples) -> None:
-        keep = quickstart().select.span_budget * quickstart().select.span_len
-        texts = [(s.episode.demo_text, s.episode.query_text, keep) for s in samples.on]
-        (folder / "samples.json").write_text(json.dumps(texts))
+    def __init__(self, python: Path, folder: Path, jobs: dict[str, list[dict[str, Any]]]) -> None:
+        (folder / "jobs.json").write_text(json.dumps(jobs))
         command = [str(python), "-P", str(Path(__file__).with_name("kvpress_worker.py")), str(smollm2.folder(None)),
-                   str(folder / "samples.json")]  # fmt: skip
+                   str(folder / "jobs.json")]  # fmt: skip
         self._errors = (folder / "stderr").open("w+")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=folder
         )  # fmt: skip
-        self._wanted = [s.episode.answer_text.strip() for s in samples.on]
         self.versions = self._read()
-        self.right = 0
 
-    def seconds(self) -> float:
-        """Wall time of one round over all samples."""
+    def done(self, name: str) -> dict[str, Any]:
+        """Do a list of jobs: seconds of wall time, and the answers."""
         if self._process.stdin is None:
             raise RuntimeError("no way to the worker")
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
-        found = self._read()
-        self.right = sum(a.strip() == b for a, b in zip(found["answers"], self._wanted, strict=True))
-        return float(found["seconds"])
+        return self._read()
 
     def close(self) -> None:
         self._process.communicate()

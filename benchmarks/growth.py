@@ -1,10 +1,11 @@
 """How time and peak memory grow: with the number of ON samples, and with the length of the demo.
 
-    python -m benchmarks.growth
+Each run is a process of its own, from the start to the written report (MLflow on a local sqlite store), because a process's
+peak memory never falls. Samples are counted with a tiny model, whose own size hides nothing. Long demos run through the first
+layers of ``smollm2-135m``, told to read twice the tokens: what grows with a demo does so in every layer.
 
-Each figure is taken in a process of its own, from the start to the written report (MLflow on a local sqlite store), because
-a process's peak memory never falls. Samples are counted with a tiny model, whose own size hides nothing; long demos run
-through ``smollm2-135m``.
+A machine's clock may fall by a quarter within minutes of load. So the sizes have their turn in one order and then in the
+other: each has the same mean time since the beginning, and a clock that falls evenly cancels out.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from benchmarks.common import Row, row
 
 COUNTS = (200, 2600, 5000)
 """ON samples, evenly spaced; 128 OFF prompts in all."""
-LENGTHS = (1024, 2048, 4096)
+LENGTHS = (2048, 4096, 8192)
 """Demo tokens."""
+LAYERS = 4
+"""Of ``smollm2-135m``, for long demos."""
 SCORINGS = {
     "with attention scoring": "attention_diversity_span",
     "with attention scoring of every row": "accumulated_attention",
@@ -35,38 +39,36 @@ LEAST = 24.0
 """MB below which a growth is noise of the allocator."""
 
 
-def rows() -> list[dict[str, Any]]:
-    """``{name, value, target, holds}`` for each figure; takes some minutes."""
+def rows() -> list[Row]:
+    """All figures; takes some minutes."""
     return samples_rows() + length_rows()
 
 
-def samples_rows(counts: Sequence[int] = COUNTS) -> list[dict[str, Any]]:
+def samples_rows(counts: Sequence[int] = COUNTS) -> list[Row]:
     """Peak memory flat, and time linear, in the number of ON samples: what later samples cost, against what earlier ones do."""
-    runs = [_measured("samples", n) for n in counts]
-    few, many, small, large = counts[0], counts[-1], runs[0]["peak"], runs[-1]["peak"]
-    pairs = list(zip(counts, runs, strict=True))
-    steps = [(b["seconds"] - a["seconds"]) / (m - n) * 1e3 for (n, a), (m, b) in pairwise(pairs)]
-    memory, time_ = large / small, steps[-1] / steps[0]
-    return [
-        {"name": f"peak memory, {many:,} against {few} ON samples (MB: {large:.0f}, {small:.0f})",
-         "value": round(memory, 3), "target": "<= 1.1", "holds": memory <= 1.1},
-        {"name": f"time of a further ON sample, late against early (ms: {steps[-1]:.1f}, {steps[0]:.1f})",
-         "value": round(time_, 3), "target": "<= 1.25", "holds": time_ <= 1.25},
-    ]  # fmt: skip
+    seconds, peaks = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
+    for n in (*counts, *reversed(counts)):
+        run = _measured("samples", n)
+        seconds[n] += run["seconds"] / 2
+        peaks[n] = max(peaks[n], run["peak"])
+    few, many = counts[0], counts[-1]
+    steps = [(seconds[more] - seconds[less]) / (more - less) * 1e3 for less, more in pairwise(counts)]
+    memory = f"peak memory, {many:,} against {few} ON samples (MB: {peaks[many]:.0f}, {peaks[few]:.0f})"
+    time_ = f"time of a further ON sample, late against early (ms: {steps[-1]:.1f}, {steps[0]:.1f})"
+    return [row(memory, peaks[many] / peaks[few], "<= 1.1"), row(time_, steps[-1] / steps[0], "<= 1.1")]
 
 
-def length_rows(lengths: Sequence[int] = LENGTHS) -> list[dict[str, Any]]:
+def length_rows(lengths: Sequence[int] = LENGTHS) -> list[Row]:
     """Peak memory linear in the demo's length: twice the tokens, at most twice the growth (four times were quadratic)."""
     found = []
-    for label, mode in SCORINGS.items():
-        peaks = [_measured("length", length, mode)["peak"] for length in lengths]
-        first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
-        ratio = max(second, LEAST) / max(first, LEAST) / ((lengths[2] - lengths[1]) / (lengths[1] - lengths[0]))
-        shown = ", ".join(f"{peak:.0f} at {length:,}" for length, peak in zip(lengths, peaks, strict=True))
-        found.append(
-            {"name": f"growth of peak memory a demo token, {label} (MB: {shown})", "value": round(ratio, 3),
-             "target": "<= 1.25", "holds": ratio <= 1.25}
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        model = _first_layers(Path(folder), 2 * lengths[-1])
+        for label, mode in SCORINGS.items():
+            peaks = [_measured("length", length, mode, model)["peak"] for length in lengths]
+            first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
+            ratio = max(second, LEAST) / max(first, LEAST) / ((lengths[2] - lengths[1]) / (lengths[1] - lengths[0]))
+            shown = ", ".join(f"{peak:.0f} at {length:,}" for length, peak in zip(lengths, peaks, strict=True))
+            found.append(row(f"growth of peak memory a demo token, {label} (MB: {shown})", ratio, "<= 1.25"))
     return found
 
 
@@ -81,7 +83,7 @@ def _measured(*what: object) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span") -> None:
+def _run(folder: Path, what: str, n: int, mode: str = "", model: str = "") -> None:
     """One run, in ``folder``; prints what ``_measured`` returns."""
     from cedkv.config.resolve import resolve
     from tests.support import tiny
@@ -95,13 +97,26 @@ def _run(folder: Path, what: str, n: int, mode: str = "attention_diversity_span"
     else:
         line = {"demo_text": _demo(n), "query_text": "Word: dax\nSymbol:", "answer_text": " red"}
         (folder / "on.jsonl").write_text(json.dumps(line) + "\n")
-        sizes = ["model.id=smollm2-135m", "runtime.device=cpu", "data.on_path=on.jsonl", "eval.on_samples=1",
+        sizes = [f"model.id={model}", "runtime.device=cpu", "data.on_path=on.jsonl", "eval.on_samples=1",
                  "eval.off_samples=2", "eval.gate_a_samples=1", "eval.repro_runs=2", "eval.n_random_trials=1",
                  f"select.mode={mode}"]  # fmt: skip
         config = resolve(None, sizes)
     started = time.perf_counter()
     run_phase2(config, "2")
     print(json.dumps({"peak": peak_memory(), "seconds": time.perf_counter() - started}))
+
+
+def _first_layers(folder: Path, positions: int) -> Path:
+    """Save the first layers of ``smollm2-135m``, with so many positions."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cedkv.models import smollm2
+
+    source = smollm2.folder(None)
+    few = {"num_hidden_layers": LAYERS, "max_position_embeddings": positions}
+    AutoModelForCausalLM.from_pretrained(source, **few).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def _demo(length: int) -> str:
@@ -121,10 +136,5 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 
-if __name__ == "__main__":
-    if "--run" in sys.argv:
-        given = sys.argv[sys.argv.index("--run") + 1 :]
-        _run(Path(given[0]).resolve(), given[1], int(given[2]), *given[3:])
-    else:
-        for row in rows():
-            print(f"{'holds' if row['holds'] else 'FAILS'}  {row['value']:<7} {row['target']:<8} {row['name']}", flush=True)
+if __name__ == "__main__" and sys.argv[1:2] == ["--run"]:
+    _run(Path(sys.argv[2]).resolve(), sys.argv[3], int(sys.argv[4]), *sys.argv[5:])

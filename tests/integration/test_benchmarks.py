@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BEGIN, END, MEASURES, measured, table, to_page
+from benchmarks.against_kvpress import aware_jobs, evaluation_jobs
 from benchmarks.common import engine, median_ratio, paired, part, results_only, row
 from benchmarks.forward import bare, needed
 from benchmarks.reference import Reference, largest_difference
 from cedkv.conditions import Condition
 from cedkv.eval_phase2 import run_units
 from cedkv.tasks.load import load_samples
-from cedkv.units import plan_samples
+from cedkv.units import evaluations, plan_samples
 from tests.support import tiny
 
 
@@ -137,3 +138,16 @@ def test_figures_go_into_the_page(tmp_path: Path) -> None:
     once = text
     to_page(tmp_path / "bench.json", page)
     assert page.read_text() == once
+
+
+def test_kvpress_is_asked_for_what_the_engine_evaluates(llama_folder: Path) -> None:
+    config, lm = tiny.load(llama_folder, "eval.off_tokens=0", "eval.n_random_trials=3")
+    samples, config = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary), results_only(config)
+    jobs = evaluation_jobs(config, samples)
+    conditions = [Condition("run", config)]
+    units = plan_samples(conditions, samples, "2")
+    engine_s = sum(evaluations(conditions, unit, "2", samples.on) for unit in units)
+    assert sum(len(job["questions"]) for job in jobs) == engine_s
+    for query, job in zip(samples.on, aware_jobs(config, lm, samples), strict=True):
+        assert job["context"] + job["questions"][0] == query.episode.demo_text + query.episode.query_text
+        assert lm.tokenizer(job["questions"][0], add_special_tokens=False).input_ids == list(query.query_token_ids[-1:])
