@@ -10,30 +10,49 @@ from collections.abc import Iterable
 from typing import Any
 
 _SECRET_NAME = re.compile(
-    r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CONNECTION_STRING)(?:_|$)",
+    r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CONNECTION_STRING)(?:_|$)"
+    r"(?!(?:\w*_)?(?:PATHS?|FILE|FILES|FILENAME|DIR|FOLDER|HOME)$)",  # HF_TOKEN_PATH names a file, which has the secret
     re.IGNORECASE,
 )
+_HOST = r"(?:\[[^\]\s]*\]|[^\s/?#:@\[]*)(?::\d*)?(?:[/?#\s'\"]|$)"
+"""A host with or without a port, and what ends it: without an ``@`` nothing in it is a user or a password."""
 _SECRETS = (
-    (re.compile(r"//(?:[^/\s]*|[^/\s:@]+:(?!\d+/)[^\s@]*)@"), "//"),  # user:password@, the password with or without a slash
+    # user:password@, up to the last @ of the word: a password may hold a slash, a question mark or an @ that is not quoted
+    (re.compile(rf"//(?:[^\s/?#]*@(?:\S*@)?|(?!{_HOST})[^\s/?#:@]*:\S*@)"), "//"),
     (re.compile(r"(?i)([?&][\w-]*(?:token|key|password|secret|signature|sig|credential)=)[^&\s'\"]+"), r"\1***"),
     (re.compile(r"(?i)\b(Bearer|Authorization:? *Basic) +[^\s'\"]+"), r"\1 ***"),
+    (re.compile(r"(?i)(\b\w*(?:password|passwd|passphrase)=['\"]?)[^\s'\"&;]+"), r"\1***"),  # host=h password=p
+    (re.compile(r"(?i)(['\"]\w*(?:password|passwd|passphrase)['\"]: *['\"])[^'\"]+"), r"\1***"),  # {"password": "p"}
     (re.compile(r"\b(?:hf|gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}"), "***"),
 )
 _HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Control and direction characters, and lone surrogates; a newline is not one of them."""
+_CUT = " [...] "
 
 
 def redact(text: str) -> str:
     """Return the text without secrets; no other function recognises secrets.
 
-    Removed are ``user:password@`` in any URI, tokens in queries and headers, and the values of secret environment variables.
+    Removed are ``user:password@`` in any URI, tokens in queries and headers, passwords after their name, and, wherever they
+    stand, the values of secret environment variables that cannot be ordinary words (``_is_secret``).
     """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET_NAME.search(name):
+        if _is_secret(name, value):
             text = text.replace(value, "***")
     return text
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Return whether a variable holds a secret that is removed wherever it stands.
+
+    A weak value (fewer than 8 characters, or fewer than 16 that are all letters or all digits) is not: ``select`` or ``1`` as
+    a password would blank parts of ordinary values. Where a weak value is used as a credential, the place shows it.
+    """
+    if len(value) < 8 or (len(value) < 16 and (value.isalpha() or value.isdigit())):
+        return False
+    return _SECRET_NAME.search(name) is not None
 
 
 def escape_control(text: str) -> str:
@@ -43,8 +62,22 @@ def escape_control(text: str) -> str:
 
 def sanitize(text: str) -> str:
     """Return a message that may go to a terminal or a log: no secrets, control characters escaped, at most 4,000 characters."""
-    text = escape_control(redact(text))
-    return text if len(text) <= 4000 else f"{text[:3000]} [...] {text[-900:]}"
+    return shorten(escape_control(redact(text)), 4000)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text with at most ``limit`` characters, cut in the middle: a message begins with its cause and ends with what
+    to do.
+    """
+    if len(text) <= limit:
+        return text
+    head = (limit - len(_CUT)) * 3 // 5
+    return text[:head] + _CUT + text[len(text) - (limit - len(_CUT) - head) :]
+
+
+def one_line(error: object, limit: int = 600) -> str:
+    """Return what an exception of another library says as part of a message: one line, sanitized, shortened to ``limit``."""
+    return shorten(sanitize(" ".join(str(error).split())), limit)
 
 
 def preview(value: Any, max_length: int = 80) -> str:
