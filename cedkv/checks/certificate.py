@@ -28,7 +28,7 @@ from cedkv.config.schema import KL_LIMIT, Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.files import finite_or_none, write_shared_text
 from cedkv.core.source import CERTIFIED_CODE, code_digest
-from cedkv.core.text import number
+from cedkv.core.text import number, one_line
 from cedkv.kv.positioning import moves_cached_keys
 from cedkv.models.capabilities import unsupported_reason
 from cedkv.models.fingerprint import model_names
@@ -185,7 +185,7 @@ def certify(lm: LanguageModel, fingerprint: Mapping[str, Any], cache_dir: str | 
     except (torch.OutOfMemoryError, MemoryError, OSError):
         raise
     except Exception as error:
-        broke = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        broke = one_line(f"{type(error).__name__}: {error}")
     certificate = Certificate(
         identity=identity(lm, fingerprint),
         model=_facts(lm),

@@ -15,7 +15,7 @@ from cedkv.config.extensions import REGISTRIES
 from cedkv.config.options import OPTIONS
 from cedkv.core import stdio
 from cedkv.core.errors import CedkvError
-from cedkv.core.text import escape_control, redact, sanitize
+from cedkv.core.text import escape_control, one_line, redact, sanitize, shorten
 
 PHASE2_FLAGS = ("model_id", "device", "max_on", "max_off", "prefix_len", "select_mode", "dtype")
 """The options that are also flags of the command line (``--phase2-model-id``); ``--set`` reaches every key."""
@@ -27,10 +27,9 @@ def _short_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        message = sanitize(error.format_message().replace("\n\t", " "))  # click lists the choices of an argument one a line
-        if len(message) > 400:
-            message = f"{message[:200]} [...] {message[-150:]}"
-        raise click.UsageError(message, error.ctx) from None
+        # click lists the choices of an argument one a line
+        message = sanitize(error.format_message().replace("\n\t", " "))
+        raise click.UsageError(shorten(message, 400), error.ctx) from None
 
 
 class GroupedCommand(click.Command):
@@ -87,7 +86,7 @@ def report_errors(debug: bool) -> Iterator[None]:
         if isinstance(error, CedkvError):
             click.echo(f"Error: {sanitize(str(error))}", err=True)
             sys.exit(error.exit_code)
-        message = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        message = one_line(f"{type(error).__name__}: {error}")
         click.echo(f"Error: unexpected error: {message}\nUse --debug to see where (-P debug=true), and report it", err=True)
         sys.exit(3)
 

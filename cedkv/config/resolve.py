@@ -20,7 +20,7 @@ from cedkv.config.options import OPTIONS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.files import open_user_text
-from cedkv.core.text import near_match, preview, redact
+from cedkv.core.text import near_match, one_line, preview, redact
 
 MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS = 100_000, 10, 10
 """Limits: bytes and nesting levels of a configuration file, and problems listed in one error message."""
@@ -211,7 +211,7 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # OverflowError: "\UFFFFFFFF"
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cedkv.core.errors import CedkvError, ConfigError
 from cedkv.core.source import module_digest
-from cedkv.core.text import near_match, preview
+from cedkv.core.text import near_match, one_line, preview
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -147,7 +147,7 @@ class Registry(Generic[T]):
         except Exception as error:
             if name in self.builtin:
                 raise
-            message = " ".join(str(error).split())[:300]
+            message = one_line(error)
             raise ConfigError(
                 f"{self.kind} {preview(name)} of {self.provider(name)} raised {type(error).__name__}: {message}"
                 f"{context and f' ({context})'}; correct that package (--debug shows where)"
@@ -195,7 +195,7 @@ class Registry(Generic[T]):
         except Exception as error:  # whatever a module of somebody else's raises when it is imported
             raise ConfigError(
                 f"{self.kind} {preview(name)} cannot be imported from {reference}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}; install its package again, or correct the reference"
+                f"{one_line(error)}; install its package again, or correct the reference"
             ) from error
 
     def _checked(self, name: str, implementation: Any) -> T:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cedkv.config.schema import RuntimeBlock
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import plural
+from cedkv.core.text import one_line, plural
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -137,7 +137,7 @@ class Cluster:
                 self.close()
                 if not isinstance(error, Exception):
                     raise
-                reason = " ".join(str(error).split())[:400]
+                reason = one_line(error)
                 where = "a Ray cluster cannot be started here" if address is None else f"no Ray cluster answers at {address}"
                 raise ConfigError(
                     f"{where}: {type(error).__name__}: {reason}. Check runtime.ray_address, that Ray and Python have the same "

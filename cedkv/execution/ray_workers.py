@@ -19,7 +19,7 @@ import click
 
 from cedkv.checks.certificate import Certificate
 from cedkv.core.errors import CedkvError, RunInterrupted
-from cedkv.core.text import plural, sanitize
+from cedkv.core.text import one_line, plural
 from cedkv.execution.extensions import modules_to_import
 from cedkv.execution.ray_cluster import Cluster, share_out
 from cedkv.execution.ray_worker import RayWorker, check_same
@@ -268,7 +268,7 @@ class RayWorkers:
         """
         self._workers.remove(worker)
         self._kill(worker)
-        reason = sanitize(" ".join(str(getattr(error, "cause", None) or error).split()))[:300]
+        reason = one_line(getattr(error, "cause", None) or error)
         units = list(worker.units.values())
         self._left.extendleft(reversed(units))
         failed = units[0] if units and worker.stage == "ready" else None

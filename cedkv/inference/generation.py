@@ -20,6 +20,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.seeding import rng_for
+from cedkv.core.text import one_line
 from cedkv.inference.decoding import decoding_steps, end_tokens
 from cedkv.inference.distributions import log_softmax
 from cedkv.inference.forward import Ids
@@ -53,7 +54,7 @@ class Sampling:
             warpers += [] if self.top_k is None else [TopKLogitsWarper(self.top_k)]
             warpers += [] if self.top_p is None else [TopPLogitsWarper(float(self.top_p))]
         except ValueError as error:
-            raise ConfigError(f"sampling: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"sampling: {one_line(error)}") from None
         return LogitsProcessorList(warpers)
 
 

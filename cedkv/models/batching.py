@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from cedkv.core.errors import ModelError
+from cedkv.core.text import one_line
 
 T = TypeVar("T")
 PASS_TOKENS = {"cpu": 512, "mps": 8192, "cuda": 16_384}
@@ -74,7 +75,7 @@ class Batching:
     def _halve(self, rows: int, width: int, reason: str) -> None:
         if rows == 1:
             raise ModelError(
-                f"memory ran out in a pass of a single row of {width} tokens: {reason.splitlines()[0][:200]}; shorten the "
+                f"memory ran out in a pass of a single row of {width} tokens: {one_line(reason.splitlines()[0])}; shorten the "
                 "text, use a smaller model or dtype, or a device with more memory"
             )
         if self.max_rows is not None:

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from cedkv.config.extensions import KV_SOURCES, POSITIONING
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.text import one_line
 from cedkv.kv.positioning import moves_cached_keys
 
 ROPE_TYPES = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional"})
@@ -89,7 +90,7 @@ def read_capabilities(config: Any) -> Capabilities:
     try:
         problems = list(_problems(config))
     except Exception as error:  # a custom configuration class may raise anything
-        problems = [("configuration", " ".join(f"it cannot be read as that of a decoder: {error}".split())[:200])]
+        problems = [("configuration", one_line(f"it cannot be read as that of a decoder: {error}"))]
     if problems:
         lines = "".join(f"\n  {aspect:<12}  {reason}" for aspect, reason in problems)
         raise ModelError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cedkv.core.errors import ModelError
+from cedkv.core.text import one_line
 
 _SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
@@ -120,7 +121,7 @@ def _parse(path: Path) -> GgufFile:
         tensors = tuple(reader.tensors)
         end = max((tensor.data_offset + tensor.n_bytes for tensor in tensors), default=reader.data_offset)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise _damaged(path, f"it has {size} bytes, and reading it ends with: {' '.join(str(error).split())[:200]}") from error
+        raise _damaged(path, f"it has {size} bytes, and reading it ends with: {one_line(error)}") from error
     if size < end:
         raise _damaged(path, f"it has {size} bytes, and its tensors end at byte {end}")
     return GgufFile(path, metadata, tensors)

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cedkv.core.errors import ModelError
+from cedkv.core.text import one_line
 from cedkv.models import gguf_tokenizer
 from cedkv.models.gguf_config import check_metadata, complete
 from cedkv.models.gguf_file import INSTEAD, GgufFile, read, require_file
@@ -86,9 +87,7 @@ def convert_weights(file: GgufFile, folder: Path, config: Any) -> None:
             file.path.parent, gguf_file=file.path.name, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
-        raise ModelError(
-            f"{file.path}: transformers cannot read this GGUF file: {' '.join(str(error).split())[:400]}. {INSTEAD}"
-        ) from error
+        raise ModelError(f"{file.path}: transformers cannot read this GGUF file: {one_line(error)}. {INSTEAD}") from error
     if info["missing_keys"]:
         raise ModelError(
             f"{file.path} has no weights for {sorted(info['missing_keys'])[:3]}: they would be random numbers. {INSTEAD}"
@@ -125,9 +124,7 @@ def config_of(file: GgufFile) -> Any:
     try:
         config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
     except (ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{file.path}: transformers cannot read the metadata: {' '.join(str(error).split())[:400]}. {INSTEAD}"
-        ) from error
+        raise ModelError(f"{file.path}: transformers cannot read the metadata: {one_line(error)}. {INSTEAD}") from error
     factors = next((tensor.data for tensor in file.tensors if tensor.name == "rope_freqs.weight"), None)
     complete(config, file.architecture, file.metadata, factors)
     lost = check_metadata(config, file.architecture, file.metadata, factors)

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from cedkv.core.errors import ModelError
+from cedkv.core.text import one_line
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 """GGUF's token types: text; special tokens; tokens that are matched as a whole but are not special."""
@@ -71,7 +72,7 @@ def build_tokenizer(name: str, architecture: str, metadata: Mapping[str, Any]) -
     except ModelError:
         raise
     except Exception as error:  # tokenizers has no exceptions of its own
-        raise _unsupported(name, f"it contradicts itself: {' '.join(str(error).split())[:200]}") from error
+        raise _unsupported(name, f"it contradicts itself: {one_line(error)}") from error
     return tokenizer
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import transformers
 
 from cedkv.core.errors import CedkvError, ModelError
+from cedkv.core.text import one_line
 from cedkv.models import smollm2
 
 
 def cause_of(error: BaseException) -> str:
     """Return what an exception says, in one line; with its kind, without which "0" or "'factor'" says nothing."""
-    text = " ".join(str(error).split())[:400]
+    text = one_line(error)
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 

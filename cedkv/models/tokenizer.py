@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from cedkv.core.errors import ModelError
+from cedkv.core.text import one_line
 from cedkv.models.capabilities import LEAST_CONTEXT
 
 _PROBE = "\nWord: blick\nSymbol: red\n\nIt's 1 of 27.\n"
@@ -35,7 +36,7 @@ def load_tokenizer(source: str, options: dict[str, Any], vocabulary: int, chat: 
         tokenizer = _read(source, options)
     except Exception as error:  # every tokenizer format has its own parser, with its own exceptions
         raise ModelError(
-            f"{source}: its tokenizer cannot be read: {' '.join(str(error).split())[:300]}\n"
+            f"{source}: its tokenizer cannot be read: {one_line(error)}\n"
             "A model needs its tokenizer.json (or files it can be made from: vocab.json and merges.txt; tokenizer.model with "
             "the package sentencepiece installed). Download the complete model folder again, or save the tokenizer on a "
             "machine where it loads: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import near_match, preview, sanitize
+from cedkv.core.text import near_match, one_line, preview
 from cedkv.runs.tracking import MlflowTracker, tracking_uri
 
 
@@ -130,4 +130,4 @@ class ExperimentReader:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"MLflow at {tracking_uri()}: {sanitize(' '.join(str(error).split()))[:400]}") from None
+            raise ConfigError(f"MLflow at {tracking_uri()}: {one_line(error)}") from None

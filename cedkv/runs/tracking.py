@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import preview, redact, sanitize
+from cedkv.core.text import one_line, preview, redact
 from cedkv.runs import journal
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
@@ -248,7 +248,7 @@ class MlflowTracker:
         except ConfigError:
             raise
         except Exception as error:
-            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {sanitize(' '.join(str(error).split()))[:400]}"
+            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {one_line(error)}"
             if not self._warned:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
             self._warned = True

@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any, Literal
 
 from cedkv.core.errors import DataError
-from cedkv.core.text import preview
+from cedkv.core.text import one_line, preview
 
 Role = Literal["user", "assistant"]
 Strip = tuple[bool, bool]
@@ -195,4 +195,4 @@ class ChatTemplate:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)}"

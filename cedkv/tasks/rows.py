@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from cedkv.core.errors import DataError
 from cedkv.core.files import open_user_bytes
-from cedkv.core.text import preview
+from cedkv.core.text import one_line, preview
 from cedkv.tasks.tables import find_delimiter, read_table
 
 MAX_LINE = 10_000_000
@@ -292,7 +292,7 @@ def _parquet(raw: BinaryIO, path: str) -> Iterator[Row]:
                 number += 1
                 yield Row(number, f"{path}: row {number}", values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"it is a damaged Parquet file ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"it is a damaged Parquet file ({one_line(error)})") from None
 
 
 def _words_of(raw: BinaryIO) -> dict[str, tuple[str, ...]]:
