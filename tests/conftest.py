@@ -108,7 +108,7 @@ def store(_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     import mlflow
 
     uri = f"sqlite:///{_store}/mlflow.db"
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "CEDKV_OUTPUTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.chdir(tmp_path)

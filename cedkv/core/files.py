@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,11 @@ from uuid import uuid4
 
 SCHEMA_VERSION = "1.3"
 """``schema_version`` of every JSON object and JSON line that is written here."""
+_NO_SYNC_OF_FOLDERS = {
+    *(errno.EACCES, errno.EISDIR),  # the folder cannot be opened
+    *(errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
+}
+"""What systems and file systems answer that cannot flush a folder; the files in it are on disk all the same."""
 
 
 @contextmanager
@@ -86,13 +92,16 @@ def atomic_write(path: Path, mark: str = "") -> Iterator[TextIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that new names in it survive a power loss (a no-op where folders cannot be opened)."""
-    if os.name == "posix":
+    """Flush a folder to disk, so that new names in it survive a power loss; a no-op where folders cannot be flushed."""
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

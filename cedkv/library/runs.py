@@ -21,7 +21,8 @@ from cedkv.core.text import near_match, preview
 from cedkv.core.values import Record
 from cedkv.library.settings import ConfigLike, configuration, keys_of
 from cedkv.report.artifacts import SELECTION
-from cedkv.runs.manifest import OUTPUTS, is_run_id
+from cedkv.runs.manifest import is_run_id
+from cedkv.runs.outputs import outputs_folder
 from cedkv.runs.resolved import resolve_run
 
 REPORT, COMPARISON, METRICS = "report_phase2.json", "comparison.json", "metrics.jsonl"
@@ -196,12 +197,14 @@ def read_run(source: str | os.PathLike[str]) -> Run:
     """
     folder = Path(source)
     if not os.path.isdir(folder) and is_run_id(str(source)):
-        folder = OUTPUTS / str(source)
+        folder = outputs_folder() / str(source)
     if os.path.isdir(folder):  # unlike Path.is_dir, False for a name no folder can have
         folder = Path(os.path.abspath(folder))  # the folder's name, also of ".", is the run id
         return _read(folder, lambda run_id: _read(folder.parent / run_id, _no_condition))
     if not is_run_id(str(source)):
-        raise ConfigError(f"{preview(str(source), 200)} is neither the folder of a run nor a run id; runs are in outputs/")
+        raise ConfigError(
+            f"{preview(str(source), 200)} is neither the folder of a run nor a run id; runs are in {outputs_folder()}/"
+        )
     return _download(str(source))
 
 
@@ -215,7 +218,7 @@ def _download(run_id: str) -> Run:
             ExperimentReader(MLFLOW_TIMEOUT).files(run_id, FILES, folder)
         except ConfigError as error:
             raise ConfigError(
-                f"run {run_id} is neither in outputs/ nor can it be had from MLflow: {error}; check the id, or set "
+                f"run {run_id} is neither in {outputs_folder()}/ nor can it be had from MLflow: {error}; check the id, or set "
                 "MLFLOW_TRACKING_URI"
             ) from None
         return _read(folder, _download)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.locks import exclusive_lock
 
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = (*TOKENIZER_FILES, "model.safetensors")
@@ -68,7 +67,7 @@ def cached_folder(
     target = root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
+        with exclusive_lock(root / f"{name}.lock"):
             if target.exists() and not _verified(target, gguf_sha256, files):
                 damaged = Path(tempfile.mkdtemp(prefix=f"{name}-damaged-", dir=root)) / "files"
                 _log.warning("%s does not match its manifest: moved to %s, converting again", target, damaged)

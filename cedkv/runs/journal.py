@@ -26,6 +26,7 @@ from cedkv.core.errors import ConfigError, DataError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, sync_folder
 from cedkv.core.text import preview
 from cedkv.core.values import Record
+from cedkv.runs.outputs import write_remedy
 
 NAME = "journal.jsonl"
 _DIGEST_PREFIX = b'{"sha256":"'
@@ -96,7 +97,7 @@ class Journal:
             records: the records of the conditions that the unit has, by their key.
 
         Raises:
-            RunInterrupted: the disk is full.
+            RunInterrupted: the disk is full, or fails.
         """
         parts = [_dumps(list(records.get(key, ()))) for key in self._conditions]
         head = _dumps({"unit": unit, "ran_on": ran_on, "sizes": [len(part) for part in parts]})[:-1].encode()
@@ -104,8 +105,8 @@ class Journal:
             self._append(_with_digest(head[1:] + _RECORDS + ",".join(parts).encode() + b"]}"))
         except OSError as error:
             raise RunInterrupted(
-                f"{self.path} cannot be written: {error}. Finished units are safe in it; free space, then continue with "
-                f"--resume {self.path.parent.name}"
+                f"{self.path} cannot be written: {error}. Finished units are safe in it; {write_remedy(error)}, then continue "
+                f"with --resume {self.path.parent.name}"
             ) from error
 
     def copy(self, parts: Sequence[Journal]) -> None:

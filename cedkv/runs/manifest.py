@@ -11,25 +11,28 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+import click
+from filelock import Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from cedkv.config.resolve import resolve, to_yaml
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, open_user_text, write_json, write_text
+from cedkv.core.locks import exclusive_lock
 from cedkv.core.shards import Shard
 from cedkv.core.text import preview, redact
 from cedkv.runs.journal import differences, reject_changes
+from cedkv.runs.outputs import VARIABLE, outputs_folder, unwritable, write_remedy
 
-OUTPUTS = Path("outputs")
 NAME, LOCK, TABLES = "run.json", "run.lock", "tables"
 NOTE = "mlflow.note.content"
 """The tag that MLflow's UI shows as the description of a run."""
@@ -99,7 +102,7 @@ class RunManifest:
     datasets_by_task: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     known: bool = False
     logged: bool = False
-    home: Path = OUTPUTS
+    home: Path = field(default_factory=outputs_folder)
 
     @property
     def folder(self) -> Path:
@@ -187,29 +190,35 @@ def new_manifest(command: str, phase: str, config: Phase2Config, lists: Mapping[
 
 
 def require_outputs() -> None:
-    """Raise RunInterrupted when ``outputs/`` cannot be written, before a run without a place for its results is created."""
+    """Raise RunInterrupted when the folder of runs cannot be written, before a run without a place for results is created."""
+    folder = outputs_folder()
     try:
-        OUTPUTS.mkdir(exist_ok=True)
-        with TemporaryFile(dir=OUTPUTS) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except OSError as error:
-        raise RunInterrupted(
-            f"{OUTPUTS.absolute()} cannot be written: {error}; free space, or start from a folder of your own"
-        ) from None
+        raise RunInterrupted(f"{folder.absolute()} cannot be written: {error}; {_or_elsewhere(error)}") from None
+
+
+def _or_elsewhere(error: OSError) -> str:
+    return f"{write_remedy(error)}, or set {VARIABLE} to another folder"
 
 
 @contextmanager
 def report_full_disk(manifest: RunManifest) -> Iterator[None]:
-    """Turn an OSError in the block, which writes to the run's folder, into RunInterrupted with what is left and a remedy."""
+    """Turn an OSError that the run's files cannot be written into RunInterrupted with what is left and a remedy."""
     try:
         yield
     except OSError as error:
+        subject = unwritable(error, manifest.folder)
+        if subject is None:
+            raise
         remedy = (
-            f"Finished units are safe; free space, then {manifest.remedy}"
+            f"Finished units are safe; {write_remedy(error)}, then {manifest.remedy}"
             if (manifest.folder / NAME).exists()
-            else "Nothing was computed yet; free space, then start again"
+            else f"Nothing was computed yet; {write_remedy(error)}, then start again"
         )
-        raise RunInterrupted(f"{preview(str(manifest.folder), 200)} cannot be written: {error}. {remedy}") from error
+        raise RunInterrupted(f"{preview(subject, 200)} cannot be written: {error}. {remedy}") from error
 
 
 def now() -> int:
@@ -237,7 +246,7 @@ def load_manifest(folder: Path) -> RunManifest:
         state = "has no run.json: its run ended before anything was stored" if os.path.isdir(folder) else "does not exist"
         raise ConfigError(
             f"{preview(str(folder), 200)} {state}, so there is nothing to continue; start a new run, or check run id and "
-            "folder (runs are looked for in outputs/ of the current folder)"
+            f"folder (runs are looked for in {outputs_folder().absolute()})"
         ) from None
     if manifest.run_id != folder.name:
         raise ConfigError(
@@ -255,7 +264,7 @@ def find_resumable(run_id: str) -> RunManifest:
     Raises:
         ConfigError: not a run id, no such run here, a condition of a comparison, or a run that was merged from shards.
     """
-    manifest = load_manifest(OUTPUTS / check_run_id(run_id, "resume"))
+    manifest = load_manifest(outputs_folder() / check_run_id(run_id, "resume"))
     if manifest.parent is not None:
         raise ConfigError(
             f"run {run_id} is a condition of comparison {manifest.parent}: resume={manifest.parent} continues both"
@@ -271,7 +280,8 @@ def check_run_id(run_id: str, source: str) -> str:
     """Return the text if it is a run id; raise ConfigError, which names the ``source`` of the text, if it is not."""
     if not is_run_id(run_id):
         raise ConfigError(
-            f"{source} = {preview(run_id)} is not a run id; give the name of a folder in outputs/, like 8da8f583e4b1..."
+            f"{source} = {preview(run_id)} is not a run id; give the name of a folder in {outputs_folder()}/, like "
+            "8da8f583e4b1..."
         )
     return run_id
 
@@ -296,27 +306,35 @@ def results_settings(config: Phase2Config) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process alone; the operating system releases it when the process ends, however it ends.
 
+    A file system without locks is named, and the run goes on: a second process on the same run is then the user's to avoid.
+
     Raises:
         ConfigError: another process holds the folder.
         RunInterrupted: the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"run {folder.name} is in use by another process: two would mix their results. Wait for that process, or stop it, "
-            "then try again"
-        ) from None
-    except OSError as error:
-        raise RunInterrupted(
-            f"{preview(str(folder), 200)} cannot be written: {error}; free space, or start from a folder of your own"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(exclusive_lock(folder / LOCK, timeout=0))
+        except Timeout:
+            raise ConfigError(
+                f"run {folder.name} is in use by another process: two would mix their results. Wait for that process, or stop "
+                "it, then try again"
+            ) from None
+        except OSError as error:
+            raise RunInterrupted(f"{preview(str(folder), 200)} cannot be written: {error}; {_or_elsewhere(error)}") from None
+        if not held:
+            _warn_without_locks(folder.parent)
         yield
-    finally:
-        lock.release()
+
+
+@cache
+def _warn_without_locks(home: Path) -> None:
+    click.echo(
+        f"warning: the file system of {home.absolute()} has no locks, so that nothing keeps a second process off a run: two "
+        "would mix their results. Resume or sync a run only when its process has ended",
+        err=True,
+    )
 
 
 def _param(value: Any) -> str:

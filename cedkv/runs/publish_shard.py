@@ -32,7 +32,9 @@ def publish_shard(resolved: ResolvedRun, active: ActiveRun, texts: TokenTexts, j
     manifest.set_results(seconds_metrics(manifest.seconds), {}, f"Shard {shard}: {size}, without a verdict. {merging}")
     why = "a part of a run has no verdict" if journal.ran_on else "there are more shards than units"
     click.echo(f"shard    {shard}: {size}, in {active.folder}; {why}")
-    click.echo("merge    when all shards are done: python -m cedkv merge RUN RUN ... (their folders, or ids in outputs/)")
+    click.echo(
+        f"merge    when all shards are done: python -m cedkv merge RUN RUN ... (their folders, or ids in {manifest.home}/)"
+    )
     active.finish(manifest)
     if active.fault is None:
         click.echo(f"MLflow   {tracking.where_to_look(manifest)}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import plural, preview
 from cedkv.report.artifacts import read_runtime
-from cedkv.runs.manifest import MERGED_FROM, OUTPUTS, RunManifest, load_manifest
+from cedkv.runs.manifest import MERGED_FROM, RunManifest, load_manifest
+from cedkv.runs.outputs import outputs_folder
 from cedkv.runs.progress import EVALUATE
 
 STARTUP, END = ("start", "load"), ("report", "write")
@@ -45,7 +46,7 @@ class Rate:
 def run_folder(run: str) -> Path:
     """Return the folder that a user means by a folder, or by a run id of ``outputs/``."""
     folder = Path(run).absolute()
-    return folder if folder.is_dir() else OUTPUTS / run
+    return folder if folder.is_dir() else outputs_folder() / run
 
 
 def timed_run(folder: Path) -> tuple[RunManifest, Mapping[str, float]]:

@@ -20,7 +20,8 @@ from cedkv.report.artifacts import CERTIFICATE, HEAD_WEIGHTS, read_artifact, rea
 from cedkv.runs.devices import DEVICES
 from cedkv.runs.journal import NAME as JOURNAL
 from cedkv.runs.journal import Journal, as_lines, differences, read_journal
-from cedkv.runs.manifest import MERGED_FROM, OUTPUTS, SHARD_SETTING, RunManifest, is_run_id, load_manifest
+from cedkv.runs.manifest import MERGED_FROM, SHARD_SETTING, RunManifest, is_run_id, load_manifest
+from cedkv.runs.outputs import outputs_folder
 
 OF_CERTIFICATE = ("runtime.matmul",)
 """What a certificate knows of a shard's results that the journal's header does not: which kernels multiply matrices."""
@@ -121,9 +122,11 @@ def _find(source: str) -> ShardRun:
     if os.path.isdir(source):  # unlike Path.is_dir, False for a name no folder can have
         folder = Path(os.path.abspath(source))  # the folder's name, also of ".", is the run id
     elif is_run_id(source):
-        folder = OUTPUTS / source
+        folder = outputs_folder() / source
     else:
-        raise ConfigError(f"{preview(source, 200)} is neither the folder of a run nor a run id; runs are in outputs/")
+        raise ConfigError(
+            f"{preview(source, 200)} is neither the folder of a run nor a run id; runs are in {outputs_folder()}/"
+        )
     manifest = load_manifest(folder)
     shard = manifest.shard
     if manifest.parent is None and MERGED_FROM not in manifest.tags and shard is not None:

@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import click
 import mlflow
 import pandas as pd
-from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
+from cedkv.core.locks import exclusive_lock
 from cedkv.core.text import one_line, preview, redact
 from cedkv.runs import journal
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
@@ -233,7 +233,7 @@ class MlflowTracker:
         """Return the client; the first contact creates or migrates a local database's tables, which only one process may do."""
         if self._client is None:
             file = mlflow.get_tracking_uri().partition("sqlite:///")[2]
-            with FileLock(f"{file}.lock", timeout=self.timeout) if file else nullcontext():
+            with exclusive_lock(Path(f"{file}.lock"), self.timeout) if file else nullcontext():
                 client = mlflow.MlflowClient()
                 client.get_experiment_by_name(EXPERIMENT)
             self._client = client

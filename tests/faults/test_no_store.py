@@ -200,7 +200,9 @@ def test_outputs_that_cannot_be_written_are_seen_before_a_run_is_made(store: str
     make(Path("outputs"))
     before = n_runs()
     with (
-        pytest.raises(RunInterrupted, match=r"outputs cannot be written: .*free space, or start from a folder of your own"),
+        pytest.raises(
+            RunInterrupted, match=r"outputs cannot be written: .*; put a folder in its place, or set CEDKV_OUTPUTS to"
+        ),
         run(),
     ):
         raise AssertionError

@@ -18,7 +18,7 @@ from cedkv.config.options import COMPARISONS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import NumericsError
 from cedkv.report.text import aligned, console_note
-from cedkv.runs.manifest import OUTPUTS
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.runs.resolved import ResolvedRun
 from entrypoints import ablate_selector, compare_positioning
 from tests.support import making, tiny

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import cedkv
 from cedkv.cli.app import main
 from cedkv.core.errors import ConfigError, DataError
-from cedkv.runs.manifest import OUTPUTS
+from cedkv.runs.outputs import OUTPUTS
 from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.tasks import other_lookup

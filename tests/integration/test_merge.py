@@ -17,8 +17,9 @@ import cedkv
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.runs.leaderboard import experiment_board
-from cedkv.runs.manifest import OUTPUTS, find_resumable, load_manifest
+from cedkv.runs.manifest import find_resumable, load_manifest
 from cedkv.runs.merge import merge
+from cedkv.runs.outputs import OUTPUTS
 from tests.integration.test_comparison import children_of
 from tests.support import patch_points as points
 from tests.support import tiny

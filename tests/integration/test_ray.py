@@ -22,7 +22,8 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, NumericsError, RunInterrupted
 from cedkv.runs.journal import Journal
-from cedkv.runs.manifest import OUTPUTS, find_resumable, load_manifest
+from cedkv.runs.manifest import find_resumable, load_manifest
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.selectors.attention_diversity_span import AttentionDiversitySpan
 from tests.support import crashing, tiny
 from tests.support import patch_points as points

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cedkv.cli.app import main
-from cedkv.runs.manifest import NOTE, OUTPUTS, load_manifest
+from cedkv.runs.manifest import NOTE, load_manifest
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.tasks.load import Unusable
 from tests.support import patch_points as points
 from tests.support import tiny

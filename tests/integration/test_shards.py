@@ -20,8 +20,9 @@ from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.shards import Shard
 from cedkv.runs import pipeline
-from cedkv.runs.manifest import OUTPUTS, find_resumable, load_manifest
+from cedkv.runs.manifest import find_resumable, load_manifest
 from cedkv.runs.merge import merge
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.runs.planning import measured_rate, plan_run, plan_time
 from cedkv.runs.resolved import resolve_inputs, resolve_run
 from tests.support import patch_points as points

@@ -17,7 +17,8 @@ import pytest
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.runs.journal import Journal
-from cedkv.runs.manifest import OUTPUTS, find_resumable
+from cedkv.runs.manifest import find_resumable
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.runs.render import render_again
 from tests.integration.test_comparison import children_of, only_parent
 from tests.support import patch_points as points

@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from cedkv.cli.app import main
 from cedkv.config.schema import Phase2Config
 from cedkv.runs import pipeline
-from cedkv.runs.manifest import OUTPUTS, load_manifest
+from cedkv.runs.manifest import load_manifest
 from cedkv.runs.merge import merge
+from cedkv.runs.outputs import OUTPUTS
 from cedkv.runs.resolved import resolve_run
 from tests.support import patch_points as points
 from tests.support.crashing import left_by
