@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.text import near_match, one_line, preview
+from cedkv.core.text import near_match, preview
+from cedkv.runs.store import explain
 from cedkv.runs.tracking import MlflowTracker, tracking_uri
 
 
@@ -130,4 +131,4 @@ class ExperimentReader:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"MLflow at {tracking_uri()}: {one_line(error)}") from None
+            raise ConfigError(f"MLflow at {tracking_uri()}: {explain(error, tracking_uri())}") from None

@@ -29,6 +29,7 @@ from cedkv.runs.manifest import (
     report_full_disk,
     require_outputs,
 )
+from cedkv.runs.outputs import VARIABLE, is_temporary
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.tags import CODE
 from cedkv.runs.tracking import MlflowTracker
@@ -54,6 +55,13 @@ class ActiveRun:
 
     def start(self, stack: ExitStack) -> None:
         """Lock the folder until ``stack`` ends; a new run is created in MLflow first, because its id names the folder."""
+        if is_temporary(self.manifest.home):
+            click.echo(
+                f"warning: results go to {self.manifest.home}, in the temporary copy of the project that mlflow run has "
+                f"fetched: nothing keeps it, and MLflow's copy of a run cannot be resumed or merged. Set {VARIABLE} to a "
+                "folder of your own, as an absolute path",
+                err=True,
+            )
         if not self.resumed:
             self.manifest.tags |= self._tags
             self._tracker.start(self.manifest)

@@ -32,8 +32,12 @@ _REMEDY_OF = {number: remedy for remedy, numbers in _REMEDIES.items() for number
 
 
 def outputs_folder() -> Path:
-    """Return the folder that holds the folders of runs: the one that ``CEDKV_OUTPUTS`` names, else ``OUTPUTS``."""
-    return Path(os.environ.get(VARIABLE) or OUTPUTS).expanduser()
+    """Return the folder that holds the folders of runs: the one that ``CEDKV_OUTPUTS`` names, else ``OUTPUTS``.
+
+    In a temporary folder (``is_temporary``) its path is absolute, so that whatever is said of a run says where it is.
+    """
+    folder = Path(os.environ.get(VARIABLE) or OUTPUTS).expanduser()
+    return folder.absolute() if is_temporary(folder) else folder
 
 
 def is_temporary(folder: Path) -> bool:

@@ -26,11 +26,12 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.locks import exclusive_lock
-from cedkv.core.text import one_line, preview, redact
+from cedkv.core.text import preview, redact
 from cedkv.runs import journal
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
+from cedkv.runs.store import check_database, explain
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
-from cedkv.runs.ui import compare_page, run_page, ui_links
+from cedkv.runs.ui import compare_page, how_to_look, ui_links, ui_server
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
@@ -173,6 +174,7 @@ class MlflowTracker:
             manifest.name = info.run_name  # the user chose this name
         self.call(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
         manifest.experiment, manifest.known = info.experiment_id, True
+        manifest.not_before(info.start_time)
 
     def _push(self, manifest: RunManifest, parent: RunManifest | None, files: bool) -> None:
         self._ensure_run(manifest, parent)
@@ -232,7 +234,7 @@ class MlflowTracker:
     def _open_client(self) -> Any:
         """Return the client; the first contact creates or migrates a local database's tables, which only one process may do."""
         if self._client is None:
-            file = mlflow.get_tracking_uri().partition("sqlite:///")[2]
+            file = check_database(mlflow.get_tracking_uri())
             with exclusive_lock(Path(f"{file}.lock"), self.timeout) if file else nullcontext():
                 client = mlflow.MlflowClient()
                 client.get_experiment_by_name(EXPERIMENT)
@@ -248,7 +250,7 @@ class MlflowTracker:
         except ConfigError:
             raise
         except Exception as error:
-            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {one_line(error)}"
+            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {explain(error, mlflow.get_tracking_uri())}"
             if not self._warned:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
             self._warned = True
@@ -275,8 +277,7 @@ def describe_datasets(tables: Mapping[str, tuple[str, pd.DataFrame]]) -> list[di
 
 def where_to_look(manifest: RunManifest) -> str:
     """Return how to open the run in MLflow's UI, for the store in use."""
-    start = "" if _has_server() else "mlflow ui --host 127.0.0.1   (in this folder), then "
-    return f"{start}{_server()}/{run_page(manifest)}"
+    return how_to_look(mlflow.get_tracking_uri(), manifest)
 
 
 def compare_view(manifest: RunManifest, mode: str) -> str:
@@ -285,7 +286,7 @@ def compare_view(manifest: RunManifest, mode: str) -> str:
     Args:
         mode: ``CHART`` for a bar chart per metric, ``ARTIFACT`` for tables side by side.
     """
-    return f"{_server()}/{compare_page(manifest, mode)}"
+    return f"{ui_server(mlflow.get_tracking_uri())}/{compare_page(manifest, mode)}"
 
 
 def _experiment_id(client: Any, name: str) -> str:
@@ -314,15 +315,6 @@ def _run_id(run: Any) -> str:
 def _dataset_input(description: Mapping[str, str]) -> DatasetInput:
     dataset = {key: value for key, value in description.items() if key != "context"}
     return DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", description["context"])])
-
-
-def _has_server() -> bool:
-    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
-
-
-def _server() -> str:
-    """Return the address of MLflow's server, or the one at which its UI is to be started."""
-    return tracking_uri() if _has_server() else "http://127.0.0.1:5000"
 
 
 def tracking_uri() -> str:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from urllib.parse import quote, urlencode
 
+from cedkv.core.text import redact
 from cedkv.runs.manifest import RunManifest
+from cedkv.runs.store import database_file
 
 _LINK = re.compile(r"(?<!\\)\]\((?P<compare>compare:)?(?P<target>[\w.-]+)\)", re.ASCII)
+
+
+def ui_server(uri: str) -> str:
+    """Return the address of MLflow's server, or the one at which the UI of a store without one is to be started.
+
+    Args:
+        uri: MLflow's tracking URI.
+    """
+    return redact(uri).rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+
+
+def how_to_look(uri: str, manifest: RunManifest) -> str:
+    """Return how to open a run in MLflow's UI; arguments as ``ui_server``.
+
+    A server has a page for it. A UI that is started in the working folder shows ``mlflow.db`` there; any other store is named.
+    """
+    page = f"{ui_server(uri)}/{run_page(manifest)}"
+    if uri.startswith(("http://", "https://")):
+        return page
+    if uri.startswith(("databricks", "uc:")):
+        return f"run {manifest.mlflow_run_id} at {redact(uri)}"
+    command, database = "mlflow ui --host 127.0.0.1", database_file(uri)
+    if database is None:
+        hidden = "" if redact(uri) == uri else "   (with the credentials of that address)"
+        return f"{command} --backend-store-uri {shlex.quote(redact(uri))}{hidden}, then {page}"
+    place = os.path.abspath(database)
+    if place == os.path.abspath("mlflow.db") and "MLFLOW_BACKEND_STORE_URI" not in os.environ:
+        return f"{command}   (in this folder), then {page}"
+    return f"{command} --backend-store-uri {shlex.quote(f'sqlite:///{place}')}, then {page}"
 
 
 def run_page(manifest: RunManifest) -> str:

@@ -83,14 +83,6 @@ def test_sync_in_the_folder_of_the_run(store: str, monkeypatch: pytest.MonkeyPat
     assert (done.exit_code, done.output) == (0, f"{job.manifest.run_id}: logged as run {job.manifest.run_id}, FINISHED\n")
 
 
-def test_a_store_that_is_no_database(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(TrackingError, match="the results are safe"), run() as job:
-        job.finish(job.manifest)
-    assert "mlflow.db: no run could be started: " in capsys.readouterr().err
-
-
 def test_a_missing_driver(store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "pymysql", None)
     mlflow.set_tracking_uri("mysql+pymysql://user:secret@127.0.0.1:9/db")

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from cedkv.core.errors import ConfigError, RunInterrupted
@@ -159,3 +160,20 @@ def test_an_error_of_a_disk_names_what_cannot_be_written(tmp_path: Path) -> None
     assert unwritable(OSError(*full, "/home/me/.cache/x"), folder) == "/home/me/.cache/x"
     assert unwritable(OSError(*gone, "/home/me/.cache/x"), folder) is None
     assert write_remedy(OSError("a text alone")) == "make it writable"
+
+
+def test_results_in_a_temporary_copy_are_said_by_their_whole_path(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``mlflow run git://...`` starts the project: in a folder of ``mkdtemp``, with the id of a run."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    copy = Path(tempfile.mkdtemp())
+    monkeypatch.chdir(copy)
+    run_id = mlflow.MlflowClient().create_run(mlflow.get_experiment_by_name("cedkv").experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with run_of_nothing() as job:
+        job.finish(job.manifest)
+    assert job.folder == copy / "outputs" / run_id
+    told = capsys.readouterr().err
+    assert f"warning: results go to {copy}/outputs, in the temporary copy" in told
+    assert "Set CEDKV_OUTPUTS to" in told

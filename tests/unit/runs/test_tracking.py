@@ -193,7 +193,7 @@ def test_where_to_look_has_no_credentials(store: str, monkeypatch: pytest.Monkey
     with run() as job:
         ended(job)
     page = rf"http://127.0.0.1:5000/#/experiments/\d+/runs/{job.manifest.run_id}"
-    assert re.fullmatch(rf"mlflow ui --host 127.0.0.1   \(in this folder\), then {page}", where_to_look(job.manifest))
+    assert re.fullmatch(rf"mlflow ui --host 127.0.0.1 --backend-store-uri {store}, then {page}", where_to_look(job.manifest))
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://user:p@ss@host:5000/mlflow")
     found = where_to_look(job.manifest)
     assert found.startswith("https://host:5000/mlflow/#/experiments/")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cedkv.core.text import escape_markdown
 from cedkv.report.text import links
 from cedkv.runs.manifest import RunManifest
-from cedkv.runs.ui import logged_length, ui_links
+from cedkv.runs.ui import how_to_look, logged_length, ui_links
 
 RUN = RunManifest("phase2", "2", experiment="7", mlflow_run_id="8da8f583e4b1")
 ARTIFACTS = "#/experiments/7/runs/8da8f583e4b1/artifacts"
@@ -40,3 +42,33 @@ def test_the_length_of_what_is_logged_is_known_before_the_ids_are() -> None:
     head = "[page](report.html) · [charts](compare:CHART)"
     longest = RunManifest("phase2", "2", experiment="1" * 20, mlflow_run_id="a" * 64)
     assert len(ui_links(head, RUN)) < logged_length(head) == len(ui_links(head, longest))
+
+
+PAGE = "#/experiments/7/runs/8da8f583e4b1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("sqlite:///mlflow.db", "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000/"),
+        ("sqlite:///{here}/mlflow.db", "mlflow ui --host 127.0.0.1   (in this folder), then http://127.0.0.1:5000/"),
+        ("sqlite:///runs.db", "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///{here}/runs.db, then http://127.0.0.1:5000/"),
+        ("sqlite:////a b/mlflow.db",
+         "mlflow ui --host 127.0.0.1 --backend-store-uri 'sqlite:////a b/mlflow.db', then http://127.0.0.1:5000/"),
+        ("file:///a/mlruns", "mlflow ui --host 127.0.0.1 --backend-store-uri file:///a/mlruns, then http://127.0.0.1:5000/"),
+        ("postgresql://me:secret@h/db",
+         "mlflow ui --host 127.0.0.1 --backend-store-uri postgresql://h/db   (with the credentials of that address), then "
+         "http://127.0.0.1:5000/"),
+        ("https://me:secret@h:5000/mlflow/", "https://h:5000/mlflow/"),
+    ],
+)  # fmt: skip
+def test_a_ui_is_started_in_this_folder_only_where_it_shows_the_run(
+    uri: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    assert how_to_look(uri.replace("{here}", str(tmp_path)), RUN) == told.replace("{here}", str(tmp_path)) + PAGE
+
+
+def test_a_workspace_has_no_page_of_that_kind() -> None:
+    assert how_to_look("databricks://me", RUN) == "run 8da8f583e4b1 at databricks://me"
