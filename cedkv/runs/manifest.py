@@ -104,6 +104,9 @@ class RunManifest:
     logged: bool = False
     home: Path = field(default_factory=outputs_folder)
 
+    def __post_init__(self) -> None:
+        self._from = max(self.start_time, self.end_time or 0), time.monotonic()
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
@@ -142,12 +145,27 @@ class RunManifest:
             description: markdown; its links are files of the run (``tracking.ui_links``).
         """
         self.metrics = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        self.metrics_at = now()
+        self.metrics_at = self.timestamp()
         self.tags |= {name: redact(value)[:TAG_LENGTH] for name, value in {**tags, NOTE: description}.items()}
 
     def finish(self, status: str) -> None:
         """Set the final status (FINISHED, FAILED or KILLED) and the end time; what MLflow has is then out of date."""
-        self.status, self.end_time, self.logged = status, now(), False
+        self.status, self.end_time, self.logged = status, self.timestamp(), False
+
+    def timestamp(self) -> int:
+        """Return the time, in ms since 1970, of something that happens to the run now.
+
+        It is no earlier than the run's start (of a resumed run: its end so far) and the time that has passed in this process
+        since, whatever a clock that was set back says.
+        """
+        since, started = self._from
+        return max(now(), since + int((time.monotonic() - started) * 1000))
+
+    def not_before(self, start_time: int) -> None:
+        """Begin no earlier than MLflow says that the run has begun (``mlflow run`` makes it before this process starts)."""
+        self.start_time = max(self.start_time, start_time)
+        self.end_time = None if self.end_time is None else max(self.end_time, self.start_time)
+        self._from = max(self._from[0], self.start_time), self._from[1]
 
 
 def params(config: Phase2Config) -> dict[str, str]:
