@@ -1,7 +1,10 @@
 """``python -m cedkv``, and the command ``cedkv`` that an installed package has."""
 
-from cedkv.cli.app import main
-from cedkv.cli.click_ext import program
+from cedkv.cli.environment import explained_imports
+
+with explained_imports():
+    from cedkv.cli.app import main
+    from cedkv.cli.click_ext import program
 
 
 def script() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from cedkv.cli.environment import explained_imports
 
-from cedkv.cli.app import execute, request_of
-from cedkv.cli.click_ext import GroupedCommand, program, run_options, short_options
+with explained_imports():
+    import click
+
+    from cedkv.cli.app import execute, request_of
+    from cedkv.cli.click_ext import GroupedCommand, program, run_options, short_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 110})

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cedkv.cli.environment import explain_import
 from cedkv.config.extensions import REGISTRIES
 from cedkv.config.options import OPTIONS
 from cedkv.core import stdio
@@ -86,6 +87,10 @@ def report_errors(debug: bool) -> Iterator[None]:
         if isinstance(error, CedkvError):
             click.echo(f"Error: {sanitize(str(error))}", err=True)
             sys.exit(error.exit_code)
+        unusable = explain_import(error) if isinstance(error, ImportError) else None
+        if unusable is not None:
+            click.echo(f"Error: {sanitize(unusable)}", err=True)
+            sys.exit(2)
         message = one_line(f"{type(error).__name__}: {error}")
         click.echo(f"Error: unexpected error: {message}\nUse --debug to see where (-P debug=true), and report it", err=True)
         sys.exit(3)
