@@ -24,6 +24,18 @@ key; so do `--set` on the command line, and keywords of the library. Named optio
 misspelled name is an error with the nearest valid one. The run itself has the names `config`, `set`, `phase` (`1.5`: Gate A
 alone), `resume` and `debug`. Lists of comparisons: [Comparing](comparing.md).
 """
+_ENVIRONMENT = """\
+## Environment variables
+
+| variable | meaning |
+| --- | --- |
+| `CEDKV_OUTPUTS` | folder of runs, absolute or from the working folder on; unset: `outputs` |
+| `CEDKV_CERTIFICATES` | folder of certificates and head weights; unset: in the cache (`model.cache_dir`) |
+| `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `MLFLOW_EXPERIMENT_ID` | where runs are logged ([MLflow](mlflow.md)) |
+| `MLFLOW_RUN_ID` | set by `mlflow run`: the run that is taken over |
+| `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` | of the hub's client |
+| `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` | clients of MLflow and the hub ([MLflow is away](reliability.md#mlflow-is-away)) |
+"""
 
 
 def configuration() -> str:
@@ -41,7 +53,7 @@ def configuration() -> str:
         blocks[block] += f"| {' | '.join(cells)} |\n"
     head = "| key | `-P` name | values | default | meaning |\n| --- | --- | --- | --- | --- |\n"
     titled = [f"## {block}\n\n{_about(schema, block)}\n\n{head}{rows}" for block, rows in blocks.items() if block]
-    return f"# Configuration\n\n{MADE}\n{_CONFIGURATION}\n" + "\n".join([f"{head}{blocks['']}", *titled])
+    return f"# Configuration\n\n{MADE}\n{_CONFIGURATION}\n" + "\n".join([f"{head}{blocks['']}", *titled, _ENVIRONMENT])
 
 
 def _class_of(schema: Mapping[str, Any], block: str) -> str:

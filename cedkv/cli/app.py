@@ -176,13 +176,14 @@ def main(
     """Can a few spans of a demonstration's KV cache replace the whole demonstration, and do no harm elsewhere?
 
     Every run is an MLflow run (experiment "cedkv" unless MLflow's own environment says otherwise); its files are in
-    outputs/RUN_ID. A failing gate is a finished run, exit code 0, unless runtime.fail_on_gate is set.
+    outputs/RUN_ID (the variable CEDKV_OUTPUTS names another folder than outputs). A failing gate is a finished run, exit code
+    0, unless runtime.fail_on_gate is set.
 
     \b
     Exit codes:
       0    done
       1    done, a gate did not pass, and runtime.fail_on_gate is set
-      2    an error of input, model or numbers, with the reason and a remedy
+      2    an error of input, model, numbers or environment, with the reason and a remedy
       3    the run was interrupted (a full disk, a defect); --resume RUN_ID continues it
       4    done, the results are safe in outputs/RUN_ID, but not logged; sync logs them
       128+n  ended by signal n (130 SIGINT, 143 SIGTERM), the run is KILLED; --resume continues it

@@ -119,7 +119,7 @@ def _remedy(python: str) -> str:
     activate = f" (source {own})" if root and path.isfile(own) else ""
     return (
         "`mlflow run --env-manager local` and `python -m` take the first python of the PATH: activate the environment that "
-        f"cedkv is installed in{activate}, or install it for this one: {python} -m pip install "
+        f"cedkv is installed in{activate}, or install it: {python} -m pip install "
         + (f"-e {root}" if root else "--upgrade cedkv")
     )
 
