@@ -7,7 +7,6 @@ ratios counts. What else the machine does then falls on both sides alike.
 from __future__ import annotations
 
 import operator
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from cedkv.conditions import Condition
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
+from cedkv.core.environment import environment_variables
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
 from cedkv.models import loading
@@ -105,5 +105,5 @@ def engine(lm: LanguageModel, config: Phase2Config, samples: Samples) -> list[Re
 
 def clean_environment(folder: Path) -> dict[str, str]:
     """For commands measured as processes: this source tree, an MLflow store in ``folder``, no progress bars."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    inherited = {name: value for name, value in environment_variables().items() if not name.startswith("MLFLOW_")}
     return {**inherited, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "TQDM_DISABLE": "1"}

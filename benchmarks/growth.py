@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import Row, row
+from cedkv.core.environment import environment_variables
 
 COUNTS = (200, 2600, 5000)
 """ON samples, evenly spaced; 128 OFF prompts in all."""
@@ -76,7 +77,7 @@ def _measured(*what: object) -> dict[str, float]:
     """Peak memory in MB and seconds of evaluation of one run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.growth", "--run", folder, *map(str, what)]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        clean = {name: value for name, value in environment_variables().items() if not name.startswith("MLFLOW_")}
         done = subprocess.run(command, env={**clean, "TQDM_DISABLE": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from cedkv.core.environment import environment_variables
 
 _SECRET_NAME = re.compile(
     r"(?:^|_|PG)(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CONNECTION_STRING)(?:_|$)"
@@ -38,7 +39,7 @@ def redact(text: str) -> str:
     """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    for name, value in os.environ.items():
+    for name, value in environment_variables().items():
         if _is_secret(name, value):
             text = text.replace(value, "***")
     return text

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cedkv.core.environment import environment_variables
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ NOBODY = pytest.mark.parametrize("nobody", [closed_pipe, full_disk, none_at_all]
 
 
 def run(nobody: Callable[[], None], *arguments: str, cwd: Path = ROOT) -> int:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    environment = {**environment_variables(), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, preexec_fn=nobody, timeout=PATIENCE, check=False
     ).returncode
@@ -73,8 +74,7 @@ def test_every_program_is_such_a_one(module: str) -> None:
 
 def test_what_is_read_is_whole(tmp_path: Path) -> None:
     """More than a pipe takes at once, and characters that the terminal's encoding does not have."""
-    text = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
-        capture_output=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+    environment = {**environment_variables(), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", PROGRAM]
+    text = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=PATIENCE)
     assert text.stdout == text.stderr == (b"\\u2713 " * 50_000 + b"\n") * 3

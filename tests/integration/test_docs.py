@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import re
 import runpy
 import shlex
@@ -32,6 +31,7 @@ from cedkv.cli import app
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.options import OPTIONS
 from cedkv.config.resolve import with_values
+from cedkv.core.environment import environment_variables
 from cedkv.core.files import SCHEMA_VERSION
 from tests.support.waiting import PATIENCE
 
@@ -221,7 +221,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("mkdocs is not installed; pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**environment_variables(), "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
     return folder
 

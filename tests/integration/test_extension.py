@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cedkv.core.environment import environment_variables
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder of its own, with the package installed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in environment_variables().items() if not name.startswith("MLFLOW_")}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",

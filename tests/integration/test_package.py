@@ -5,7 +5,6 @@ Both are built without a network, from a copy of the files that a checkout has, 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cedkv.core.environment import environment_variables
 from cedkv.core.version import __version__
 from tests.support.waiting import PATIENCE
 
@@ -33,7 +33,7 @@ READ_BY_TESTS = ("benchmarks", "cedkv", "configs", "deploy", "docs", "entrypoint
 
 def run(*command: str, cwd: Path) -> str:
     """What a command prints that finds nothing of this checkout by ``PYTHONPATH``."""
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    plain = {name: value for name, value in environment_variables().items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

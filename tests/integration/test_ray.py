@@ -20,6 +20,7 @@ import pytest
 import cedkv
 from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
+from cedkv.core.environment import environment_variables
 from cedkv.core.errors import ConfigError, NumericsError, RunInterrupted
 from cedkv.runs.journal import Journal
 from cedkv.runs.manifest import find_resumable, load_manifest
@@ -167,7 +168,7 @@ def test_a_driver_that_is_killed_loses_its_unit_and_no_more(
     arm(planted)
     process = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, json.dumps(config(llama_folder, cluster, 2).model_dump())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])},
+        env={**environment_variables(), "PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])},
     )
     journals = lambda: list(OUTPUTS.glob("*/journal.jsonl"))  # noqa: E731
     written = lambda: any(path.read_bytes().count(b"\n") >= 3 for path in journals())  # noqa: E731
@@ -218,7 +219,7 @@ def test_a_signal_ends_the_run_and_its_own_cluster(
     command = [sys.executable, "-m", "cedkv", "--phase", "2", "--set", settings]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(short), "HOME": str(tmp_path)},
+        env={**environment_variables(), "PYTHONPATH": str(ROOT), "TMPDIR": str(short), "HOME": str(tmp_path)},
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # in the background of a shell SIGINT is ignored
     )  # fmt: skip
     assert process.stderr is not None

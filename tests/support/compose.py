@@ -7,7 +7,6 @@ place of the S3 gateway.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from cedkv.core.environment import environment_variables
 from tests.support.serving import POSTGRES, Server, postgres, without_mlflow_settings
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ class SharedServer:
         """Everything that the database holds, as SQL."""
         host, _, port = self.database.partition(":")
         command = [str(POSTGRES[-1] / "pg_dump"), "--host", host, "--port", port, "--username", "mlflow", "--inserts", "mlflow"]
-        environment = {**os.environ, "PGPASSWORD": SETTINGS["POSTGRES_PASSWORD"]}
+        environment = {**environment_variables(), "PGPASSWORD": SETTINGS["POSTGRES_PASSWORD"]}
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
@@ -96,7 +96,11 @@ def shared_server(folder: Path) -> Iterator[SharedServer]:
     s3 = Server(
         folder / "s3",
         lambda port: [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--port", str(port), "--data-dir", "data"],
-        {**os.environ, "NANIO_ACCESS_KEY": SETTINGS["S3_ACCESS_KEY"], "NANIO_SECRET_KEY": SETTINGS["S3_SECRET_KEY"]},
+        {
+            **environment_variables(),
+            "NANIO_ACCESS_KEY": SETTINGS["S3_ACCESS_KEY"],
+            "NANIO_SECRET_KEY": SETTINGS["S3_SECRET_KEY"],
+        },
         health="/",
         denied=True,
     )

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from cedkv.core.environment import environment_variables
+
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 NO_POSTGRES = not POSTGRES or importlib.util.find_spec("psycopg2") is None
 WITHOUT_POSTGRES = "needs PostgreSQL (apt-get install postgresql) and psycopg2-binary (pip); runs where they are"
@@ -46,7 +48,7 @@ def postgres(folder: Path, password: str) -> Iterator[str]:
             shutil.chown(path, user)
 
     def tool(name: str, *arguments: str) -> None:
-        environment = {**os.environ, "PGPASSWORD": password}
+        environment = {**environment_variables(), "PGPASSWORD": password}
         command = [str(POSTGRES[-1] / name), *arguments]
         subprocess.run(command, check=True, user=user, cwd=data, env=environment, stdout=subprocess.DEVNULL)
 
@@ -121,7 +123,7 @@ class Server:
 
 def without_mlflow_settings() -> dict[str, str]:
     """The environment without MLflow's variables and without what is not asked of a server here."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in environment_variables().items() if not name.startswith("MLFLOW_")}
     # Seven more processes.
     return {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from cedkv.cli import app
 from cedkv.cli.listing import KINDS
 from cedkv.config.extensions import REGISTRIES, SELECTORS, TASKS
 from cedkv.config.options import COMPARISONS
+from cedkv.core.environment import environment_variables
 from cedkv.core.registry import Registry
 from cedkv.selectors.base import Selector
 from entrypoints import ablate_selector, compare_positioning
@@ -144,7 +144,7 @@ def test_no_torch_is_loaded_for_a_name(arguments: list[str], variables: dict[str
     program = f"from cedkv.cli.app import main\nmain({arguments!r}, 'cedkv')"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", program],
-        env={**os.environ, **variables, "PYTHONPATH": str(Path(app.__file__).parents[2])},
+        env={**environment_variables(), **variables, "PYTHONPATH": str(Path(app.__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
