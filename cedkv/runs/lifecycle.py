@@ -47,6 +47,8 @@ class ActiveRun:
         self._config, self._tags = resolved.config, tags
         self._tracker = MlflowTracker(resolved.config.runtime.mlflow_timeout)
         self._journal: Journal | None = None
+        self._begun = False
+        """Whether the run is this process's: locked, and a resumed one RUNNING again."""
 
     @property
     def folder(self) -> Path:
@@ -67,6 +69,7 @@ class ActiveRun:
             self._tracker.start(self.manifest)
         stack.enter_context(locked(self.folder))
         if not self.resumed:
+            self._begun = True
             self.manifest.write(self._config)
             self.push()
             self._monitor()
@@ -93,7 +96,9 @@ class ActiveRun:
         self._journal = Journal(path, header, conditions)
         if self.resumed:
             self.manifest.tags |= self._tags
-            self._tracker.reopen(self.manifest)
+            with _or_as_a_new_run(self.folder):
+                self._tracker.reopen(self.manifest)
+            self._begun = True
             self._tracker.retire(self.manifest)
             self.manifest.save()
             self._monitor()
@@ -104,7 +109,8 @@ class ActiveRun:
         if key in self.manifest.children:
             child = load_manifest(self.manifest.home / self.manifest.children[key])
             child.tags |= tags
-            self._tracker.reopen(child, self.manifest)
+            with _or_as_a_new_run(self.folder):
+                self._tracker.reopen(child, self.manifest)
         else:
             origin = f"local-{sha256(f'{self.manifest.origin} {key}'.encode()).hexdigest()[:32]}"
             parent, phase = self.manifest.run_id, self.manifest.phase
@@ -155,8 +161,8 @@ class ActiveRun:
 
         Errors in here are suppressed, because ``error`` says more.
         """
-        if self.resumed and self._journal is None:
-            return  # the resume was rejected
+        if not self._begun and (isinstance(error, ConfigError) or (self.resumed and self._journal is None)):
+            return  # the resume, the run to take over, or its experiment was rejected, or another process works on the run
         if not (self.folder / NAME).exists() and not isinstance(error, CedkvError):
             with suppress(OSError):  # ended while MLflow was creating the run: nothing a resume needs is written yet
                 self.manifest.write(self._config)
@@ -204,19 +210,31 @@ def open_run(resolved: ResolvedRun, tags: Mapping[str, str]) -> Iterator[ActiveR
     if active.fault is not None:
         raise TrackingError(
             f"the results are safe in {manifest.folder}, but not (all) of them are logged: {active.fault}\n"
-            f"When MLflow answers again: python -m cedkv sync {manifest.folder}"
+            f"When MLflow answers again: python -m cedkv sync {manifest.folder}   (or, as a new run, with --experiment NAME)"
         )
 
 
-def sync(folder: Path, timeout: int, report: Callable[[str], None]) -> None:
+@contextmanager
+def _or_as_a_new_run(folder: Path) -> Iterator[None]:
+    """Add to a ConfigError in the block, by which MLflow has lost a run, how the run's folder is logged all the same."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or log its folder as a new run: python -m cedkv sync {folder} --experiment NAME") from None
+
+
+def sync(folder: Path, timeout: int, report: Callable[[str], None], experiment: str | None = None) -> None:
     """Log a run and its nested runs from its folder; logging again changes nothing. A run without an end is ended as KILLED.
 
     Args:
         timeout: longest wait for a call to MLflow, in seconds.
         report: called with a line per logged run.
+        experiment: name of the experiment in which the runs are logged as new ones, whatever became of those that they were
+            logged as; a run that this experiment has of them already is completed. None: the runs that they were logged as.
 
     Raises:
-        ConfigError: not the folder of a run, or another process works on the run.
+        ConfigError: not the folder of a run, or another process works on the run; or a run or its experiment is not in MLflow
+            any more.
         TrackingError: MLflow still does not have everything.
     """
     manifest = load_manifest(folder)
@@ -227,11 +245,17 @@ def sync(folder: Path, timeout: int, report: Callable[[str], None]) -> None:
     tracker = MlflowTracker(timeout)
     with locked(folder):
         children = [load_manifest(folder.parent / run_id) for run_id in manifest.children.values()]
+        parents = {run.origin: None if run is manifest else manifest for run in (manifest, *children)}
         for run in (manifest, *children):
             if run.end_time is None:
                 run.finish("KILLED")
-            run.known = False
-            tracker.push(run, None if run is manifest else manifest, files=True)
+            if experiment is not None:
+                run.log_as_new(experiment)
+        with _or_as_a_new_run(folder):
+            for run in (manifest, *children):
+                tracker.find(run, parents[run.origin])
+        for run in (manifest, *children) if tracker.fault is None else ():
+            tracker.push(run, parents[run.origin], files=True)
             if run.logged:
                 report(f"{run.run_id}: logged as run {run.mlflow_run_id}, {run.status}")
     if tracker.fault is not None:

@@ -36,8 +36,8 @@ from cedkv.runs.outputs import VARIABLE, outputs_folder, unwritable, write_remed
 NAME, LOCK, TABLES = "run.json", "run.lock", "tables"
 NOTE = "mlflow.note.content"
 """The tag that MLflow's UI shows as the description of a run."""
-TAG_LENGTH = 8000
-"""Most characters of a tag in MLflow, the description included."""
+TAG_LENGTH, NAME_LENGTH = 8000, 250
+"""Most characters of a tag in MLflow, the description included, and of the name of a run."""
 INDIFFERENT = {
     "phase2.runtime.fail_on_gate",
     "phase2.runtime.mlflow_timeout",
@@ -68,13 +68,14 @@ class RunManifest:
     children: condition key -> run id.
     origin: value of a tag by which the run is found in MLflow when the answer to "create a run" was lost.
     mlflow_run_id: the run's id in MLflow; None until MLflow has answered with one.
-    experiment: MLflow's experiment, by name or (only digits) by id.
+    experiment, experiment_id: MLflow's experiment, by name, by id, or both, which must then be of one; the id alone once
+        MLflow has the run.
     start_time, end_time: in ms since 1970, as ``metrics_at``.
     metrics_at: when the metrics were computed: logging them again with the same time changes nothing.
     seconds: wall time by stage, of the process that finished the run. earlier_units: units that other processes had computed.
     datasets: MLflow's descriptions of the inputs, each with its ``context``.
     datasets_by_task: of a shard: those of each task (``conditions.by_task``).
-    known: MLflow has confirmed that it has the run.
+    known: MLflow has confirmed that it has the run, and that the run is this one.
     logged: MLflow has everything.
     home: the folder that contains the run's folder; not stored.
     """
@@ -88,7 +89,8 @@ class RunManifest:
     children: dict[str, str] = field(default_factory=dict)
     origin: str = field(default_factory=lambda: f"local-{uuid4().hex}")
     mlflow_run_id: str | None = None
-    experiment: str = "cedkv"
+    experiment: str | None = "cedkv"
+    experiment_id: str | None = None
     status: str = "RUNNING"
     start_time: int = field(default_factory=lambda: now())
     end_time: int | None = None
@@ -148,6 +150,11 @@ class RunManifest:
         self.metrics_at = self.timestamp()
         self.tags |= {name: redact(value)[:TAG_LENGTH] for name, value in {**tags, NOTE: description}.items()}
 
+    def log_as_new(self, experiment: str) -> None:
+        """Forget the run in MLflow: it is looked for by its origin, or created, in the experiment of this name."""
+        self.mlflow_run_id, self.known = None, False
+        self.experiment, self.experiment_id = experiment, None
+
     def finish(self, status: str) -> None:
         """Set the final status (FINISHED, FAILED or KILLED) and the end time; what MLflow has is then out of date."""
         self.status, self.end_time, self.logged = status, self.timestamp(), False
@@ -182,28 +189,30 @@ def write_config(config: Phase2Config, folder: Path) -> None:
     write_text(folder / "config.yaml", head + to_yaml(config))
 
 
-def new_manifest(command: str, phase: str, config: Phase2Config, lists: Mapping[str, str | None]) -> RunManifest:
-    """Return the manifest of a new run.
+def new_manifest(command: str, phase: str, lists: Mapping[str, str | None]) -> RunManifest:
+    """Return the manifest of a new run; nothing is written before MLflow has confirmed the run.
 
-    Where ``mlflow run`` has created the MLflow run (``MLFLOW_RUN_ID``), the id is known now, so the manifest is written at
-    once: the run can be resumed from this moment on.
+    ``MLFLOW_RUN_NAME`` is the user's name for the run; ``MLFLOW_RUN_ID`` is the run that ``mlflow run`` has created for it.
 
     Raises:
-        ConfigError: ``MLFLOW_RUN_ID`` names a run that has results here.
-        RunInterrupted: the run's folder cannot be written.
+        ConfigError: ``MLFLOW_RUN_ID`` is not the id of a run, or names one that has results here.
     """
-    manifest = RunManifest(command, phase, lists=dict(lists))
+    name = redact(os.environ.get("MLFLOW_RUN_NAME", "")).strip()[:NAME_LENGTH]
+    manifest = RunManifest(command, phase, name, lists=dict(lists))
     mlflow_run_id = os.environ.get("MLFLOW_RUN_ID")
-    manifest.run_id = check_run_id(mlflow_run_id, "MLFLOW_RUN_ID") if mlflow_run_id else manifest.origin
+    manifest.run_id = mlflow_run_id or manifest.origin
     if mlflow_run_id:
+        if not is_run_id(mlflow_run_id):
+            raise ConfigError(
+                f"MLFLOW_RUN_ID = {preview(mlflow_run_id)} is not the id of a run; unset it, and a new run is made"
+            )
         manifest.mlflow_run_id = mlflow_run_id
         if (manifest.folder / NAME).exists():
             raise ConfigError(
-                f"{manifest.folder} holds a run already: resume={mlflow_run_id} continues it; for a new run leave "
-                "MLFLOW_RUN_ID and --run-id out"
+                f"MLFLOW_RUN_ID = {mlflow_run_id}: {manifest.folder} holds this run already, and results of two runs would be "
+                f"mixed; resume={mlflow_run_id} continues it, and for a new run unset MLFLOW_RUN_ID (with mlflow run, leave "
+                "--run-id out)"
             )
-        with report_full_disk(manifest), locked(manifest.folder):
-            manifest.write(config)
     return manifest
 
 

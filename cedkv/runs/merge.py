@@ -53,7 +53,7 @@ def merge(sources: Sequence[str]) -> list[ConditionResult]:
     configs = [condition.config for condition in conditions]
     tags = {name: value for each in shards for name, value in each.manifest.tags.items() if name in (TRUST, CODE)}
     certified, texts = _certificate(shards, configs), TokenTexts.load(*(each.manifest.folder for each in shards))
-    manifest = new_manifest(first.command, first.phase, config, first.lists)
+    manifest = new_manifest(first.command, first.phase, first.lists)
     manifest.tags[MERGED_FROM] = ", ".join(each.manifest.run_id for each in shards)
     manifest.earlier_units = len(shards[0].journal.planned)
     resolved = ResolvedRun(manifest, config, conditions, {})

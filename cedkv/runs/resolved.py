@@ -80,7 +80,6 @@ def resolve_request(request: RunRequest) -> ResolvedRun:
     Raises:
         ConfigError: an invalid configuration or list, or a request that contradicts the run to resume.
         DataError: an invalid file of samples.
-        RunInterrupted: the run's folder cannot be written.
     """
     if request.resume is None:
         config = resolve(request.path, request.overrides, request.options)
@@ -109,10 +108,10 @@ def resolve_run(
         resumed: the manifest of the run to resume; None for a new run.
 
     Raises:
-        ConfigError, DataError, RunInterrupted: as ``resolve_request``.
+        ConfigError, DataError: as ``resolve_request``.
     """
     inputs = resolve_inputs(command, config, phase, lists)
-    manifest = resumed or new_manifest(command, phase, inputs.config, lists or {})
+    manifest = resumed or new_manifest(command, phase, lists or {})
     return ResolvedRun(manifest, inputs.config, inputs.conditions, inputs.texts, resumed is not None)
 
 

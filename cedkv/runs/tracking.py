@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -21,13 +20,22 @@ import click
 import mlflow
 import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils import name_utils
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.locks import exclusive_lock
 from cedkv.core.text import preview, redact
 from cedkv.runs import journal
+from cedkv.runs.destination import (
+    ORIGIN,
+    check_free,
+    existing_run,
+    find_by_origin,
+    find_experiment,
+    is_free,
+    made_by_mlflow_run,
+)
 from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
 from cedkv.runs.store import check_database, explain
 from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
@@ -35,7 +43,7 @@ from cedkv.runs.ui import compare_page, how_to_look, ui_links, ui_server
 
 T = TypeVar("T")
 EXPERIMENT = "cedkv"
-ORIGIN, PARENT, RESUMED = "cedkv.origin", "mlflow.parentRunId", "cedkv.resumed"
+PARENT, RESUMED = "mlflow.parentRunId", "cedkv.resumed"
 NOT_ARTIFACTS = {NAME, LOCK, journal.NAME, TABLES}
 """Names in a run's folder that are not logged under their own path: bookkeeping, and tables, which go to the run's root."""
 CLIENT_SETTINGS = {
@@ -50,7 +58,6 @@ only the server can reach. And it would print the server's address after each ru
 """
 SYSTEM_METRICS_INTERVAL = 5
 """Seconds between two readings of the machine, where MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL does not say otherwise."""
-_GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
 
 
 class MlflowTracker:
@@ -66,6 +73,10 @@ class MlflowTracker:
         self._warned = False
         self._client: Any = None
         self._monitor: Any = None
+        self._confirmed: set[str] = set()
+        """Origins of the runs that MLflow has confirmed in this process."""
+        self._run_ids: dict[str, str] = {}
+        """Name of a run's folder -> the run's id in MLflow, which is another one where the run was logged later."""
         set_http_timeouts(timeout)
         for setting, value in CLIENT_SETTINGS.items():
             os.environ.setdefault(setting, value)
@@ -75,27 +86,44 @@ class MlflowTracker:
     def start(self, manifest: RunManifest) -> None:
         """Take over the run that ``mlflow run`` has created, or create one; if MLflow fails, the run is local for now.
 
+        A run to take over stays in its experiment. Any other goes to the one that MLflow's environment variables say.
+
         Raises:
-            ConfigError: the run to take over was deleted.
+            ConfigError: the run to take over, or the experiment, cannot be used.
         """
-        manifest.experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        self._attempt("no run could be started", lambda: self._ensure_run(manifest, None))
+        manifest.experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") or None
+        default = EXPERIMENT if manifest.experiment_id is None else None
+        manifest.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default
+        try:
+            self._attempt("no run could be started", lambda: self._ensure_run(manifest, starting=True), rejecting=True)
+        except ConfigError as error:
+            if manifest.mlflow_run_id is None:
+                raise
+            raise ConfigError(
+                f"MLFLOW_RUN_ID = {manifest.mlflow_run_id}: {error}; or unset MLFLOW_RUN_ID (with mlflow run, leave --run-id "
+                "out), and a new run is made"
+            ) from None
         manifest.run_id = manifest.mlflow_run_id or manifest.origin
 
     def start_child(self, manifest: RunManifest, parent: RunManifest) -> None:
         """Create the nested run of a condition; if MLflow fails, it is local for now."""
-        manifest.experiment = parent.experiment
+        manifest.experiment, manifest.experiment_id = parent.experiment, parent.experiment_id
         self._attempt("no nested run could be started", lambda: self._ensure_run(manifest, parent))
         manifest.run_id = manifest.mlflow_run_id or manifest.origin
 
     def reopen(self, manifest: RunManifest, parent: RunManifest | None = None) -> None:
-        """Set a run that is resumed to RUNNING, whatever its status.
+        """Set a run that is resumed to RUNNING, whatever its status; errors as ``find``."""
+        manifest.status, manifest.end_time, manifest.logged = "RUNNING", None, False
+        self.find(manifest, parent)
+
+    def find(self, manifest: RunManifest, parent: RunManifest | None = None) -> None:
+        """Find the run that a manifest is logged as, with the manifest's status, or create it where there is none yet.
 
         Raises:
-            ConfigError: this MLflow does not have the run, or the run is deleted there.
+            ConfigError: this MLflow does not have the run, or the run or its experiment was deleted there, or it is not the
+                manifest's.
         """
-        manifest.status, manifest.end_time, manifest.logged, manifest.known = "RUNNING", None, False, False
-        self._attempt("the run could not be opened again", lambda: self._ensure_run(manifest, parent))
+        self._attempt("the run could not be found", lambda: self._ensure_run(manifest, parent), rejecting=True)
 
     def retire(self, manifest: RunManifest) -> None:
         """End the run that ``mlflow run -P resume=...`` has created for itself, with a pointer to the resumed run.
@@ -141,40 +169,43 @@ class MlflowTracker:
         )
         self._monitor.start()
 
-    def _ensure_run(self, manifest: RunManifest, parent: RunManifest | None) -> None:
-        """Make sure that MLflow has the manifest's run: its own, one created for it before, or a new one."""
-        if manifest.known:
+    def _ensure_run(self, manifest: RunManifest, parent: RunManifest | None = None, *, starting: bool = False) -> None:
+        """Make sure that MLflow has the manifest's run: its own, one created for it before, or a new one.
+
+        A run that was made beforehand is checked once, by its results; from then on it is the manifest's.
+        """
+        if manifest.origin in self._confirmed:
             return
+        if parent is not None:
+            self._ensure_run(parent)
         if manifest.mlflow_run_id is None:
-            experiment = self.call(lambda client: _experiment_id(client, manifest.experiment))
-            same_origin = f"tags.`{ORIGIN}` = '{manifest.origin}'"
-            runs = self.call(lambda client: client.search_runs([experiment], same_origin, max_results=1))
-            if runs:
-                manifest.mlflow_run_id = _run_id(runs[0])
+            experiment = self.call(lambda client: find_experiment(client, manifest.experiment, manifest.experiment_id))
+            found = self.call(lambda client: find_by_origin(client, experiment, manifest.origin))
+            if found is not None:
+                manifest.mlflow_run_id = _run_id(found)
             else:
                 parent_tag = {} if parent is None else {PARENT: str(parent.mlflow_run_id)}
                 tags = resolve_tags({ORIGIN: manifest.origin, **manifest.tags, **parent_tag})
                 tags = {name: redact(value)[:TAG_LENGTH] for name, value in tags.items()}
                 with single_attempt(self.timeout):
                     run = self.call(lambda client: client.create_run(experiment, manifest.start_time, tags, manifest.name))
-                manifest.mlflow_run_id, manifest.experiment, manifest.known = _run_id(run), experiment, True
+                manifest.mlflow_run_id = _run_id(run)
+                self._confirm(manifest, experiment)
                 return
         run_id = manifest.mlflow_run_id
-        try:
-            info = self.call(lambda client: client.get_run(run_id)).info
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise ConfigError(
-                f"run {run_id} is not in MLflow at {tracking_uri()}: set MLFLOW_TRACKING_URI to where it is"
-            ) from None
-        if info.lifecycle_stage == "deleted":
-            raise ConfigError(f"run {run_id} was deleted in MLflow; bring it back: mlflow runs restore --run-id {run_id}")
-        if info.run_name and not _GENERATED_NAME.match(info.run_name):
-            manifest.name = info.run_name  # the user chose this name
+        run = self.call(lambda client: existing_run(client, run_id))
+        if not manifest.known and run.data.tags.get(ORIGIN) != manifest.origin:
+            self.call(lambda client: check_free(client, run, may_have_ended=not starting))
+        if run.info.run_name and not _is_generated(run.info.run_name):
+            manifest.name = run.info.run_name  # the user chose this name
         self.call(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
-        manifest.experiment, manifest.known = info.experiment_id, True
-        manifest.not_before(info.start_time)
+        self._confirm(manifest, run.info.experiment_id)
+        manifest.not_before(run.info.start_time)
+
+    def _confirm(self, manifest: RunManifest, experiment_id: str) -> None:
+        manifest.experiment, manifest.experiment_id, manifest.known = None, experiment_id, True
+        self._confirmed.add(manifest.origin)
+        self._run_ids[manifest.run_id] = str(manifest.mlflow_run_id)
 
     def _push(self, manifest: RunManifest, parent: RunManifest | None, files: bool) -> None:
         self._ensure_run(manifest, parent)
@@ -184,7 +215,9 @@ class MlflowTracker:
         metrics = [Metric(name, value, timestamp, 0) for name, value in manifest.metrics.items()]
         params = [Param(name, value) for name, value in manifest.params.items()]
         described = {NOTE: ui_links(manifest.tags[NOTE], manifest)} if NOTE in manifest.tags else {}
-        tags = [RunTag(name, value[:TAG_LENGTH]) for name, value in {**manifest.tags, **described}.items()]
+        named = {name: self._run_ids.get(value, value) for name, value in manifest.tags.items()}
+        described[ORIGIN] = manifest.origin
+        tags = [RunTag(name, value[:TAG_LENGTH]) for name, value in {**named, **described}.items()]
         self.call(lambda client: client.log_batch(run_id, metrics, params, tags))
         if inputs:
             self.call(lambda client: client.log_inputs(run_id, datasets=inputs))
@@ -218,11 +251,13 @@ class MlflowTracker:
         self.call(lambda client: client.log_artifact(run_id, str(file), artifact_folder))
 
     def _retire(self, carrier_id: str, manifest: RunManifest) -> None:
-        data = self.call(lambda client: client.get_run(carrier_id)).data
-        if data.tags.get("mlflow.source.type") != "PROJECT" or data.metrics:
+        carrier = self.call(lambda client: client.get_run(carrier_id))
+        if not made_by_mlflow_run(carrier) or not self.call(lambda client: is_free(client, carrier)):
             return  # not a run that mlflow run has just created
         note = f"This run only carried `mlflow run -P resume={manifest.mlflow_run_id}`; the results are in that run."
-        tags = {RESUMED: str(manifest.mlflow_run_id), NOTE: note, "mlflow.runName": f"resume of {manifest.name}"}
+        tags = {RESUMED: str(manifest.mlflow_run_id), NOTE: note}
+        if _is_generated(carrier.info.run_name):
+            tags["mlflow.runName"] = f"resume of {manifest.name}"
         self.call(lambda client: client.log_batch(carrier_id, tags=[RunTag(*tag) for tag in tags.items()]))
         self.call(lambda client: client.set_terminated(carrier_id, "FINISHED"))
         click.echo(f"results go to run {manifest.mlflow_run_id}; run {carrier_id} only carries the resume", err=True)
@@ -241,15 +276,19 @@ class MlflowTracker:
             self._client = client
         return self._client
 
-    def _attempt(self, consequence: str, steps: Callable[[], None]) -> None:
-        """Run ``steps`` unless there is a fault already; a new fault is kept and, the first time, reported. The run goes on."""
+    def _attempt(self, consequence: str, steps: Callable[[], None], *, rejecting: bool = False) -> None:
+        """Run ``steps`` unless there is a fault already; a new fault is kept and, the first time, reported. The run goes on.
+
+        Args:
+            rejecting: raise ConfigError, because nothing was computed yet, or because the caller only logs.
+        """
         if self.fault is not None:
             return
         try:
             steps()
-        except ConfigError:
-            raise
         except Exception as error:
+            if rejecting and isinstance(error, ConfigError):
+                raise
             self.fault = f"MLflow at {tracking_uri()}: {consequence}: {explain(error, mlflow.get_tracking_uri())}"
             if not self._warned:
                 click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
@@ -289,19 +328,15 @@ def compare_view(manifest: RunManifest, mode: str) -> str:
     return f"{ui_server(mlflow.get_tracking_uri())}/{compare_page(manifest, mode)}"
 
 
-def _experiment_id(client: Any, name: str) -> str:
-    """Return the id of an experiment, which is created if there is none; another process may create it at the same time."""
-    if name.isdigit():
-        return name
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-    return str(experiment.experiment_id)
+def _is_generated(name: str | None) -> bool:
+    """Return whether MLflow gave a run its name, because the user gave none: two words of its own lists, and a number to 1000.
+
+    The lists are not public. Where a release of MLflow has none, every name counts as the user's.
+    """
+    predicate, _, rest = (name or "").partition("-")
+    noun, _, number = rest.partition("-")
+    words = (getattr(name_utils, "_GENERATOR_PREDICATES", ()), getattr(name_utils, "_GENERATOR_NOUNS", ()))
+    return predicate in words[0] and noun in words[1] and number in map(str, range(1001))
 
 
 def _run_id(run: Any) -> str:

@@ -45,7 +45,7 @@ def how_to_look(uri: str, manifest: RunManifest) -> str:
 
 def run_page(manifest: RunManifest) -> str:
     """Return the page of a run."""
-    return f"#/experiments/{manifest.experiment}/runs/{manifest.mlflow_run_id}"
+    return f"#/experiments/{manifest.experiment_id}/runs/{manifest.mlflow_run_id}"
 
 
 def compare_page(manifest: RunManifest, mode: str) -> str:
@@ -62,7 +62,7 @@ def compare_page(manifest: RunManifest, mode: str) -> str:
         "orderByKey": "metrics.`phase2_rel_kl_to_teacher_select`",
         "orderByAsc": "true",
     }
-    return f"#/experiments/{manifest.experiment}/runs?{urlencode(query, quote_via=quote)}"
+    return f"#/experiments/{manifest.experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def ui_links(text: str, manifest: RunManifest) -> str:
@@ -82,4 +82,4 @@ def ui_links(text: str, manifest: RunManifest) -> str:
 
 def logged_length(text: str) -> int:
     """Return how many characters a description has at most once its links are those of ``ui_links``."""
-    return len(ui_links(text, RunManifest("", "", experiment="9" * 20, mlflow_run_id="f" * 64)))
+    return len(ui_links(text, RunManifest("", "", experiment_id="9" * 20, mlflow_run_id="f" * 64)))

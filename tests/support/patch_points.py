@@ -143,5 +143,5 @@ JOURNAL_WRITE = point("_write", Journal)
 
 def without_mlflow(patch: pytest.MonkeyPatch) -> None:
     """Runs leave their folder and log nothing."""
-    MLFLOW_ATTEMPT.replace(lambda *_: None, patch)
+    MLFLOW_ATTEMPT.replace(lambda *_, **__: None, patch)
     TRACKING_FAULT.replace(None, patch)

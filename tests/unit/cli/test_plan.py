@@ -40,7 +40,7 @@ def plan(model: Path, *arguments: str) -> Result:
 
 
 def test_a_single_run_is_planned_and_nothing_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)  # a run would write its folder at once
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)  # a run would look for it in MLflow
     found = plan(model, "--select_mode", "random_span")
     assert found.exit_code == 0, found.output
     assert re.search(r"^symbol_lookup +1 +4 +4 +1 +\d+ +[\d,]+", found.output, re.MULTILINE)

@@ -11,7 +11,7 @@ from cedkv.report.text import links
 from cedkv.runs.manifest import RunManifest
 from cedkv.runs.ui import how_to_look, logged_length, ui_links
 
-RUN = RunManifest("phase2", "2", experiment="7", mlflow_run_id="8da8f583e4b1")
+RUN = RunManifest("phase2", "2", experiment_id="7", mlflow_run_id="8da8f583e4b1")
 ARTIFACTS = "#/experiments/7/runs/8da8f583e4b1/artifacts"
 
 
@@ -40,7 +40,7 @@ def test_other_links_and_text_are_left_alone(text: str) -> None:
 def test_the_length_of_what_is_logged_is_known_before_the_ids_are() -> None:
     """As long as with the longest ids, not more: what is said below the links is cut to the room that they leave."""
     head = "[page](report.html) · [charts](compare:CHART)"
-    longest = RunManifest("phase2", "2", experiment="1" * 20, mlflow_run_id="a" * 64)
+    longest = RunManifest("phase2", "2", experiment_id="1" * 20, mlflow_run_id="a" * 64)
     assert len(ui_links(head, RUN)) < logged_length(head) == len(ui_links(head, longest))
 
 
