@@ -218,19 +218,23 @@ main.add_command(export_command)
 
 @main.command("sync", cls=GroupedCommand)
 @click.argument("folder", metavar="RUN_DIR")
+@click.option("--experiment", metavar="NAME", help="Log the folder as a new run, in the experiment of this name.")
 @click.option("--timeout", type=click.IntRange(4, 3600), default=60, show_default=True, help="Longest wait per call (s).")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def sync_command(folder: str, timeout: int, debug: bool) -> None:
+def sync_command(folder: str, experiment: str | None, timeout: int, debug: bool) -> None:
     """Log a run to MLflow from its folder (outputs/RUN_ID).
 
     For a run that was not logged, was interrupted, or was logged in part. It may be called again: what is logged already
-    stays as it is. A run that could not set its status (kill -9, power loss) is ended as KILLED. Exit code 4: MLflow still
-    does not have everything.
+    stays as it is. A run that could not set its status (kill -9, power loss) is ended as KILLED. Where the run or its
+    experiment was deleted in MLflow, --experiment logs the folder, and the conditions of a comparison, as new runs. Exit code
+    4: MLflow still does not have everything.
     """
     with report_errors(debug):
         from cedkv.runs.lifecycle import sync
 
-        sync(Path(os.path.abspath(folder)), timeout, click.echo)  # absolute: the folder's name, also of ".", is the run id
+        sync(
+            Path(os.path.abspath(folder)), timeout, click.echo, experiment
+        )  # absolute: the folder's name, also of ".", is the run id
 
 
 @main.command("merge", cls=GroupedCommand)

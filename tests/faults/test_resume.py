@@ -18,6 +18,7 @@ from filelock import FileLock
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
 from cedkv.models import fingerprint
 from cedkv.runs.journal import Journal
+from cedkv.runs.lifecycle import sync
 from cedkv.runs.manifest import LOCK, RunManifest, find_resumable, load_manifest
 from tests.support import patch_points as points
 from tests.support import tiny
@@ -172,6 +173,21 @@ def test_what_is_not_the_same_run_is_rejected_by_name(
     mlflow.MlflowClient().restore_run(interrupted)
     # settings that change no result may change
     assert forked(resume(interrupted, config(llama_folder, "runtime.fail_on_gate=true,runtime.mlflow_timeout=30"))) == 0
+
+
+def test_a_run_that_mlflow_has_lost_is_resumed_after_its_folder_was_logged_as_a_new_run(
+    interrupted: str, llama_folder: Path, undisturbed: dict[str, str]
+) -> None:
+    mlflow.MlflowClient().delete_run(interrupted)
+    remedy = rf"bring it back: .*; or log its folder as a new run: python -m cedkv sync outputs/{interrupted} --experiment NAME"
+    unchanged(interrupted, resume(interrupted, config(llama_folder)), ConfigError, remedy)
+    sync(OUTPUTS / interrupted, 10, lambda _: None, "cedkv")
+    run_id = str(load_manifest(OUTPUTS / interrupted).mlflow_run_id)
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+    assert forked(resume(interrupted, config(llama_folder))) == 0
+    assert left_by(interrupted) == undisturbed
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+    assert mlflow.get_run(interrupted).info.lifecycle_stage == "deleted"
 
 
 def test_changed_samples_are_rejected_by_name(store: str, certified: Path, tmp_path: Path) -> None:
