@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests/faults/test_telemetry.py has it on, without a network
 
 OPT_IN = {
     "weights": "runs a real 135M model (93 MB, downloaded once); with RUN_HF_TESTS=1, -m weights, or make test",
