@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_a_selector_of_another_package_says_whose_it_is(monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS.builtin, "broken", "no_such_module:Task")
+    monkeypatch.setitem(TASKS._entry_points, "broken", EntryPoint("broken", "no_such_module:Task", TASKS.group))
     found = CliRunner().invoke(app.main, ["list", "tasks"])
     assert found.exit_code == 2
     assert found.output.startswith("Error: task 'broken' cannot be imported from no_such_module:Task")
