@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         """Return the implementation registered under a name.
 
         Raises:
-            ConfigError: as ``check``; or another package's implementation cannot be imported, or is not of this kind.
+            ConfigError: as ``check``; or the implementation cannot be imported, or is not of this kind.
         """
         if name not in self._loaded:
             self._loaded[name] = self._find(name)
@@ -193,8 +193,6 @@ class Registry(Generic[T]):
         try:
             return attrgetter(attribute)(importlib.import_module(module))
         except Exception as error:  # whatever a module of somebody else's raises when it is imported
-            if name in self.builtin:
-                raise  # the environment is to blame, or this package
             raise ConfigError(
                 f"{self.kind} {preview(name)} cannot be imported from {reference}: {type(error).__name__}: "
                 f"{one_line(error)}; install its package again, or correct the reference"

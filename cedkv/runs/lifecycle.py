@@ -59,8 +59,8 @@ class ActiveRun:
         """Lock the folder until ``stack`` ends; a new run is created in MLflow first, because its id names the folder."""
         if is_temporary(self.manifest.home):
             click.echo(
-                f"warning: results go to {self.manifest.home}, in the temporary copy of the project that mlflow run has "
-                f"fetched: nothing keeps it, and MLflow's copy of a run cannot be resumed or merged. Set {VARIABLE} to a "
+                f"warning: results go to {self.manifest.home}, a temporary folder, as mlflow run makes for a project that it "
+                f"has fetched: nothing keeps it, and MLflow's copy of a run cannot be resumed or merged. Set {VARIABLE} to a "
                 "folder of your own, as an absolute path",
                 err=True,
             )
@@ -114,7 +114,9 @@ class ActiveRun:
         else:
             origin = f"local-{sha256(f'{self.manifest.origin} {key}'.encode()).hexdigest()[:32]}"
             parent, phase = self.manifest.run_id, self.manifest.phase
-            child = RunManifest("condition", phase, name, parent=parent, origin=origin, tags=dict(tags))
+            child = RunManifest(
+                "condition", phase, name, parent=parent, origin=origin, tags=dict(tags), home=self.manifest.home
+            )
             self._tracker.start_child(child, self.manifest)
             child.write(config)
             self.manifest.children[key] = child.run_id

@@ -41,10 +41,9 @@ def outputs_folder() -> Path:
 
 
 def is_temporary(folder: Path) -> bool:
-    """Return whether a folder lies in a copy of the project that ``mlflow run`` has fetched (git, zip) and nobody looks for.
+    """Return whether a folder lies in a temporary one, as ``mlflow run`` makes for a project that it fetches (git, zip).
 
-    MLflow fetches into a folder of ``tempfile.mkdtemp``, tells the project's process its run by ``MLFLOW_RUN_ID``, and starts
-    it there.
+    MLflow fetches into a folder of ``tempfile.mkdtemp`` and starts the project there, with its run in ``MLFLOW_RUN_ID``.
     """
     inside = Path(os.path.realpath(tempfile.gettempdir()))
     parts = Path(os.path.realpath(folder)).parts

@@ -200,7 +200,7 @@ class MlflowTracker:
             manifest.name = run.info.run_name  # the user chose this name
         self.call(lambda client: client.update_run(run_id, status=manifest.status, name=manifest.name))
         self._confirm(manifest, run.info.experiment_id)
-        manifest.not_before(run.info.start_time)
+        manifest.not_before(run.info.start_time or 0)
 
     def _confirm(self, manifest: RunManifest, experiment_id: str) -> None:
         manifest.experiment, manifest.experiment_id, manifest.known = None, experiment_id, True

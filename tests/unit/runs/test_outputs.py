@@ -175,5 +175,5 @@ def test_results_in_a_temporary_copy_are_said_by_their_whole_path(
         job.finish(job.manifest)
     assert job.folder == copy / "outputs" / run_id
     told = capsys.readouterr().err
-    assert f"warning: results go to {copy}/outputs, in the temporary copy" in told
+    assert f"warning: results go to {copy}/outputs, a temporary folder" in told
     assert "Set CEDKV_OUTPUTS to" in told
