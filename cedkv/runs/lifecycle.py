@@ -164,7 +164,10 @@ class ActiveRun:
         Errors in here are suppressed, because ``error`` says more.
         """
         if not self._begun and (isinstance(error, ConfigError) or (self.resumed and self._journal is None)):
-            return  # the resume, the run to take over, or its experiment was rejected, or another process works on the run
+            # The resume, the run to take over, or its experiment was rejected, or another process works on the run.
+            with suppress(OSError):
+                self.manifest.home.rmdir()  # which was made to see whether it can be written, unless runs are in it
+            return
         if not (self.folder / NAME).exists() and not isinstance(error, CedkvError):
             with suppress(OSError):  # ended while MLflow was creating the run: nothing a resume needs is written yet
                 self.manifest.write(self._config)
@@ -222,7 +225,7 @@ def _or_as_a_new_run(folder: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{error}; or log its folder as a new run: python -m cedkv sync {folder} --experiment NAME") from None
+        raise ConfigError(f"{error}; or log the folder as a new run: python -m cedkv sync {folder} --experiment NAME") from None
 
 
 def sync(folder: Path, timeout: int, report: Callable[[str], None], experiment: str | None = None) -> None:

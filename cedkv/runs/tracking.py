@@ -100,8 +100,8 @@ class MlflowTracker:
             if manifest.mlflow_run_id is None:
                 raise
             raise ConfigError(
-                f"MLFLOW_RUN_ID = {manifest.mlflow_run_id}: {error}; or unset MLFLOW_RUN_ID (with mlflow run, leave --run-id "
-                "out), and a new run is made"
+                f"MLFLOW_RUN_ID = {manifest.mlflow_run_id}: {error}. For a new run unset MLFLOW_RUN_ID (with mlflow run, leave "
+                "--run-id out)"
             ) from None
         manifest.run_id = manifest.mlflow_run_id or manifest.origin
 

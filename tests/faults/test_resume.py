@@ -179,7 +179,7 @@ def test_a_run_that_mlflow_has_lost_is_resumed_after_its_folder_was_logged_as_a_
     interrupted: str, llama_folder: Path, undisturbed: dict[str, str]
 ) -> None:
     mlflow.MlflowClient().delete_run(interrupted)
-    remedy = rf"bring it back: .*; or log its folder as a new run: python -m cedkv sync outputs/{interrupted} --experiment NAME"
+    remedy = rf"bring it back: .*; or log the folder as a new run: python -m cedkv sync outputs/{interrupted} --experiment NAME"
     unchanged(interrupted, resume(interrupted, config(llama_folder)), ConfigError, remedy)
     sync(OUTPUTS / interrupted, 10, lambda _: None, "cedkv")
     run_id = str(load_manifest(OUTPUTS / interrupted).mlflow_run_id)

@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from cedkv.core.errors import TrackingError
+from cedkv.core.errors import ConfigError, TrackingError
 from cedkv.runs import tracking
 from cedkv.runs.lifecycle import ActiveRun, sync
 from cedkv.runs.manifest import load_manifest
@@ -194,3 +194,22 @@ def test_server_that_says_no(store: str, status: int, capsys: pytest.CaptureFixt
     told = capsys.readouterr().err
     assert told.count("warning:") == 1
     assert str(status) in told
+
+
+def test_what_a_server_does_not_have_is_rejected_by_name(server: Server, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers are other errors than those of a database. A lost run is logged as a new one."""
+    for name, value in (("MLFLOW_RUN_ID", "f" * 32), ("MLFLOW_EXPERIMENT_ID", "987654"), ("MLFLOW_EXPERIMENT_ID", "a name")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(ConfigError, match=rf"^{name} = '?{value}'?: .*unset"), run_of_nothing():
+                pytest.fail("the run was started")
+    with run_of_nothing() as job:
+        fill(job)
+        job.finish(job.manifest)
+    mlflow.delete_run(job.manifest.run_id)
+    with pytest.raises(ConfigError, match=r"was deleted in MLflow; bring it back: .* --experiment NAME"):
+        sync(job.folder, 60, lambda _: None)
+    for _ in range(2):
+        sync(job.folder, 60, lambda _: None, "2024")
+    (found,) = mlflow.search_runs(experiment_names=["2024"], output_format="list")
+    is_whole(found.info.run_id)

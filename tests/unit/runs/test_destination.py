@@ -106,7 +106,7 @@ def test_a_stale_run_id_is_rejected_by_name_and_left_as_it_was(store: str, monke
     with pytest.raises(ConfigError, match=rf"^MLFLOW_RUN_ID = {run_id}: run {run_id} .*{reason}.*unset MLFLOW_RUN_ID"), run():
         pytest.fail("the run was started")
     assert n_runs() == count
-    assert not list(Path("outputs").iterdir())
+    assert not Path("outputs").exists()
     if there:
         assert CLIENT().get_run(run_id).to_dictionary() == before
 
@@ -119,7 +119,7 @@ def test_a_stale_run_id_ends_the_program_before_the_model_is_loaded(
     done = CliRunner().invoke(app.main, ["--phase", "2", "--phase2-model-id", str(llama_folder), "--phase2-device", "cpu"])
     assert done.exit_code == 2
     assert "Error: MLFLOW_RUN_ID = " in done.output
-    assert not list(Path("outputs").iterdir())
+    assert not Path("outputs").exists()
 
 
 def test_what_is_no_id_of_a_run_is_rejected(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def rejected(monkeypatch: pytest.MonkeyPatch, message: str, **variables: str) ->
     before = [each.name for each in CLIENT().search_experiments(view_type=ViewType.ALL)]
     with pytest.raises(ConfigError, match=message), run():
         pytest.fail("the run was started")
-    assert not list(Path("outputs").iterdir())
+    assert not Path("outputs").exists()
     assert [each.name for each in CLIENT().search_experiments(view_type=ViewType.ALL)] == before
 
 

@@ -66,7 +66,7 @@ def test_a_lost_run_is_logged_as_a_new_one(
     lose(manifest)
     stored = (manifest.folder / "run.json").read_bytes()
     command = f"python -m cedkv sync {manifest.folder} --experiment NAME"
-    with pytest.raises(ConfigError, match=rf"^run {manifest.run_id} .*; or log its folder as a new run: {command}$"):
+    with pytest.raises(ConfigError, match=rf"^run {manifest.run_id} .*; or log the folder as a new run: {command}$"):
         sync(manifest.folder, 10, lambda _: None)
     assert (manifest.folder / "run.json").read_bytes() == stored
     other = f"again, {request.node.name}"
