@@ -29,7 +29,7 @@ from cedkv.runs.manifest import (
     report_full_disk,
     require_outputs,
 )
-from cedkv.runs.outputs import VARIABLE, is_temporary
+from cedkv.runs.outputs import OUTPUTS, VARIABLE, is_temporary
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.tags import CODE
 from cedkv.runs.tracking import MlflowTracker
@@ -165,8 +165,9 @@ class ActiveRun:
         """
         if not self._begun and (isinstance(error, ConfigError) or (self.resumed and self._journal is None)):
             # The resume, the run to take over, or its experiment was rejected, or another process works on the run.
-            with suppress(OSError):
-                self.manifest.home.rmdir()  # which was made to see whether it can be written, unless runs are in it
+            if self.manifest.home == OUTPUTS:
+                with suppress(OSError):  # runs are in it; else it was made to see whether it can be written
+                    OUTPUTS.rmdir()
             return
         if not (self.folder / NAME).exists() and not isinstance(error, CedkvError):
             with suppress(OSError):  # ended while MLflow was creating the run: nothing a resume needs is written yet
