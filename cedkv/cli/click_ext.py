@@ -14,7 +14,7 @@ import click
 from cedkv.cli.environment import explain_import
 from cedkv.config.extensions import REGISTRIES
 from cedkv.config.options import OPTIONS
-from cedkv.core import stdio
+from cedkv.core import stdio, threads
 from cedkv.core.errors import CedkvError
 from cedkv.core.text import escape_control, one_line, redact, sanitize, shorten
 
@@ -73,6 +73,7 @@ class MainCommand(GroupedCommand, click.Group):
 def program(command: click.Command, name: str) -> None:
     """Run a command as the main program of this process, under the given name."""
     stdio.tolerate_closed_streams()
+    threads.choose()
     command(prog_name=name)
 
 

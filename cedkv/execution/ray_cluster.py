@@ -18,6 +18,7 @@ from typing import Any
 from cedkv.config.schema import RuntimeBlock
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import one_line, plural
+from cedkv.core.threads import usable_cpus
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -151,11 +152,10 @@ class Cluster:
             _check_reachable(address)
             self.ray.init(address=address, **quiet)
             return
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = runtime.workers if isinstance(runtime.workers, int) else 1
         self.ray.init(
             address="local",
-            num_cpus=max(cpus, workers * (runtime.threads or 1)),  # more workers than CPUs are the user's choice
+            num_cpus=max(usable_cpus(), workers * (runtime.threads or 1)),  # more workers than CPUs are the user's choice
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
             _temp_dir=self._folder,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cedkv.core import threads
 from cedkv.core.errors import CedkvError, ConfigError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class RemoteWorker:
     """A worker process. ``place`` and ``steps`` are called in a thread of their own, all other methods in one thread."""
 
     def __init__(self) -> None:
+        threads.choose()
         self._steps: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
 
     def place(self) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from cedkv.config.schema import KL_LIMIT, Phase2Config
+from cedkv.core import threads
 from cedkv.core.errors import ModelError
 from cedkv.core.version import __version__
 from cedkv.kv import attention
@@ -240,6 +241,7 @@ def _meta(config: Phase2Config, spec: ModelSpec, model: Any, device: torch.devic
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.processor(),
         "attention": f"{attention.NAME} (sdpa)",
         "torch_threads": torch.get_num_threads(),
+        "threads": threads.in_force(),
         "versions": {
             "cedkv": __version__,
             "python": platform.python_version(),
