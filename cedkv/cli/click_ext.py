@@ -74,7 +74,10 @@ def program(command: click.Command, name: str) -> None:
     """Run a command as the main program of this process, under the given name."""
     stdio.tolerate_closed_streams()
     threads.choose()
-    command(prog_name=name)
+    try:
+        command(prog_name=name)
+    finally:
+        gc.freeze()  # what ends with the process needs no collection, which would take a second
 
 
 @contextmanager

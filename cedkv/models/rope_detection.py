@@ -39,12 +39,12 @@ def detect_rope_layouts(
     vocabulary = model.config.get_text_config().vocab_size
     ids = (5 + 7 * torch.arange(TOKENS, device=device)[:, None]) % vocabulary
     try:
-        keys_at_zero, keys_at_shift = (_keys(model, ids, start) for start in (0, shift))
+        keys = _keys(model, ids, shift)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, ModelError):
         return None  # a model that cannot run: the certificate reports that, with the reason
     shifts = torch.full((TOKENS, 1), shift, device=device)
     layouts = []
-    for key, shifted in zip(keys_at_zero, keys_at_shift, strict=True):
+    for key, shifted in (of_layer.chunk(2) for of_layer in keys):
         errors = [
             (relative_error(rerotate_keys(key, shifts, layout), shifted), layout)
             for layout in _candidate_layouts(model, key.shape[-1])
@@ -61,11 +61,18 @@ def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
     return float((measured - expected).float().abs().max() / expected.float().abs().max())
 
 
-def _keys(model: Any, ids: torch.Tensor, start: int) -> Layers:
-    """Return the keys, (T, H_kv, 1, D_h) per layer, of T tokens that each run alone, at positions ``start``, start + 1, ..."""
-    positions = torch.arange(start, start + len(ids), device=ids.device)[:, None]
+def _keys(model: Any, ids: torch.Tensor, shift: int) -> Layers:
+    """Return the keys, (2 T, H_kv, 1, D_h) per layer, of T tokens that each run alone, at positions 0, 1, ..., then ``shift``
+    further on.
+    """
+    positions, twice = torch.arange(len(ids), device=ids.device)[:, None], ids.repeat(2, 1)
     with without_sinks():
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True)
+        output = model.base_model(
+            input_ids=twice,
+            attention_mask=torch.ones_like(twice),
+            position_ids=torch.cat([positions, positions + shift]),
+            use_cache=True,
+        )
     return read_cache(output)[0]
 
 

@@ -261,12 +261,21 @@ def rows_height(rows: Sequence[Row]) -> float:
     )
 
 
+def _lay_out(figure: Figure) -> None:
+    """Give the panels of a figure their places, once for all its files: to lay out costs as much as to draw."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+
+
 def to_svg(figure: Figure) -> str:
     """Return the figure as SVG for the inside of a page: no outside references, no background, the page's text colour and font.
 
     The same figure always gives the same text.
     """
     with figure_style(), io.StringIO() as file:
+        _lay_out(figure)
         no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
         text = file.getvalue()
@@ -287,4 +296,5 @@ def to_svg(figure: Figure) -> str:
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG on white, 150 dots per inch; the same figure always gives the same bytes."""
     with figure_style():
+        _lay_out(figure)
         figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
