@@ -1,4 +1,7 @@
-"""Folders of converted models: made once under a lock, put in place by one rename, checked against a manifest at each use."""
+"""Folders of converted models: made once under a lock, put in place by one rename, and checked against a manifest at each use.
+
+A file that has not been written since its digest was last checked is not read again for it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,23 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cedkv.core.errors import ConfigError, ModelError
+from cedkv.core.files import write_text
 from cedkv.core.locks import exclusive_lock
 
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = (*TOKENIZER_FILES, "model.safetensors")
 _MANIFEST = "manifest.json"
+_CHECKED = "checked.json"
+"""File name -> its state when its digest was checked."""
+SETTLED = 2.0
+"""Seconds after which a change of a file shows in its times, whatever their resolution."""
 _log = logging.getLogger(__name__)
 
 
@@ -98,12 +108,32 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def _verified(target: Path, gguf_sha256: str, files: tuple[str, ...]) -> bool:
     try:
-        manifest = manifest_of(target)
-        return bool(manifest["gguf_sha256"] == gguf_sha256) and all(
-            sha256(target / name) == manifest["files"][name] for name in files
-        )
+        manifest, checked = manifest_of(target), _checked(target)
+        states = {name: _state(target / name) for name in files}
+        changed = [name for name in files if checked.get(name) != states[name]]
+        if manifest["gguf_sha256"] != gguf_sha256 or any(sha256(target / n) != manifest["files"][n] for n in changed):
+            return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    if changed and all(time.time() - state["changed"] / 1e9 > SETTLED for state in states.values()):
+        with suppress(OSError):  # the folder is another user's
+            write_text(target / _CHECKED, json.dumps(states))
+    return True
+
+
+def _checked(target: Path) -> dict[str, Any]:
+    """Return the states of files whose digests were right; none where they cannot be read."""
+    try:
+        content = json.loads((target / _CHECKED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _state(path: Path) -> dict[str, int]:
+    """Return what differs once a file has been written, or is another one; users cannot set the time of the last change."""
+    stat = path.stat()
+    return {"bytes": stat.st_size, "written": stat.st_mtime_ns, "changed": stat.st_ctime_ns, "inode": stat.st_ino}
 
 
 def _check_space(root: Path, name: str, needed: int) -> None:

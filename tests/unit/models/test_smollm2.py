@@ -128,6 +128,31 @@ def test_damaged_files_are_noticed_moved_aside_and_made_again(
     assert (aside / "mine.txt").read_text() == "kept"
 
 
+def test_what_was_not_written_since_it_was_checked_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "_make", lambda target: converted(target) or {})
+    target = smollm2.folder(str(tmp_path))
+    smollm2.folder(str(tmp_path))
+    assert not (target / "checked.json").exists(), "files this young may still change without a trace in their times"
+    monkeypatch.setattr(model_cache, "SETTLED", -1.0)
+    smollm2.folder(str(tmp_path))
+    read: list[str] = []
+    real = model_cache.sha256
+    monkeypatch.setattr(model_cache, "sha256", lambda path: read.append(path.name) or real(path))
+    smollm2.folder(str(tmp_path))
+    assert read == []
+    (target / "config.json").touch()
+    smollm2.folder(str(tmp_path))
+    assert read == ["config.json"]
+    for unreadable in ("", "[]", '{"config.json": 1}'):
+        read.clear()
+        (target / "checked.json").write_text(unreadable)
+        smollm2.folder(str(tmp_path))
+        assert "config.json" in read
+    (target / "model.safetensors").write_text("content, and more of it")
+    smollm2.folder(str(tmp_path))
+    assert len(list(tmp_path.glob(f"{TARGET}-damaged-*"))) == 1
+
+
 def leaves_nothing(root: Path, match: str) -> str:
     with pytest.raises(ModelError, match=match) as caught:
         smollm2.folder(str(root))
