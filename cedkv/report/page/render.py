@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,12 @@ def render_page(template: str, scripts: Sequence[str], **context: Any) -> str:
     """Return a page whose Content-Security-Policy allows no script but these files and ``frame.js``, joined."""
     script = "".join((_FOLDER / "static" / name).read_text(encoding="utf-8") for name in (*scripts, "frame.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template(template).render(script=script, digest=digest, **context)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what renders pages, with the templates that it has compiled."""
     environment = Environment(
         loader=FileSystemLoader([_FOLDER / "templates", _FOLDER / "static"]),
         autoescape=True,
@@ -148,7 +155,7 @@ def render_page(template: str, scripts: Sequence[str], **context: Any) -> str:
         "mean_and_interval": mean_and_interval,
         "places": _places,
     }
-    return environment.get_template(template).render(script=script, digest=digest, **context)
+    return environment
 
 
 def embedded(data: dict[str, Any]) -> str:
