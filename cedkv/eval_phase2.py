@@ -34,7 +34,6 @@ from cedkv.recording import answers, heads_record, off_records, on_record, plumb
 from cedkv.tasks.load import Samples
 from cedkv.tasks.pairing import off_owner
 from cedkv.units import (
-    READ_WITH_TEACHER,
     Unit,
     batch_groups,
     evidence_evaluations,
@@ -44,6 +43,8 @@ from cedkv.units import (
     with_own_trials,
 )
 
+READ_WITH_TEACHER = frozenset({"other query", "null query", "replay"})
+"""Evidence that is announced and read together with the teacher."""
 OFF_ALONE = 2, 1
 """How many of a unit's longest and shortest OFF prompts Gate A runs again alone; few, because each is a pass of one row."""
 
@@ -207,28 +208,21 @@ def _run_condition(
 def _repeat(
     batch: Batch, conditions: Sequence[Condition], unit: Unit, n_on: int, repeat: int, step: Announce
 ) -> dict[str, list[Record]]:
-    """Re-run teacher, selection and select arm in two reshuffled batches; results must not depend on batch composition.
+    """Run selection and select arm again in two reshuffled batches; results must not depend on batch composition.
 
-    What was found by hiding spans or trying selections is taken from the run itself: it costs many passes per sample, in
-    batches of their own.
+    The teacher's evidence is taken from the run itself: whether it depends on the batch, Gate A compares with batches of one.
     """
     groups = batch_groups(conditions, len(unit.on)) if uses_partners(conditions) else [(row,) for row in range(len(unit.on))]
     order = rng_for(conditions[0].config.seed, "repro_order", repeat, unit.key).permutation(len(groups)).tolist()
     records: dict[str, list[Record]] = {condition.key: [] for condition in conditions}
-    configs = [condition.config for condition in conditions]
     for rows in join_groups([groups[i] for i in order], max(len(groups[0]), -(-len(unit.on) // 2))):
-
-        def announce(arm: str, n: int) -> None:
-            step(f"repeat {repeat}: {arm}", n)
-
-        samples = [batch.samples[row] for row in rows]
-        partners = partner_rows(conditions, [unit.on[row] for row in rows], n_on)
-        reshuffled = read_batch(batch.lm, configs, samples, partners, announce, drops=batch.drops)
-        announce("select", len(samples) * len(conditions))
-        students = Students(reshuffled, configs)
+        step(f"repeat {repeat}: select", len(rows) * len(conditions))
+        reshuffled = batch.rows(rows, partner_rows(conditions, [unit.on[row] for row in rows], n_on))
+        students = Students(reshuffled, [condition.config for condition in conditions])
         for index in students.order:
             select = students.answer(students.select(students.chosen[index].select))
-            records[conditions[index].key] += [dict(repro_record(repeat, s, select, row)) for row, s in enumerate(samples)]
+            repeated = [dict(repro_record(repeat, s, select, row)) for row, s in enumerate(reshuffled.samples)]
+            records[conditions[index].key] += repeated
     return records
 
 

@@ -22,8 +22,6 @@ from cedkv.tasks.pairing import off_owner, partner
 UNIT, UNIT_OFF, UNIT_TOKENS, UNIT_FURTHER = 32, 128, 32_768, 1024
 """Largest unit where the batch size is ``auto``: ON samples, OFF prompts, slots and tokens, and tokens of base's own answers to
 OFF prompts, after each of which the logits of the whole vocabulary are kept."""
-READ_WITH_TEACHER = frozenset({"other query", "null query", "replay"})
-"""Evidence that is read together with the teacher, in repetitions too; repetitions take the rest from the run itself."""
 NOT_DRAWN_BY = {
     "mode", "params", "query_window", "row_pooling", "head_pooling", "layer_pooling", "pooling_kernel", "value_weighting",
     "null_query", "causal_drop_advisory",
@@ -85,12 +83,11 @@ def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: S
     """
     n, n_off, sizes = len(unit.on), len(unit.off), conditions[0].config.eval
     evidence = evidence_evaluations([c.config for c in conditions], [on[i] for i in unit.on])
-    teacher = n + sum(rows for name, rows in evidence.items() if name in READ_WITH_TEACHER)
     shared = n + sum(evidence.values()) + n + n_off  # teacher, evidence, base, OFF prompts alone
     if phase == "2":
         shared += n * sizes.n_random_trials * len(with_own_trials(conditions))
     gate_a = sum(i < sizes.gate_a_samples for i in unit.on)
-    repeated = (sizes.repro_runs - 1) * (teacher + n * len(conditions))
+    repeated = (sizes.repro_runs - 1) * n * len(conditions)
     shared += judging_evaluations([c.config for c in conditions], n)
     return shared + len(conditions) * (n + n_off + gate_a) + repeated
 

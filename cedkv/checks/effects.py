@@ -44,7 +44,9 @@ class NonzeroEffect(Check):
 class ReproTolerance(Check):
     """Repetitions of the select arm in reshuffled batches answer as many samples.
 
-    Largest minus smallest accuracy over the run and its repetitions. A missing repetition decides nothing.
+    Largest minus smallest accuracy over the run and its repetitions. A repetition selects again from what the teacher's passes
+    of the run gave, and runs prefixes and answers again; ``batch_consistency`` and ``attention_alone`` compare these passes
+    with batches of one. A missing repetition decides nothing.
 
     Why: an answer must not depend on which other samples are in its batch. Cannot see: what is wrong in every repetition
     alike, and changes that move no greedy token.

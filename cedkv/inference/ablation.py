@@ -1,7 +1,7 @@
 """Evidence by ablation: the teacher with spans of its demo hidden, and selections tried as prefixes.
 
 Each is one or more query rows over the demo's cache, or prefixes of candidate selections, in batches of one sample. Results are
-kept with the batch, so that checks and repetitions take them from the run itself.
+kept with the batch, so that checks and repetitions take them from there.
 """
 
 from __future__ import annotations

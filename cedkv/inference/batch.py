@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ class Batch:
     teacher: the teacher's pass over demo + query. teacher_answers: what it answers. other_query, null_query, replay: what was
         read with each sample's other query, a null query, and a replay of its demo; None where no condition needs it.
     partners: for each row the row whose prefix ``wrong_demo`` gives it; None where no condition uses partners.
-    drops: what was found by hiding spans or trying selections, by sample, which a repetition takes from the run itself.
+    drops: what was found by hiding spans or trying selections, by sample.
     """
 
     lm: LanguageModel
@@ -45,6 +45,28 @@ class Batch:
     def names(self) -> list[str]:
         """Sample ids."""
         return [sample.sample_id for sample in self.samples]
+
+    def rows(self, rows: Sequence[int], partners: list[int] | None) -> Batch:
+        """Return some samples as a batch of their own, in this order, with what the teacher's passes over them gave.
+
+        Args:
+            partners: of the new batch's rows.
+        """
+
+        def some(output: TeacherOutput | None) -> TeacherOutput | None:
+            return None if output is None else output.rows(rows)
+
+        return Batch(
+            lm=self.lm,
+            samples=[self.samples[row] for row in rows],
+            teacher=self.teacher.rows(rows),
+            teacher_answers=self.teacher_answers.rows(rows),
+            other_query=some(self.other_query),
+            null_query=some(self.null_query),
+            replay=some(self.replay),
+            partners=partners,
+            drops=self.drops,
+        )
 
     def cached(self, key: Any, compute: Callable[[], T]) -> T:
         """Return the value computed when the key was first asked for."""

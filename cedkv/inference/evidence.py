@@ -2,7 +2,7 @@
 
 The passes that any condition asks for are run together: demo + query, and over the demos' caches the other query, a null
 query and a replay of the demo. What they read stays per layer and head on the device until a condition's aggregation reduces
-it; what hides spans or tries selections runs when a selector first asks, and is kept for the repetitions.
+it; what hides spans or tries selections runs when a selector first asks, and is kept.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ def read_batch(
     partners: list[int] | None,
     announce: Announce,
     keep: Sequence[int] = (),
-    drops: dict[Any, Any] | None = None,
 ) -> Batch:
     """Run the teacher once for all configurations, and over its cache the other passes that a selector needs.
 
     Args:
-        partners, drops: see ``Batch``.
+        partners: see ``Batch``.
         keep: rows whose demo cache is kept in any case.
 
     Raises:
@@ -85,7 +84,6 @@ def read_batch(
         null_query=outputs.get("null query"),
         replay=outputs.get("replay"),
         partners=partners,
-        drops={} if drops is None else drops,
     )
 
 

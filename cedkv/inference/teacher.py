@@ -50,6 +50,13 @@ class TeacherOutput:
             raise ValueError("the demos' K/V was not kept")
         return self.demo
 
+    def rows(self, samples: Sequence[int]) -> TeacherOutput:
+        """Return the output of these samples, in this order; neither K/V nor maps are copied."""
+        kept = {row: self.demo_row[sample] for row, sample in enumerate(samples) if sample in self.demo_row}
+        maps = {reading: [of_sample[sample] for sample in samples] for reading, of_sample in self.maps.items()}
+        names = [self.names[sample] for sample in samples]
+        return replace(self, logprobs=self.logprobs[list(samples)], demo_row=kept, maps=maps, names=names)
+
     def map(self, reading: Reading, sample: int, layers: frozenset[int]) -> torch.Tensor:
         """Return a reading of one sample's demo in some layers, (layers, H, L). Raises NumericsError: it is not finite."""
         found = self.maps[reading][sample][[self.layers.index(layer) for layer in sorted(layers)]]

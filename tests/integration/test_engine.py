@@ -9,7 +9,8 @@ import pytest
 
 from cedkv.conditions import Condition
 from cedkv.core.errors import DataError
-from cedkv.core.values import OnSample, Record
+from cedkv.core.values import Record
+from cedkv.inference.student import Choice, Students
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import load_samples
 from cedkv.units import evaluations, plan
@@ -62,12 +63,11 @@ def test_repetitions_are_in_other_batches(llama_folder: Path, monkeypatch: pytes
     """Every sample once a repetition, in batches that are none of the run's: the same batches would prove nothing."""
     batches: list[tuple[str, ...]] = []
 
-    def read(real: Any, lm: object, configs: object, samples: list[OnSample], *rest: object, **named: object) -> object:
-        if len(samples) > 1:  # Gate A reads samples alone
-            batches.append(tuple(sample.sample_id for sample in samples))
-        return real(lm, configs, samples, *rest, **named)
+    def selected(real: Any, students: Students, choice: Choice) -> object:
+        batches.append(tuple(students.batch.names))
+        return real(students, choice)
 
-    points.READ_SAMPLES.wrap(monkeypatch, read)
+    points.SELECTED.wrap(monkeypatch, selected)
     records, _, _ = records_of(llama_folder, "eval.on_samples=8", "eval.repro_runs=3", "runtime.batch_size=8")
     assert [len(batch) for batch in batches] == [8, 4, 4, 4, 4]
     assert len({frozenset(batch) for batch in batches}) == 5
@@ -218,7 +218,7 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
     steps: list[tuple[str, int]] = []
     modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))
-    assert counted == {"teacher": 6 + 6 + 4, "base": 6 + 8}  # in the run, its repetition, alone for Gate A; ON and OFF
+    assert counted == {"teacher": 6 + 4, "base": 6 + 8}  # in the run, and alone for Gate A; ON and OFF
     assert sum(n for arm, n in steps if arm.startswith("random")) == 6 * 2
 
 
