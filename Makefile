@@ -1,6 +1,6 @@
 # make run        the main job: one evaluation on a small real model, logged to the local MLflow store
 # make test-fast  unit tests alone, under a minute: after each edit
-# make test       all tests but the long variants, those on real weights and real MLflow servers included; prints coverage
+# make test       all tests but the long variants, those on real weights, real MLflow servers and a card (where there is one); prints coverage
 # make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
 # make check      what CI checks besides: lint, format, types, which package imports which, the pages and their links
 # make docs       the documentation as a site in site/, after the pages that are made from the code

@@ -28,7 +28,7 @@ from cedkv.models import cpu, gguf_model
 from cedkv.models.batching import Batching
 from cedkv.models.capabilities import Capabilities, scope_layers, unsupported_error
 from cedkv.models.checkpoint import trusted_code
-from cedkv.models.devices import device_map, to_device
+from cedkv.models.devices import device_map, sum_dtype, to_device, use_exact_float32
 from cedkv.models.load_errors import explain_load_errors, explain_quantisation_errors
 from cedkv.models.opening import ModelSpec, open_spec
 from cedkv.models.rope_detection import detect_rope_layouts
@@ -84,6 +84,7 @@ def load(config: Phase2Config, spec: ModelSpec | None = None) -> LanguageModel:
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     spec = spec or open_spec(config)
+    use_exact_float32(spec.device, config.runtime.torch_dtype)
     name, capabilities, tokenizer = config.model.id, spec.capabilities, spec.tokenizer
     folder = spec.folder if spec.gguf is None else gguf_model.model_folder(spec.gguf, config.model.cache_dir)
     source = spec.source if spec.gguf is None else str(folder)
@@ -240,6 +241,8 @@ def _meta(config: Phase2Config, spec: ModelSpec, model: Any, device: torch.devic
         "device_map": {module: str(target) for module, target in getattr(model, "hf_device_map", {}).items()},
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.processor(),
         "attention": f"{attention.NAME} (sdpa)",
+        "distributions": str(sum_dtype(device)).removeprefix("torch."),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
         "torch_threads": torch.get_num_threads(),
         "threads": threads.in_force(),
         "versions": {

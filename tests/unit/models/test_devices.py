@@ -15,7 +15,7 @@ from cedkv.core.values import Placement, Record
 from cedkv.kv.cache import KVPrefix, assemble, gather
 from cedkv.kv.rope import RopeLayout
 from cedkv.models import loading
-from cedkv.models.devices import device_map, to_device
+from cedkv.models.devices import device_map, pick_device, to_device
 from cedkv.models.fingerprint import weights_digest
 from tests.support import tiny
 
@@ -125,3 +125,10 @@ def test_quantised_weights_that_cannot_be_loaded_here(tmp_path: Path, settings: 
     with pytest.raises(ModelError, match=what) as caught:
         tiny.load(folder)
     assert "take one that is not quantised" in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["cuda:128", "cuda:255", "cuda:256", "cuda:99999999999"])
+def test_an_index_that_torch_would_take_for_another_is_rejected(setting: str) -> None:
+    """It holds 8 bits of it: cuda:256 would silently be the first card."""
+    with pytest.raises(ConfigError, match=f"'{setting}' is no device"):
+        pick_device(setting, anywhere=True)
