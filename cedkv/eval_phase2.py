@@ -22,15 +22,16 @@ from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
 from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.batch import Announce, Batch, silent
-from cedkv.inference.distributions import kl
+from cedkv.inference.distributions import finite_by_the_end, kl
 from cedkv.inference.evidence import read_batch
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.off import OffAnswers, OffBase, read_off_base
 from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
+from cedkv.kv.transfers import index_on
 from cedkv.models.loading import LanguageModel
-from cedkv.recording import answers, heads_record, off_records, on_record, plumbing_records, repro_record, selection_record
+from cedkv.recording import answers, heads_record, off_records, on_record, plumbing_records, repro_records, selection_record
 from cedkv.tasks.load import Samples
 from cedkv.tasks.pairing import off_owner
 from cedkv.units import (
@@ -59,7 +60,9 @@ def run_units(
 ) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
     """Execute units in order; yield each unit with the records of every condition, by the condition's key."""
     for unit in units:
-        yield unit, _execute(lm, conditions, samples, unit, phase, step)
+        with finite_by_the_end():
+            records = _execute(lm, conditions, samples, unit, phase, step)
+        yield unit, records
 
 
 def _execute(
@@ -221,8 +224,7 @@ def _repeat(
         students = Students(reshuffled, [condition.config for condition in conditions])
         for index in students.order:
             select = students.answer(students.select(students.chosen[index].select))
-            repeated = [dict(repro_record(repeat, s, select, row)) for row, s in enumerate(reshuffled.samples)]
-            records[conditions[index].key] += repeated
+            records[conditions[index].key] += [dict(record) for record in repro_records(repeat, reshuffled.samples, select)]
     return records
 
 
@@ -257,21 +259,21 @@ def _check_inputs(
     of_off_prompts: bool,
 ) -> CheckInputs:
     """Return the inputs of the measured checks for some rows of the batch; OFF prompts for the checks that compare these."""
-    selected, teacher = arms.selected, batch.teacher
+    selected, teacher, at = arms.selected, batch.teacher, index_on(rows, base.logprobs.device)
     owners = [selected.choice.owners[row] for row in rows]
     off_alone, off_further = [], []
     if of_off_prompts and off_base is not None and off_select is not None:
         checked = [(rows.index(off.owners[i]), i) for i in off.checked()]
         off_alone = [(k, off.prompts[i], off_select.logprobs[i]) for k, i in checked]
-        answered = [(k, i, off_base.tokens[i]) for k, i in checked if off_base.tokens[i]]
-        off_further = [(k, off.prompts[i], tokens, off_select.kl[i, : len(tokens)].tolist()) for k, i, tokens in answered]
+        answered, kls = [(k, i, off_base.tokens[i]) for k, i in checked if off_base.tokens[i]], off_select.kl.tolist()
+        off_further = [(k, off.prompts[i], tokens, kls[i][: len(tokens)]) for k, i, tokens in answered]
     return CheckInputs(
         samples=[batch.samples[row] for row in rows],
         owners=[batch.samples[owner] for owner in owners],
-        base=base.logprobs[rows],
-        teacher=teacher.logprobs[rows],
-        select=select.logprobs[rows],
-        answers={"teacher": batch.teacher_answers.tokens[rows], "select": select.tokens[rows]},
+        base=base.logprobs[at],
+        teacher=teacher.logprobs[at],
+        select=select.logprobs[at],
+        answers={"teacher": batch.teacher_answers.tokens[at], "select": select.tokens[at]},
         demo=teacher.demo_prefixes(rows),
         selections=[selected.choice.selections[row] for row in rows],
         evidence=[arms.chosen.evidence[owner] for owner in owners],

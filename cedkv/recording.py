@@ -13,6 +13,7 @@ from cedkv.inference.answers import Answers
 from cedkv.inference.distributions import among_labels, kl
 from cedkv.inference.off import OffAnswers, OffBase
 from cedkv.inference.quality import GoldMass, Quality, gold_coverage
+from cedkv.kv.transfers import to_lists
 from cedkv.models.tokenizer import token_text
 from cedkv.records import HeadsRecord, OffRecord, OnRecord, PlumbingRecord, PrefixRecord, ReproRecord, SelectionRecord, TopToken
 from cedkv.selectors.base import attention_score
@@ -30,54 +31,65 @@ def answers(
         topk: tokens of each arm's distribution to keep.
     """
     base, teacher, select = (arms[name].logprobs for name in ("base", "teacher", "select"))
-    columns: dict[str, list[Any]] = {}
+    measured: dict[str, torch.Tensor] = {}  # (B,), and of random trials (B, trials)
     for name, arm in arms.items():
-        columns[f"token_{name}"] = arm.logprobs.argmax(dim=1).tolist()
-        columns[f"correct_{name}"] = arm.correct.tolist()
-        columns[f"answer_logprob_{name}"] = arm.answer.tolist()
-    n = len(samples)
-    columns |= {
-        "token_random": _by_sample([trial.logprobs.argmax(dim=1).tolist() for trial in randoms], n),
-        "correct_random": _by_sample([trial.correct.tolist() for trial in randoms], n),
-        "answer_logprob_random": _by_sample([trial.answer.tolist() for trial in randoms], n),
-        "kl_base_teacher": kl(base, teacher).tolist(),
-        "kl_select_teacher": kl(select, teacher).tolist(),
-        "kl_random_teacher": _by_sample([kl(trial.logprobs, teacher).tolist() for trial in randoms], n),
-        "kl_random_base": _by_sample([kl(trial.logprobs, base).tolist() for trial in randoms], n),
-        "phase2_delta_on_select": kl(select, base).tolist(),
-        "phase2_answer_logprob_gain": (arms["select"].answer - arms["base"].answer).tolist(),
+        measured[f"token_{name}"] = arm.logprobs.argmax(dim=1)
+        measured[f"correct_{name}"] = arm.correct
+        measured[f"answer_logprob_{name}"] = arm.answer
+    measured |= {
+        "token_random": _by_sample([trial.logprobs.argmax(dim=1) for trial in randoms], base),
+        "correct_random": _by_sample([trial.correct for trial in randoms], base),
+        "answer_logprob_random": _by_sample([trial.answer for trial in randoms], base),
+        "kl_base_teacher": kl(base, teacher),
+        "kl_select_teacher": kl(select, teacher),
+        "kl_random_teacher": _by_sample([kl(trial.logprobs, teacher) for trial in randoms], base),
+        "kl_random_base": _by_sample([kl(trial.logprobs, base) for trial in randoms], base),
+        "phase2_delta_on_select": kl(select, base),
+        "phase2_answer_logprob_gain": arms["select"].answer - arms["base"].answer,
     }
+    tops = {
+        (name, part): values
+        for name, arm in arms.items()
+        for part, values in zip(("logprob", "token"), arm.logprobs.topk(min(topk, arm.logprobs.shape[1]), dim=1), strict=True)
+    }
+    everyone = [arm.logprobs for arm in (*arms.values(), *randoms)]
+    of_labels = {
+        (row, part): values
+        for row, sample in enumerate(samples)
+        if sample.label_token_ids
+        for part, values in _among_labels([logprobs[row] for logprobs in everyone], list(arms).index("teacher"), sample).items()
+    }
+    found: dict[Any, list[Any]] = to_lists({**measured, **tops, **of_labels})
+    columns = {name: found[name] for name in measured}
     columns["rel_kl_to_teacher"] = [
         student / (alone + 1e-6)
         for student, alone in zip(columns["kl_select_teacher"], columns["kl_base_teacher"], strict=True)
     ]
-    tops = {name: _top(arm.logprobs, tokenizer, topk) for name, arm in arms.items()}
     return [
         {
             **{name: values[row] for name, values in columns.items()},
-            **_answers_among_labels(
-                {name: arm.logprobs[row] for name, arm in arms.items()}, [trial.logprobs[row] for trial in randoms], sample
-            ),
-            "topk": {name: top[row] for name, top in tops.items()},
+            **(_labels_record(sample, list(arms), found[row, "best"], found[row, "kl"]) if sample.label_token_ids else {}),
+            "topk": {name: _top(found[name, "token"][row], found[name, "logprob"][row], tokenizer) for name in arms},
         }
         for row, sample in enumerate(samples)
     ]
 
 
-def _answers_among_labels(arms: dict[str, torch.Tensor], randoms: Sequence[torch.Tensor], sample: OnSample) -> Record:
-    """Return what one sample answers among its labels; nothing where it has none.
+def _among_labels(everyone: Sequence[torch.Tensor], teacher: int, sample: OnSample) -> dict[str, torch.Tensor]:
+    """Return what one sample answers among its labels under A arms and trials: ``best``, the index of the most probable label,
+    (A,), and ``kl``, KL(arm || teacher) among them, (A,).
 
     Args:
-        arms: base, teacher, select -> (vocabulary,) log-probabilities.
-        randoms: the same for each random trial.
+        everyone: (vocabulary,) log-probabilities of each arm, then of each random trial.
+        teacher: which of them is the teacher's.
     """
-    labels = sample.label_token_ids
-    if not labels:
-        return {}
-    logprobs = torch.stack([among_labels(arm, labels) for arm in (*arms.values(), *randoms)])  # (arms and trials, labels)
-    right = [labels[best] == sample.answer_token_id for best in logprobs.argmax(dim=1).tolist()]
-    teacher = logprobs[list(arms).index("teacher")]
-    kls = kl(logprobs, teacher).tolist()
+    logprobs = torch.stack([among_labels(arm, sample.label_token_ids) for arm in everyone])  # (arms and trials, labels)
+    return {"best": logprobs.argmax(dim=1), "kl": kl(logprobs, logprobs[teacher])}
+
+
+def _labels_record(sample: OnSample, arms: Sequence[str], best: Sequence[int], kls: Sequence[float]) -> Record:
+    """Return the part of one sample's record that is of its labels; ``best`` and ``kls`` as of ``_among_labels``."""
+    right = [sample.label_token_ids[label] == sample.answer_token_id for label in best]
     record: Record = {"kl_random_teacher_labels": kls[len(arms) :], "correct_random_labels": right[len(arms) :]}
     for i, arm in enumerate(arms):
         record[f"correct_{arm}_labels"] = right[i]
@@ -134,8 +146,16 @@ def off_records(
         base, select: what they are answered alone, and under the prefixes.
         deltas: KL(select || base) of the token after the prompt, in nats.
     """
-    alone, under = base.logprobs.argmax(dim=1).tolist(), select.logprobs.argmax(dim=1).tolist()
-    entropies, kls, same = base.entropy().tolist(), select.kl.tolist(), select.same.tolist()
+    found = to_lists(
+        {
+            "alone": base.logprobs.argmax(dim=1),
+            "under": select.logprobs.argmax(dim=1),
+            "entropy": base.entropy(),
+            "kl": select.kl,
+            "same": select.same,
+        }
+    )
+    alone, under, entropies, kls, same = (found[name] for name in ("alone", "under", "entropy", "kl", "same"))
     return [
         {
             "type": "sample",
@@ -217,16 +237,20 @@ def plumbing_records(names: Sequence[str], observed: Mapping[str, Sequence[float
     ]
 
 
-def repro_record(repeat: int, sample: OnSample, select: Answers, row: int) -> ReproRecord:
-    """Return the select arm of one sample in a repetition, of what its batch answers."""
-    return {
-        "type": "repro",
-        "repeat": repeat,
-        "sample_id": sample.sample_id,
-        "token_select": int(select.logprobs[row].argmax()),
-        "correct_select": bool(select.correct[row]),
-        "answer_logprob_select": float(select.answer[row]),
-    }
+def repro_records(repeat: int, samples: Sequence[OnSample], select: Answers) -> list[ReproRecord]:
+    """Return the select arm of B samples in a repetition."""
+    found = to_lists({"token": select.logprobs.argmax(dim=1), "correct": select.correct, "answer": select.answer})
+    return [
+        {
+            "type": "repro",
+            "repeat": repeat,
+            "sample_id": sample.sample_id,
+            "token_select": token,
+            "correct_select": correct,
+            "answer_logprob_select": answer,
+        }
+        for sample, token, correct, answer in zip(samples, found["token"], found["correct"], found["answer"], strict=True)
+    ]
 
 
 def _prefix(selection: Selection, placement: Placement) -> PrefixRecord:
@@ -239,17 +263,14 @@ def _prefix(selection: Selection, placement: Placement) -> PrefixRecord:
     }
 
 
-def _by_sample(by_trial: Sequence[Sequence[Any]], n: int) -> list[list[Any]]:
-    return [[values[row] for values in by_trial] for row in range(n)]
+def _by_sample(by_trial: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Return one (B,) tensor per random trial as (B, trials); without trials (B, 0), B as in ``like``."""
+    return torch.stack(list(by_trial), dim=1) if by_trial else like.new_empty(len(like), 0)
 
 
-def _top(logprobs: torch.Tensor, tokenizer: Any, n: int) -> list[list[TopToken]]:
-    """Return the n most probable tokens of each row."""
-    values, ids = logprobs.topk(min(n, logprobs.shape[1]), dim=1)
+def _top(tokens: Sequence[int], logprobs: Sequence[float], tokenizer: Any) -> list[TopToken]:
+    """Return the most probable tokens of a row as they are recorded."""
     return [
-        [
-            {"token_id": token, "text": token_text(tokenizer, token), "logprob": value}
-            for token, value in zip(row_ids, row_values, strict=True)
-        ]
-        for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)
+        {"token_id": token, "text": token_text(tokenizer, token), "logprob": value}
+        for token, value in zip(tokens, logprobs, strict=True)
     ]

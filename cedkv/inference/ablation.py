@@ -20,6 +20,7 @@ from cedkv.inference.distributions import kl
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix import encode, kv_source
 from cedkv.kv.positioning import place
+from cedkv.kv.transfers import upload
 from cedkv.selectors.base import candidates
 
 
@@ -48,23 +49,27 @@ def answer_odds(batch: Batch, row: int) -> Callable[[NDArray[np.bool_]], NDArray
     hidden (ContextCite, Cohen-Wang et al. 2024). BOS is always visible.
     """
     sample, teacher = batch.samples[row], batch.teacher
-    token = int(teacher.logprobs[row].argmax())
 
     def compute(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
         key = ("answer odds", sample.sample_id, masks.shape, masks.tobytes())
         if key not in batch.drops:
             demo = teacher.demo_prefixes([row] * len(masks))
             visible = demo.visible.clone()
-            kept = torch.from_numpy(masks).to(visible.device)
+            kept = torch.from_numpy(masks).clone()
             kept[:, : int(sample.has_bos)] = True
-            visible[:, : kept.shape[1]] &= kept
+            visible[:, : kept.shape[1]] &= upload(kept, visible.device)
             queries, names = [sample.query_token_ids] * len(masks), [sample.sample_id] * len(masks)
             logprobs = next_token_logprobs(batch.lm, queries, names, replace(demo, visible=visible))
-            batch.drops[key] = log_odds(logprobs, token).cpu().numpy()
+            batch.drops[key] = log_odds(logprobs, greedy_tokens(batch)[row]).cpu().numpy()
         found: NDArray[np.float64] = batch.drops[key]
         return found
 
     return compute
+
+
+def greedy_tokens(batch: Batch) -> list[int]:
+    """Return the teacher's greedy token of every sample."""
+    return batch.cached("greedy tokens", lambda: batch.teacher.logprobs.argmax(dim=1).tolist())
 
 
 def log_odds(logprobs: torch.Tensor, token: int) -> torch.Tensor:

@@ -8,14 +8,15 @@ from typing import NamedTuple
 import torch
 
 from cedkv.inference.forward import Further, Ids
+from cedkv.kv.transfers import index_on
 
 
 class Answers(NamedTuple):
     """What B samples answer under one arm.
 
     logprobs: (B, vocabulary) of the token after the prompt.
-    tokens: (B, most answer tokens) float64, log-probability of each token of the right answer given those before it; 0 beyond
-        its last one.
+    tokens: (B, most answer tokens), log-probability of each token of the right answer given those before it; 0 beyond its last
+        one.
     correct: (B,) bool, every token of the right answer is the greedy one: what greedy decoding gives begins with the answer.
     """
 
@@ -30,7 +31,7 @@ class Answers(NamedTuple):
 
     def rows(self, index: Sequence[int]) -> Answers:
         """Return the answers of these rows, in this order, repeats allowed."""
-        return Answers(*(tensor[list(index)] for tensor in self))
+        return Answers(*(tensor[index_on(index, tensor.device)] for tensor in self))
 
 
 class AnswerReader:
@@ -43,8 +44,7 @@ class AnswerReader:
     def __init__(self, answers: Sequence[Ids]) -> None:
         """Take the right answers of B prompts, at least one token each."""
         self._answers = answers
-        self._tokens = torch.zeros(len(answers), max(map(len, answers)), dtype=torch.float64)
-        self._greedy = torch.ones(self._tokens.shape, dtype=torch.bool)
+        self._tokens = self._greedy = torch.empty(0)
         self.further = Further([answer[:-1] for answer in answers], self._visit)
 
     def read(self, logprobs: torch.Tensor) -> Answers:
@@ -52,7 +52,12 @@ class AnswerReader:
         self._visit(0, list(range(len(self._answers))), logprobs)
         return Answers(logprobs, self._tokens, self._greedy.all(dim=1))
 
+    @torch.inference_mode()
     def _visit(self, position: int, rows: list[int], logprobs: torch.Tensor) -> None:
-        tokens = torch.tensor([self._answers[row][position] for row in rows], device=logprobs.device)
-        self._tokens[rows, position] = logprobs.gather(1, tokens[:, None])[:, 0].cpu().double()
-        self._greedy[rows, position] = (logprobs.argmax(dim=1) == tokens).cpu()
+        if not len(self._tokens):
+            self._tokens = logprobs.new_zeros(len(self._answers), max(map(len, self._answers)))
+            self._greedy = torch.ones_like(self._tokens, dtype=torch.bool)
+        at = index_on(rows, logprobs.device)
+        tokens = index_on([self._answers[row][position] for row in rows], logprobs.device)
+        self._tokens[at, position] = logprobs.gather(1, tokens[:, None])[:, 0]
+        self._greedy[at, position] = logprobs.argmax(dim=1) == tokens

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cedkv.kv.cache import Layers
+from cedkv.kv.transfers import index_on
 from cedkv.models.loading import LanguageModel
 
 
@@ -16,7 +17,7 @@ def map_rows(lm: LanguageModel, lengths: Sequence[int], compute: Callable[[list[
     for indices, pass_result in lm.batching.passes(lengths, compute):
         if results is None:
             results = pass_result.new_empty(len(lengths), *pass_result.shape[1:])
-        results[indices] = pass_result
+        results[index_on(indices, results.device)] = pass_result
     if results is None:
         raise ValueError("no rows")
     return results
@@ -34,9 +35,10 @@ def map_kv(
             past_slots = pass_kv[0][0].shape[2] - max(lengths[i] for i in indices)  # slots in front of the rows
             longest = max(lengths) + past_slots
             buffers = tuple([zeros_like_kv(tensor, len(lengths), longest) for tensor in layers] for layers in pass_kv)
+        at = index_on(indices, buffers[0][0].device)
         for layers, layer_buffers in zip(pass_kv, buffers, strict=True):
             for tensor, buffer in zip(layers, layer_buffers, strict=True):
-                buffer[indices, :, : tensor.shape[2]] = tensor
+                buffer[at.to(buffer.device), :, : tensor.shape[2]] = tensor
     if buffers is None:
         raise ValueError("no rows")
     return tuple(buffers[0]), tuple(buffers[1])

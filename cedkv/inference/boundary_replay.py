@@ -16,6 +16,7 @@ from cedkv.core.values import OnSample, Placement
 from cedkv.inference.batched import map_kv
 from cedkv.inference.distributions import require_finite
 from cedkv.kv.cache import KVPrefix, Layers, cache_argument, read_cache
+from cedkv.kv.transfers import index_on, upload
 from cedkv.models.loading import LanguageModel
 
 
@@ -63,13 +64,14 @@ def replay_boundaries(
             mask[at, 0, :n, : len(old)] = stays & (old[None] < positions[at, :n, None])
             mask[at, 0, :n, -width:][:, :n] = torch.ones(n, n, dtype=torch.bool).tril()
             mask[at, 0, n:, -width] = True  # a row that sees nothing would give NaN
-        pass_keys, pass_values = (tuple(tensor[some] for tensor in tensors) for tensors in kept)
+        picked = index_on(some, device)
+        pass_keys, pass_values = (tuple(tensor[picked.to(tensor.device)] for tensor in tensors) for tensors in kept)
         visible = torch.ones(len(some), kept[0][0].shape[2], dtype=torch.bool, device=device)
         prefix = KVPrefix(pass_keys, pass_values, visible, torch.zeros(len(some), dtype=torch.long, device=device))
         output = lm.model.base_model(
-            input_ids=ids.to(lm.device),
-            attention_mask=mask.to(lm.device),
-            position_ids=positions.to(lm.device),
+            input_ids=upload(ids, lm.device),
+            attention_mask=upload(mask, lm.device),
+            position_ids=upload(positions, lm.device),
             use_cache=True,
             **cache_argument(lm.model.base_model, prefix.fresh_cache()),
         )
@@ -78,14 +80,15 @@ def replay_boundaries(
 
     new = map_kv(lm, [len(slots[row]) for row in rows], compute)
     names = [samples[row].sample_id for row in rows]
+    replayed_of = [index_on(slots[row], device) for row in rows]
     replaced: list[tuple[torch.Tensor, ...]] = []
     for old_layers, new_layers in zip(kept, new, strict=True):
         layers = []
         for old_tensor, new_tensor in zip(old_layers, new_layers, strict=True):
             require_finite(new_tensor, "K/V of replayed tokens", names)
             tensor = old_tensor.clone()
-            for at, row in enumerate(rows):
-                tensor[row, :, slots[row]] = new_tensor[at, :, : len(slots[row])]
+            for at, (row, replayed) in enumerate(zip(rows, replayed_of, strict=True)):
+                tensor[row, :, replayed.to(tensor.device)] = new_tensor[at, :, : len(replayed)]
             layers.append(tensor)
         replaced.append(tuple(layers))
     return replaced[0], replaced[1]

@@ -27,6 +27,7 @@ from cedkv.inference.teacher import TeacherOutput, read_queries, read_teacher
 from cedkv.kv.key_scores import key_scores
 from cedkv.kv.readers import AttentionReader, layer_readers
 from cedkv.kv.readings import QueryAttention, Reading, ReplayAttention, TokenScore, ValueNorm
+from cedkv.kv.transfers import download
 from cedkv.models.loading import LanguageModel
 from cedkv.models.output_projection import grams
 from cedkv.selectors.base import candidates
@@ -117,22 +118,27 @@ def read_evidence(batch: Batch, config: Phase2Config) -> list[Evidence]:
 
 def span_drops(batch: Batch, config: Phase2Config, row: int) -> dict[int, float]:
     """Return start -> closed-form drop of every candidate of a row, summed over the layers of the selection scope."""
-    layers = batch.lm.selection_layers(config.layer_scope.selection)
-    drops = batch.teacher.map(span_drop(config), row, layers).sum(dim=(0, 1)).tolist()
+    layers, reading = batch.lm.selection_layers(config.layer_scope.selection), span_drop(config)
+
+    def compute() -> list[torch.Tensor]:
+        return download([batch.teacher.map(reading, each, layers).sum(dim=(0, 1)) for each in range(len(batch.samples))])
+
+    drops = batch.cached(("span drops", reading, layers), compute)[row].tolist()
     return {span.start: drops[span.start] for span in candidates(batch.samples[row].token_kinds, config.select)}
 
 
 def token_score(batch: Batch, score: TokenScore, row: int) -> NDArray[np.float64]:
-    """Return a score of each demo token of one sample, (L,), computed once. Raises NumericsError: it is not finite."""
+    """Return a score of each demo token of one sample, (L,). Raises NumericsError: one of the batch is not finite."""
 
-    def compute() -> NDArray[np.float64]:
-        layers = batch.lm.selection_layers(score.scope)
-        per_head = head_map(batch, score.reading, row, layers)
-        pooled = pool(per_head, score, batch.lm.measured.get(head_weights_key(score.reading)))
-        require_finite(pooled[None], "token scores", [batch.names[row]])
-        return pooled.double().cpu().numpy()
+    def compute() -> list[NDArray[np.float64]]:
+        layers, weights = batch.lm.selection_layers(score.scope), batch.lm.measured.get(head_weights_key(score.reading))
+        scores = []
+        for each, name in enumerate(batch.names):
+            scores.append(pool(head_map(batch, score.reading, each, layers), score, weights))
+            require_finite(scores[-1][None], "token scores", [name])
+        return [pooled.double().numpy() for pooled in download(scores)]
 
-    return batch.cached(("token score", score, row), compute)
+    return batch.cached(("token scores", score), compute)[row]
 
 
 def head_weights_key(reading: Reading) -> tuple[str, Reading]:

@@ -25,6 +25,7 @@ from cedkv.inference.batched import map_kv, map_rows
 from cedkv.inference.distributions import log_softmax, require_finite
 from cedkv.kv.attention import HiddenPrefix, hide_prefix
 from cedkv.kv.cache import KVPrefix, Layers, cache_argument, read_cache
+from cedkv.kv.transfers import index_on, upload
 from cedkv.models.loading import LanguageModel
 
 Ids = Sequence[int]
@@ -112,7 +113,7 @@ def read_logits(
         if further is None:
             raise ValueError("tokens were given, and nothing takes what follows them")
         rows = [row for row, i in enumerate(indices) if len(further.given[i]) >= position]
-        after = logits[rows, position]
+        after = logits[index_on(rows, logits.device), position]
         require_finite(after, quantity, [names[indices[row]] for row in rows])
         further.visit(position, [indices[row] for row in rows], log_softmax(after))
     return log_softmax(logits[:, 0])
@@ -143,9 +144,9 @@ def prefill(lm: LanguageModel, rows: Sequence[Ids], positions: Sequence[Ids], na
             position_ids[row, :length] = torch.tensor(positions[i])
             mask[row, :length] = 1
         output = lm.model.base_model(
-            input_ids=ids.to(lm.device),
-            attention_mask=mask.to(lm.device),
-            position_ids=position_ids.to(lm.device),
+            input_ids=upload(ids, lm.device),
+            attention_mask=upload(mask, lm.device),
+            position_ids=upload(position_ids, lm.device),
             use_cache=True,
         )
         keys, values = read_cache(output)
@@ -165,7 +166,7 @@ def full_demo_prefix(keys: Layers, values: Layers, lengths: Sequence[int]) -> KV
         lengths: demo tokens per row. The first ``lengths[b]`` slots of row b are visible, and its query starts right after.
     """
     device = keys[0].device
-    length = torch.tensor(lengths, device=device)
+    length = index_on(lengths, device)
     visible = torch.arange(keys[0].shape[2], device=device)[None] < length[:, None]
     return KVPrefix(keys, values, visible, length)
 
@@ -190,7 +191,7 @@ def left_padded(
         ids[row, width : width + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         mask[row, width : width + len(tokens)] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    return ids.to(device), mask.to(device), positions.to(device)
+    return upload(ids, device), upload(mask, device), upload(positions, device)
 
 
 def last_logits(

@@ -11,7 +11,12 @@ import torch
 from cedkv.inference.decoding import decode, end_tokens
 from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.forward import Further, Ids
+from cedkv.kv.transfers import download, index_on
+from cedkv.models.devices import sum_dtype
 from cedkv.models.loading import LanguageModel
+
+ASKED = 8
+"""Tokens after which a card is asked whether an answer still goes on: every time, the host would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class OffAnswers(NamedTuple):
     """What N OFF prompts are answered under prefixes.
 
     logprobs: (N, vocabulary) of the token after the prompt.
-    kl: (N, most tokens) float64, KL(here || base) after each token of base's answer, all of them given, in nats.
+    kl: (N, most tokens), KL(here || base) after each token of base's answer, all of them given, in nats.
     same: (N, most tokens) bool, the greedy token there is base's.
     """
 
@@ -56,8 +61,9 @@ class OffReader:
     def __init__(self, base: OffBase, prompts: Sequence[int]) -> None:
         """Take the prompts of the pass, by their index in ``base``."""
         self._base, self._prompts = base, prompts
-        self._kl = torch.zeros(len(prompts), base.further.shape[1], dtype=torch.float64)
-        self._same = torch.zeros(self._kl.shape, dtype=torch.bool)
+        device = base.further.device
+        self._kl = torch.zeros(len(prompts), base.further.shape[1], dtype=sum_dtype(device), device=device)
+        self._same = torch.zeros_like(self._kl, dtype=torch.bool)
         self.further = Further([base.tokens[prompt] for prompt in prompts], self._visit)
 
     def read(self, logprobs: torch.Tensor) -> OffAnswers:
@@ -65,9 +71,10 @@ class OffReader:
         return OffAnswers(logprobs, self._kl, self._same)
 
     def _visit(self, position: int, rows: list[int], logprobs: torch.Tensor) -> None:
-        base = log_softmax(self._base.further[[self._prompts[row] for row in rows], position - 1])
-        self._kl[rows, position - 1] = kl(logprobs, base).cpu().double()
-        self._same[rows, position - 1] = (logprobs.argmax(dim=1) == base.argmax(dim=1)).cpu()
+        at, prompts = (index_on(where, logprobs.device) for where in (rows, [self._prompts[row] for row in rows]))
+        base = log_softmax(self._base.further[prompts, position - 1])
+        self._kl[at, position - 1] = kl(logprobs, base)
+        self._same[at, position - 1] = logprobs.argmax(dim=1) == base.argmax(dim=1)
 
 
 def read_off_base(lm: LanguageModel, prompts: Sequence[Ids], names: Sequence[str], tokens: int) -> OffBase:
@@ -81,28 +88,31 @@ def read_off_base(lm: LanguageModel, prompts: Sequence[Ids], names: Sequence[str
     Raises:
         NumericsError: a logit is not finite.
     """
-    ends = torch.tensor(sorted(end_tokens(lm)), device=lm.device)
-    answers = torch.zeros(len(prompts), tokens, dtype=torch.long)
-    lengths = torch.zeros(len(prompts), dtype=torch.long)
+    ends = index_on(sorted(end_tokens(lm)), lm.device)
+    answers = torch.zeros(len(prompts), tokens, dtype=torch.long, device=lm.device)
+    lengths = torch.zeros(len(prompts), dtype=torch.long, device=lm.device)
     logprobs = further = torch.empty(0)
 
     def choose(done: int, rows: list[int], logits: torch.Tensor) -> torch.Tensor | None:
         nonlocal logprobs, further
+        at = index_on(rows, lm.device)
         if done == 0:
             if not len(logprobs):
                 further = logits.new_zeros(len(prompts), tokens, logits.shape[1])
             after = log_softmax(logits)
             logprobs = logprobs if len(logprobs) else after.new_empty(len(prompts), after.shape[1])
-            logprobs[rows], lengths[rows] = after, 0
+            logprobs[at], lengths[at] = after, 0
         else:
-            further[rows, done - 1] = logits
+            further[at, done - 1] = logits
         if done == tokens:
             return None
         chosen = logits.argmax(dim=1)
-        going = (lengths[rows] == done) & ~torch.isin(chosen, ends).cpu()
-        answers[rows, done] = chosen.cpu()
-        lengths[rows] += going
-        return chosen if going.any() else None
+        going = (lengths[at] == done) & ~torch.isin(chosen, ends)
+        answers[at, done] = chosen
+        lengths[at] += going
+        asked = lm.device.type == "cpu" or (done + 1) % ASKED == 0
+        return None if asked and not going.any() else chosen
 
     decode(lm, prompts, names, tokens, choose)
-    return OffBase(logprobs, [tuple(a[:n]) for a, n in zip(answers.tolist(), lengths.tolist(), strict=True)], further)
+    given, counts = (tensor.tolist() for tensor in download([answers, lengths]))
+    return OffBase(logprobs, [tuple(a[:n]) for a, n in zip(given, counts, strict=True)], further)

@@ -19,11 +19,12 @@ from cedkv.config.extensions import SELECTORS
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
 from cedkv.core.values import Evidence, OnSample, Selection, Span
-from cedkv.inference.ablation import answer_odds
+from cedkv.inference.ablation import answer_odds, greedy_tokens
 from cedkv.inference.batch import Announce, Batch
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.passes import mass_rows, token_scores
 from cedkv.kv.readings import RowAttention
+from cedkv.kv.transfers import download, index_on
 from cedkv.metrics_phase2 import spearman
 from cedkv.selectors.base import (
     SelectionTask,
@@ -144,7 +145,7 @@ def _masked_answers(batch: Batch, row: int, n: int, span_len: int, seed: int) ->
     visible = rng_for(seed, "lds", 0, sample.sample_id).random((n, pieces)) < 0.5
     distinct, place = np.unique(visible, axis=0, return_inverse=True)  # a short demo has fewer masks than are drawn
     log_odds = answer_odds(batch, row)(visible_tokens(distinct, sample.token_kinds, span_len))[place.reshape(-1)]
-    return MaskedAnswers(visible, int(batch.teacher.logprobs[row].argmax()), log_odds)
+    return MaskedAnswers(visible, greedy_tokens(batch)[row], log_odds)
 
 
 def lds(worth: NDArray[np.float64] | None, answers: MaskedAnswers, sample: OnSample, span_len: int) -> float | None:
@@ -178,11 +179,12 @@ def comprehensiveness(batch: Batch, spans: Sequence[tuple[Span, ...]], announce:
     new = [key for key in keys if key not in known]
     if new:
         rows = [row for row, _ in new]
-        answers = torch.tensor([batch.samples[row].answer_token_id for row in rows], device=batch.teacher.logprobs.device)
+        answers = index_on([batch.samples[row].answer_token_id for row in rows], batch.teacher.logprobs.device)
         hidden = batch.teacher.demo_prefixes(rows).hide([chosen for _, chosen in new])
         queries, names = [batch.samples[row].query_token_ids for row in rows], [batch.names[row] for row in rows]
         without = next_token_logprobs(batch.lm, queries, names, hidden)
-        falls = batch.teacher.logprobs[rows].gather(1, answers[:, None]) - without.gather(1, answers[:, None])
+        whole = batch.teacher.logprobs[index_on(rows, answers.device)]
+        falls = whole.gather(1, answers[:, None]) - without.gather(1, answers[:, None])
         known.update(zip(new, falls[:, 0].tolist(), strict=True))
     return [known[key] for key in keys]
 
@@ -214,6 +216,6 @@ def gold_mass(batch: Batch, config: Phase2Config) -> GoldMass | None:
 
     def compute() -> torch.Tensor:
         masses = [batch.teacher.map(rows, row, layers)[:, :, slice(*batch.samples[row].gold_tokens or ())] for row in with_gold]
-        return torch.stack([mass.cpu().double().sum(dim=2) for mass in masses]).sum(dim=0)
+        return torch.stack([mass.double().sum(dim=2) for mass in download(masses)]).sum(dim=0)
 
     return GoldMass(rows, tuple(sorted(layers)), batch.cached(("gold mass", rows, layers), compute), len(with_gold))

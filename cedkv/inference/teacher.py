@@ -18,6 +18,7 @@ from cedkv.kv.attention import observe_attention
 from cedkv.kv.cache import KVPrefix, read_cache
 from cedkv.kv.readers import AttentionReader, PassRows, measure_inputs
 from cedkv.kv.readings import Reading
+from cedkv.kv.transfers import index_on
 from cedkv.models.loading import LanguageModel
 
 
@@ -59,7 +60,8 @@ class TeacherOutput:
 
     def map(self, reading: Reading, sample: int, layers: frozenset[int]) -> torch.Tensor:
         """Return a reading of one sample's demo in some layers, (layers, H, L). Raises NumericsError: it is not finite."""
-        found = self.maps[reading][sample][[self.layers.index(layer) for layer in sorted(layers)]]
+        read = self.maps[reading][sample]
+        found = read[index_on([self.layers.index(layer) for layer in sorted(layers)], read.device)]
         require_finite(found[None], "token scores", [self.names[sample]])
         return found
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from cedkv.core.values import Placement
 from cedkv.kv.rope import RopeLayout, rerotate_keys
+from cedkv.kv.transfers import index_on, upload
 
 Layers = tuple[torch.Tensor, ...]
 """Keys or values, one (B, H_kv, T, D_h) tensor per layer."""
@@ -52,8 +53,10 @@ class KVPrefix:
         if index == list(range(index[0], index[0] + len(index))):
             return self._map_tensors(lambda tensor: tensor[index[0] : index[0] + len(index)])
         if index == index[:1] * len(index):
-            return self._map_tensors(lambda tensor: tensor[index[:1]].expand(len(index), *tensor.shape[1:]))
-        return self._map_tensors(lambda tensor: tensor[index])
+            row = slice(index[0], index[0] + 1)
+            return self._map_tensors(lambda tensor: tensor[row].expand(len(index), *tensor.shape[1:]))
+        at = index_on(index, self.visible.device)
+        return self._map_tensors(lambda tensor: tensor[at.to(tensor.device)])  # layers may be on several devices
 
     def _map_tensors(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> KVPrefix:
         keys, values = tuple(map(pick, self.keys)), tuple(map(pick, self.values))
@@ -120,7 +123,7 @@ def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> K
     """
     slots = max(placement.slots for placement in placements)
     device = keys[0].device
-    kept = torch.tensor([len(placement.kept_tokens) for placement in placements], device=device)
+    kept = index_on([len(placement.kept_tokens) for placement in placements], device)
     visible = torch.arange(slots, device=device)[None] < kept[:, None]
 
     def pad_to_slots(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,7 +136,7 @@ def assemble(keys: Layers, values: Layers, placements: Sequence[Placement]) -> K
         tuple(map(pad_to_slots, keys)),
         tuple(map(pad_to_slots, values)),
         visible,
-        torch.tensor([placement.query_start for placement in placements], device=device),
+        index_on([placement.query_start for placement in placements], device),
     )
 
 
@@ -157,20 +160,21 @@ def gather(
     """
     device = source.visible.device
     longest = max(len(placement.kept_tokens) for placement in placements)
-    tokens = torch.zeros(len(placements), longest, dtype=torch.long, device=device)
+    tokens = torch.zeros(len(placements), longest, dtype=torch.long)
     shift = torch.zeros_like(tokens)
     for row, placement in enumerate(placements):
-        kept = torch.tensor(placement.kept_tokens, device=device)
+        kept = torch.tensor(placement.kept_tokens)
         tokens[row, : len(kept)] = kept
-        shift[row, : len(kept)] = torch.tensor(placement.key_positions, device=device) - kept
-    demo_rows = torch.tensor(list(rows), device=device)[:, None]
+        shift[row, : len(kept)] = torch.tensor(placement.key_positions) - kept
+    moves = bool(shift.any())
+    demo_rows, tokens, shift = index_on(rows, device)[:, None], upload(tokens, device), upload(shift, device)
 
     def take_kept(tensor: torch.Tensor) -> torch.Tensor:
         rows_here, tokens_here = demo_rows.to(tensor.device), tokens.to(tensor.device)  # layers may be on several devices
         return tensor[rows_here, :, tokens_here].transpose(1, 2)  # (B, K, H_kv, D_h) -> (B, H_kv, K, D_h)
 
     keys = tuple(take_kept(key) for key in source.keys)
-    if shift.any():
+    if moves:
         if rope_layouts is None:
             raise ValueError("keys that cannot be moved were given new positions")
         keys = tuple(rerotate_keys(key, shift, rope) for key, rope in zip(keys, rope_layouts, strict=True))

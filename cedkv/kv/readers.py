@@ -18,6 +18,7 @@ from cedkv.core.errors import ModelError
 from cedkv.kv.attention import ROW_CHUNK, AttentionCall
 from cedkv.kv.readings import ExpectedAttention, Reading, ReceivedAttention, RowAttention, SpanDrop, ValueNorm
 from cedkv.kv.rope import RopeLayout, mean_rotation, rerotate_keys
+from cedkv.kv.transfers import index_on, upload
 
 Grams = Mapping[int, torch.Tensor]
 """Layer -> W_o^T W_o of every query head, (H_q, D_h, D_h) float32: ||W_o v||^2 = v^T W_o^T W_o v."""
@@ -31,12 +32,14 @@ class PassRows:
     demo: per row, the slots ``[start, end)`` of its demo among the keys.
     after: columns behind the queries, of tokens that are given after them: readers see neither their rows nor their keys.
     input_norms: attention module -> (B, T_q) norms of its input, where they are measured.
+    counts: window and device -> ``_counts``, the same in all layers of the pass.
     """
 
     query_rows: Sequence[int]
     demo: Sequence[tuple[int, int]]
     after: int = 0
     input_norms: dict[Any, torch.Tensor] = field(default_factory=dict)
+    counts: dict[tuple[int | None, torch.device], tuple[torch.Tensor, int]] = field(default_factory=dict)
 
 
 class LayerReader(ABC):
@@ -56,10 +59,10 @@ class AttentionRows(LayerReader):
     def read(self, call: AttentionCall, rows: PassRows) -> dict[Reading, torch.Tensor]:
         pooled: dict[Reading, torch.Tensor] = {}
         counts = {r: _counts(r.window, rows, call) for r in self.readings}
-        for start, attention in _query_attention(call, max(int(count.max()) for count in counts.values())):
+        for start, attention in _query_attention(call, max(most for _, most in counts.values())):
             stop = start + attention.shape[2]
             from_end = call.query.shape[2] - torch.arange(start, stop, device=attention.device)
-            for reading, count in counts.items():
+            for reading, (count, _) in counts.items():
                 weight = (from_end[None] <= count[:, None]).float()
                 if reading.over_input:
                     norms = rows.input_norms[call.module][:, start:stop].to(weight.device)
@@ -131,8 +134,8 @@ class SpanDrops(LayerReader):
         moved = value.new_zeros(value.shape[0], 1, slots)
         if slots < length:
             return {self.reading: moved}
-        counts = _counts(self.reading.window, rows, call)
-        for start, attention in _query_attention(call, int(counts.max())):
+        counts, most = _counts(self.reading.window, rows, call)
+        for start, attention in _query_attention(call, most):
             for i in range(attention.shape[2]):
                 counted = (call.query.shape[2] - (start + i) <= counts).float()
                 weights = attention[:, :, i]  # (B, H, T)
@@ -194,7 +197,7 @@ class ExpectedAttentions(LayerReader):
             back = -torch.arange(first - start, end - start, device=query.device)
             query = rerotate_keys(query[None], back[None], rope)[0]
             future = torch.arange(end - start, end - start + self.reading.future)
-            mean_turn = mean_rotation(future, rope, query.shape[-1]).to(query.device)
+            mean_turn = upload(mean_rotation(future, rope, query.shape[-1]), query.device)
         mean = query.mean(dim=1)
         centred = query - mean[:, None]
         covariance = centred.transpose(1, 2) @ centred / query.shape[1]
@@ -223,10 +226,13 @@ def layer_readers(readings: Collection[Reading], grams: Grams, rope: Sequence[Ro
     return tuple(readers)
 
 
-def _counts(window: int | None, rows: PassRows, call: AttentionCall) -> torch.Tensor:
-    """Return how many of each row's last query rows are read, (B,)."""
-    counts = [n if window is None else min(window, n) for n in rows.query_rows]
-    return torch.tensor(counts, device=call.query.device)
+def _counts(window: int | None, rows: PassRows, call: AttentionCall) -> tuple[torch.Tensor, int]:
+    """Return how many of each row's last query rows are read, (B,), and the largest of these numbers."""
+    key = window, call.query.device
+    if key not in rows.counts:
+        counts = [n if window is None else min(window, n) for n in rows.query_rows]
+        rows.counts[key] = index_on(counts, call.query.device), max(counts)
+    return rows.counts[key]
 
 
 def _query_attention(call: AttentionCall, n: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -13,7 +13,7 @@ from cedkv.inference.answers import AnswerReader, Answers
 from cedkv.inference.off import OffAnswers, OffBase
 from cedkv.inference.quality import Quality
 from cedkv.metrics_phase2 import run_metrics
-from cedkv.recording import answers, off_records, on_record, repro_record, selection_record
+from cedkv.recording import answers, off_records, on_record, repro_records, selection_record
 from tests.support import making
 
 VOCABULARY = 50
@@ -205,7 +205,7 @@ def test_off_and_repeated_records() -> None:
     assert kept["same_token"] is True
     assert run_metrics([], [moved, kept])["phase2_off_delta_mean_select"] == 0.125
     assert run_metrics([], [moved, kept])["phase2_off_same_token_share"] == 0.5
-    again = repro_record(2, SAMPLE, AnswerReader([(3,), (ANSWER,)]).read(torch.stack([BASE, RANDOMS[1]])), 1)
+    _, again = repro_records(2, [SAMPLE, SAMPLE], AnswerReader([(3,), (ANSWER,)]).read(torch.stack([BASE, RANDOMS[1]])))
     assert (again["repeat"], again["token_select"], again["correct_select"]) == (2, 5, False)
     assert again["answer_logprob_select"] == pytest.approx(float(RANDOMS[1][ANSWER]))
 

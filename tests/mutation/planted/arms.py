@@ -92,7 +92,7 @@ def select_counted_as_wrong(patch: Patch) -> None:
     """In the run and in its repetitions alike; every distribution stays what it is."""
     wrong = {"correct_select": False}
     points.ANSWERS.wrap(patch, lambda real, *arguments: [{**record, **wrong} for record in real(*arguments)])
-    points.REPRO_RECORD.wrap(patch, lambda real, *arguments: {**real(*arguments), **wrong})
+    points.REPRO_RECORDS.wrap(patch, lambda real, *arguments: [{**record, **wrong} for record in real(*arguments)])
 
 
 def entropy_as_a_mean_over_the_vocabulary(patch: Patch) -> None:
