@@ -38,9 +38,9 @@ def choose(environment: MutableMapping[str, str] | None = None, system: Path = P
 
 
 def in_force() -> dict[str, Any]:
-    """Return the CPUs that this process can use, and the settings of its threads, chosen here or by the user."""
-    names = sorted((WAITING | NUMBER) & os.environ.keys())
-    return {"cpus": usable_cpus(), "environment": {name: os.environ[name] for name in names}}
+    """Return facts for a run: the CPUs that this process can use, and the settings of threads, chosen here or by the user."""
+    settings = (f"{name}={os.environ[name]}" for name in sorted((WAITING | NUMBER) & os.environ.keys()))
+    return {"threads_usable_cpus": usable_cpus(), "threads_environment": " ".join(settings)}
 
 
 def usable_cpus(system: Path = Path("/")) -> int:

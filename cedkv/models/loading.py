@@ -244,7 +244,7 @@ def _meta(config: Phase2Config, spec: ModelSpec, model: Any, device: torch.devic
         "distributions": str(sum_dtype(device)).removeprefix("torch."),
         "tf32": torch.get_float32_matmul_precision() != "highest",
         "torch_threads": torch.get_num_threads(),
-        "threads": threads.in_force(),
+        **threads.in_force(),
         "versions": {
             "cedkv": __version__,
             "python": platform.python_version(),

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from filelock import FileLock
 
 from cedkv.core.errors import ConfigError, DataError, RunInterrupted
@@ -188,6 +189,21 @@ def test_a_run_that_mlflow_has_lost_is_resumed_after_its_folder_was_logged_as_a_
     assert left_by(interrupted) == undisturbed
     assert mlflow.get_run(run_id).info.status == "FINISHED"
     assert mlflow.get_run(interrupted).info.lifecycle_stage == "deleted"
+
+
+def test_a_resumed_run_takes_the_threads_it_was_started_with(interrupted: str, llama_folder: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        named = config(llama_folder, f"runtime.threads={before + 1}")
+        message = rf"runtime\.torch_threads: {before} then, {before + 1} now"
+        unchanged(interrupted, resume(interrupted, named), ConfigError, message)
+        resume(interrupted, config(llama_folder))()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    lines = (OUTPUTS / interrupted / "journal.jsonl").read_text().splitlines()[1:]
+    assert {json.loads(line)["ran_on"]["runtime.torch_threads"] for line in lines} == {before}
 
 
 def test_changed_samples_are_rejected_by_name(store: str, certified: Path, tmp_path: Path) -> None:

@@ -92,3 +92,12 @@ def test_a_command_chooses_before_it_does_anything_else(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit):
         program(command, "any")
     assert {name: seen[0].get(name) for name in threads.SPIN} == threads.SPIN
+
+
+def test_a_run_s_facts_have_what_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "3", "OMP_PLACES": "cores"})
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 5)
+    assert threads.in_force() == {
+        "threads_usable_cpus": 5,
+        "threads_environment": "GOMP_SPINCOUNT=7 OMP_NUM_THREADS=3",
+    }
