@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cedkv.checks.base import CheckInputs, measured_checks, run_checks
-from cedkv.checks.consistency import snapshot
+from cedkv.checks.base import CheckInputs, MeasuredCheck, measured_checks, run_checks
+from cedkv.checks.stored import snapshot
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
@@ -75,9 +75,10 @@ def _execute(
         [unit.on.index(off_owner(j, len(samples.on))) for j in unit.off],
         OFF_ALONE if sizes.gate_a_samples else (0, 0),  # without Gate A in benchmarks
     )
-    gate_a_rows = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
+    gate_a = [row for row, i in enumerate(unit.on) if i < sizes.gate_a_samples]
+    checked = CheckedRows(gate_a, gate_a or [len(on) - 1] if sizes.gate_a_samples else [], off.rows_of(off.checked()))
     partners = partner_rows(conditions, unit.on, len(samples.on))
-    batch = read_batch(lm, configs, on, partners, step, sorted({*gate_a_rows, *off.rows_of(off.checked())}))
+    batch = read_batch(lm, configs, on, partners, step, checked.all)
 
     def alone(sample: OnSample) -> Batch:
         return read_batch(lm, configs, [sample], None, silent, keep=[0])
@@ -99,10 +100,10 @@ def _execute(
         condition, chosen = conditions[index], students.chosen[index]
         step("select", len(on))
         selected = students.select(chosen.select)
-        untouched = _snapshots(batch, selected, gate_a_rows)
+        untouched = _snapshots(batch, selected, gate_a)
         counted_as = len(on) if condition in counted else 0
         arms = ConditionArms(condition.config, chosen, selected, untouched, alone, counted_as)
-        records[condition.key] = _run_condition(students, arms, base, off, off_base, gate_a_rows, step)
+        records[condition.key] = _run_condition(students, arms, base, off, off_base, checked, step)
     for repeat in range(1, sizes.repro_runs):
         for key, repeated in _repeat(batch, conditions, unit, len(samples.on), repeat, step).items():
             records[key] += repeated
@@ -138,6 +139,33 @@ class OffPrompts:
 
 
 @dataclass(frozen=True)
+class CheckedRows:
+    """The rows of a unit that Gate A is measured on.
+
+    gate_a: the ON samples of Gate A. of_every_unit: these, or one other where there are none. off: the rows under whose
+    prefixes the checked OFF prompts run.
+    """
+
+    gate_a: list[int]
+    of_every_unit: list[int]
+    off: list[int]
+
+    @property
+    def all(self) -> list[int]:
+        """Every row that a check looks at, ascending."""
+        return sorted({*self.of_every_unit, *self.off})
+
+    def checks(self) -> Iterator[tuple[list[int], list[MeasuredCheck], bool]]:
+        """Yield rows, the checks that are measured on them, and whether these compare OFF prompts."""
+        every = measured_checks()
+        of_on = [check for check in every if not check.of_off_prompts and (self.gate_a or check.of_every_unit)]
+        of_off = [check for check in every if check.of_off_prompts]
+        for rows, checks in ((self.of_every_unit, of_on), (self.off, of_off)):
+            if rows:
+                yield rows, checks, checks is of_off
+
+
+@dataclass(frozen=True)
 class ConditionArms:
     """One condition on a batch before its answers are computed.
 
@@ -161,7 +189,7 @@ def _run_condition(
     base: Answers,
     off: OffPrompts,
     off_base: OffBase | None,
-    gate_a_rows: list[int],
+    checked: CheckedRows,
     step: Announce,
 ) -> list[Record]:
     """Run one condition's arms and checks; return its records: OFF, Gate A, then an ON and a selection record per sample,
@@ -169,7 +197,6 @@ def _run_condition(
 
     Args:
         base, off_base: what is answered without a prefix, to ON samples and to OFF prompts.
-        gate_a_rows: rows on which Gate A is measured.
     """
     batch, config, selected, chosen = students.batch, arms.config, arms.selected, arms.chosen
     select = students.answer(selected)
@@ -184,14 +211,12 @@ def _run_condition(
     for trial, choice in enumerate(chosen.randoms, 1):
         step(f"random {trial}/{len(chosen.randoms)}", arms.trial_evaluations)
         randoms.append(students.answer_random(choice))
-    step("gate A", len(gate_a_rows))
+    step("gate A", len(checked.gate_a))
     plumbing: dict[str, Record] = {}
-    for rows, of_off_prompts in ((gate_a_rows, False), (off.rows_of(off.checked()), True)):
-        if rows:
-            inputs = _check_inputs(batch, arms, base, select, off, off_base, off_select, rows, of_off_prompts)
-            checks = [check for check in measured_checks() if check.of_off_prompts == of_off_prompts]
-            for record in plumbing_records(inputs.names, run_checks(batch.lm, config, inputs, checks)):
-                plumbing.setdefault(record["sample_id"], {}).update(record)
+    for rows, checks, of_off_prompts in checked.checks():
+        inputs = _check_inputs(batch, arms, base, select, off, off_base, off_select, rows, of_off_prompts)
+        for record in plumbing_records(inputs.names, run_checks(batch.lm, config, inputs, checks)):
+            plumbing.setdefault(record["sample_id"], {}).update(record)
     records += plumbing.values()
     by_arm = {"base": base, "teacher": batch.teacher_answers, "select": select}
     answers_of = answers(by_arm, randoms, batch.samples, batch.lm.tokenizer, config.reporting.topk_tokens)

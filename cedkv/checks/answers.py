@@ -1,17 +1,19 @@
-"""Gate A: what is read after the next token (whole answers, base's answers to OFF prompts), found again token by token.
+"""Gate A: what is read after the next token (whole answers, base's answers to OFF prompts), found again in another way.
 
-The arms give all tokens in one pass. Here the model decodes: each token in a pass of its own, over a cache that grows.
+The arms give these tokens behind their rows, in the pass of the row. Here they are decoded, each in a pass of its own over a
+cache that grows, or belong to the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
-from cedkv.checks.reference import alone_prefix
+from cedkv.checks.reference import off_alone
 from cedkv.config.schema import Phase2Config
 from cedkv.inference.decoding import decode
 from cedkv.inference.distributions import kl, log_softmax
@@ -95,10 +97,11 @@ class AnswerAlone(MeasuredCheck):
 
 
 class OffFurtherAlone(MeasuredCheck):
-    """The effect along base's answer to an OFF prompt, decoded in a batch of one = in the batch.
+    """The effect along base's answer to an OFF prompt, in a batch of one = in the batch.
 
     Largest difference of KL(select || base) after a token of the answer, for the longest two OFF prompts of every unit and
-    its shortest one. It applies where ``eval.off_tokens`` is set.
+    its shortest one. Alone, prompt and answer are one row, read at its last tokens. It applies where ``eval.off_tokens`` is
+    set.
 
     Why: the tokens of base's answer are given in one pass, where a shift by one would go unnoticed. Cannot see: whether
     these tokens are what base would answer.
@@ -114,15 +117,13 @@ class OffFurtherAlone(MeasuredCheck):
         return False
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> Sequence[float | None] | None:
-        injection = lm.injection_layers(config.layer_scope.injection)
-        worst: list[list[float]] = [[] for _ in inputs.samples]
-        for row, prompt, tokens, batched in inputs.off_further:
-            prefix, names, given = alone_prefix(lm, config, inputs, row), [prompt.sample_id], [tokens]
-            under = torch.stack(_decoded(lm, [prompt.student_ids], names, given, prefix, injection)[0][1:])
-            base = _uncached(lm, prompt.token_ids, tokens)
-            worst[row].append(float(np.abs(np.subtract(kl(under, base).tolist(), batched)).max()))
         if not inputs.off_further:
             return None
+        worst: list[list[float]] = [[] for _ in inputs.samples]
+        for row, prompt, tokens, batched in inputs.off_further:
+            base = inputs.cached(("OFF base alone", prompt.sample_id), partial(_uncached, lm, prompt.token_ids, tokens))
+            under = off_alone(lm, config, inputs, row, prompt)[1:]
+            worst[row].append(float(np.abs(np.subtract(kl(under, base).tolist(), batched)).max()))
         return [float(np.max(of_row)) if of_row else None for of_row in worst]  # NaN stays NaN
 
 

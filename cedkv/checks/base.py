@@ -36,8 +36,8 @@ CHECKS: Registry[Any] = Registry(
         "gateA.teacher_incremental": "cedkv.checks.consistency:TeacherIncremental",
         "gateA.null_effect": "cedkv.checks.consistency:NullEffect",
         "gateA.nonzero_effect": "cedkv.checks.effects:NonzeroEffect",
-        "gateA.roundtrip_rel_kl": "cedkv.checks.consistency:RoundtripRelKl",
-        "gateA.roundtrip_exact": "cedkv.checks.consistency:RoundtripExact",
+        "gateA.roundtrip_rel_kl": "cedkv.checks.stored:RoundtripRelKl",
+        "gateA.roundtrip_exact": "cedkv.checks.stored:RoundtripExact",
         "gateA.repro_tolerance": "cedkv.checks.effects:ReproTolerance",
         "gateA.keep_all_absolute": "cedkv.checks.consistency:KeepAllAbsolute",
         "gateA.padding_equivalence": "cedkv.checks.consistency:PaddingEquivalence",
@@ -45,7 +45,7 @@ CHECKS: Registry[Any] = Registry(
         "gateA.attention_alone": "cedkv.checks.reference:AttentionAlone",
         "gateA.selection_rules": "cedkv.checks.reference:SelectionRules",
         "gateA.kv_precision": "cedkv.checks.precision:KvPrecision",
-        "gateA.source_cache_unchanged": "cedkv.checks.consistency:SourceCacheUnchanged",
+        "gateA.source_cache_unchanged": "cedkv.checks.stored:SourceCacheUnchanged",
         "gateA.arithmetic": "cedkv.checks.precision:Arithmetic",
         "gateA.left_alone": "cedkv.checks.reference:LeftAlone",
         "gateA.first_layer": "cedkv.checks.reference:FirstLayer",
@@ -246,6 +246,7 @@ class MeasuredCheck(Check):
         certified: the certificate measures it too, on its probe.
         of_off_prompts: it compares OFF prompts, and is measured on some of every unit; other checks are measured on the first
             ``eval.gate_a_samples`` ON samples.
+        of_every_unit: it is also measured on one ON sample of each unit that has none of these.
     """
 
     gate = "A"
@@ -254,6 +255,7 @@ class MeasuredCheck(Check):
     counts_to_floor: ClassVar[bool] = False
     certified: ClassVar[bool] = False
     of_off_prompts: ClassVar[bool] = False
+    of_every_unit: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

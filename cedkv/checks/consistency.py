@@ -6,13 +6,14 @@ that the arms use.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.checks.reference import alone_base, alone_batch, alone_student, is_one_pass
@@ -22,22 +23,79 @@ from cedkv.core.values import Placement
 from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.forward import left_padded, next_token_logprobs
 from cedkv.inference.prefix import encode
-from cedkv.inference.prefix_store import load_prefix, save_prefix
-from cedkv.kv.cache import KVPrefix, assemble, cache_argument, output_cache
+from cedkv.kv.cache import assemble, cache_argument, output_cache
 from cedkv.kv.positioning import place
-from cedkv.models.fingerprint import prefix_fingerprint
 from cedkv.models.loading import LanguageModel
 
 
-def snapshot(prefix: KVPrefix) -> KVPrefix:
-    """Return a copy of a prefix's tensors, to compare with after use."""
-    return replace(prefix, keys=tuple(k.clone() for k in prefix.keys), values=tuple(v.clone() for v in prefix.values))
+class DemoFirst(NamedTuple):
+    """What follows from the demos run first and the queries behind them: KL(. || teacher) per sample, in nats.
+
+    incremental: over the model's own cache, which the query makes grow.
+    prefilled: over the same K/V, taken out as prefixes that keep every demo token in its place.
+    """
+
+    incremental: list[float]
+    prefilled: list[float]
+
+
+def _demo_first(lm: LanguageModel, inputs: CheckInputs) -> DemoFirst:
+    """Return ``DemoFirst``, measured once for all conditions of the batch: two checks share the demos' passes."""
+    measured: DemoFirst = inputs.cached("demo first", lambda: _measure_demo_first(lm, inputs))
+    return measured
+
+
+@torch.inference_mode()
+def _measure_demo_first(lm: LanguageModel, inputs: CheckInputs) -> DemoFirst:
+    waiting: dict[tuple[int, ...], list[int]] = {}
+    for row, sample in enumerate(inputs.samples):
+        waiting.setdefault(sample.demo_token_ids, []).append(row)
+    with _own_caches(lm.model.base_model) as passes:
+        prefix = encode(lm, "prefill", inputs.samples, _whole_demos(inputs), None, ())
+    prefilled = kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix), inputs.teacher)
+    incremental = torch.empty_like(prefilled)
+    for ids, mask, cache in passes:
+        demos = [tuple(row[seen].tolist()) for row, seen in zip(ids, mask.bool(), strict=True)]
+        rows = [waiting[demo].pop() for demo in demos]
+        query_ids, query_mask, query_positions = left_padded([inputs.queries[row] for row in rows], lm.device)
+        query = lm.model(
+            input_ids=query_ids,
+            attention_mask=torch.cat([mask, query_mask], dim=1),
+            position_ids=query_positions + mask.sum(dim=1, keepdim=True),
+            use_cache=True,
+            logits_to_keep=1,
+            **cache_argument(lm.model, cache),
+        )
+        incremental[rows] = kl(log_softmax(query.logits[:, -1]), inputs.teacher[rows])
+    return DemoFirst(incremental.tolist(), prefilled.tolist())
+
+
+def _whole_demos(inputs: CheckInputs) -> list[Placement]:
+    """Return the placements that keep every demo token in its place."""
+    lengths = [len(sample.demo_token_ids) for sample in inputs.samples]
+    return [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
+
+
+@contextmanager
+def _own_caches(model: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor, DynamicCache]]]:
+    """Collect ids, mask and the model's own cache of every pass inside the context."""
+    passes: list[tuple[torch.Tensor, torch.Tensor, DynamicCache]] = []
+
+    def collect(_: Any, __: Any, given: dict[str, Any], output: Any) -> None:
+        passes.append((given["input_ids"], given["attention_mask"], output_cache(output)))
+
+    hook = model.register_forward_hook(collect, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        hook.remove()
 
 
 class TeacherIncremental(MeasuredCheck):
     """Demo cached, then query = one uncached pass.
 
-    KL(incremental || teacher). The cache is the model's own growing one, none of this suite's.
+    KL(incremental || teacher). The cache is the model's own growing one, none of this suite's. The demos run once for this
+    check and for ``keep_all_absolute``.
 
     Why: every other check takes for granted that this model computes the same with a cache as without. Cannot see: what is
     wrong in both passes alike, such as the tokens themselves.
@@ -47,30 +105,7 @@ class TeacherIncremental(MeasuredCheck):
     counts_to_floor = certified = True
 
     def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        return inputs.cached(self.name, lambda: self._measure(lm, inputs))
-
-    @torch.inference_mode()
-    def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
-        demos = [sample.demo_token_ids for sample in inputs.samples]
-        kls = torch.empty(len(demos), dtype=inputs.teacher.dtype, device=inputs.teacher.device)
-
-        def compute(rows: list[int]) -> torch.Tensor:
-            ids, mask, positions = left_padded([demos[i] for i in rows], lm.device)
-            demo = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-            query_ids, query_mask, query_positions = left_padded([inputs.queries[i] for i in rows], lm.device)
-            query = lm.model(
-                input_ids=query_ids,
-                attention_mask=torch.cat([mask, query_mask], dim=1),
-                position_ids=query_positions + mask.sum(dim=1, keepdim=True),
-                use_cache=True,
-                logits_to_keep=1,
-                **cache_argument(lm.model, output_cache(demo)),
-            )
-            return kl(log_softmax(query.logits[:, -1]), inputs.teacher[rows])
-
-        for rows, values in lm.batching.passes([len(demo) for demo in demos], compute):
-            kls[rows] = values
-        return kls.tolist()
+        return _demo_first(lm, inputs).incremental
 
 
 class NullEffect(MeasuredCheck):
@@ -97,59 +132,6 @@ class NullEffect(MeasuredCheck):
         return kl(next_token_logprobs(lm, rows, inputs.names, prefix, injection), inputs.base).tolist()
 
 
-def _roundtrip(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> tuple[list[float], list[float]]:
-    """Save and load the prefixes.
-
-    Returns:
-        Per sample: KL(loaded || as it was) over KL(as it was || base); and how many of its tensors came back with another
-        dtype, shape or bit.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prefix.safetensors"
-        provenance = prefix_fingerprint(lm)
-        save_prefix(inputs.prefix, inputs.placements, provenance, path)
-        loaded = load_prefix(path, inputs.placements, provenance, lm.device).to_devices_of(inputs.prefix)
-    injection = lm.injection_layers(config.layer_scope.injection)
-    logprobs = next_token_logprobs(lm, inputs.queries, inputs.names, loaded, injection)
-    changed = [0.0] * len(inputs.samples)
-    tensors = [(*p.keys, *p.values, p.visible, p.query_start) for p in (loaded, inputs.prefix)]
-    for after, before in zip(*tensors, strict=True):
-        for row in range(len(changed)):
-            changed[row] += after.dtype != before.dtype or not torch.equal(after[row], before[row])
-    return (kl(logprobs, inputs.select) / (kl(inputs.select, inputs.base) + 1e-6)).tolist(), changed
-
-
-class RoundtripRelKl(MeasuredCheck):
-    """Prefix saved, loaded, injected = as it was.
-
-    KL(loaded || as it was) over KL(as it was || base) + 1e-6.
-
-    Why: a stored prefix has to mean the same when it is loaded. Cannot see: bits that move no answer (``roundtrip_exact``
-    does), and whether what was saved is right.
-    """
-
-    name, unit, observation, threshold = "roundtrip_rel_kl", "ratio", "roundtrip", "roundtrip_rel_kl_max"
-    certified = True
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        return inputs.cached_here("roundtrip", lambda: _roundtrip(lm, config, inputs))[0]
-
-
-class RoundtripExact(MeasuredCheck):
-    """Prefix saved and loaded = as it was, bit by bit.
-
-    Why: a dtype that is a little narrower loses less than a KL shows. Cannot see: whether what was saved is right.
-    """
-
-    name, unit = "roundtrip_exact", "tensors"
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        return inputs.cached_here("roundtrip", lambda: _roundtrip(lm, config, inputs))[1]
-
-    def limit(self, config: Phase2Config) -> float:
-        return 0.0
-
-
 class KeepAllAbsolute(MeasuredCheck):
     """Every token kept in its place, or moved with the query = teacher.
 
@@ -167,18 +149,14 @@ class KeepAllAbsolute(MeasuredCheck):
         return inputs.cached(self.name, lambda: self._measure(lm, inputs))
 
     def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
-        lengths = [len(sample.demo_token_ids) for sample in inputs.samples]
-        placements = [place(range(n), n, "absolute", "shrink_to_selected", n) for n in lengths]
-        shift = self._shift(lm, inputs)
-        moved = [
+        shift, prefilled = self._shift(lm, inputs), _demo_first(lm, inputs).prefilled
+        placements = [
             replace(p, key_positions=tuple(q + shift for q in p.key_positions), query_start=p.query_start + shift)
-            for p in placements
+            for p in _whole_demos(inputs)
         ]
-        worst = torch.zeros(len(inputs.samples), dtype=inputs.teacher.dtype, device=inputs.teacher.device)
-        for source, placed in (("prefill", placements), ("gather", moved)):
-            prefix = encode(lm, source, inputs.samples, placed, inputs.demo, range(len(inputs.samples)))
-            worst = worst.maximum(kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix), inputs.teacher))
-        return worst.tolist()
+        prefix = encode(lm, "gather", inputs.samples, placements, inputs.demo, range(len(placements)))
+        gathered = kl(next_token_logprobs(lm, inputs.queries, inputs.names, prefix), inputs.teacher)
+        return np.maximum(prefilled, gathered.tolist()).tolist()  # NaN stays NaN
 
     @staticmethod
     def _shift(lm: LanguageModel, inputs: CheckInputs) -> int:
@@ -238,41 +216,3 @@ class BatchConsistency(MeasuredCheck):
                 pairs.append((select, inputs.select))
             worst.append(float(np.max([float(kl(alone, batched[row : row + 1])) for alone, batched in pairs])))
         return worst
-
-
-class SourceCacheUnchanged(MeasuredCheck):
-    """Demo cache and prefix are the same after use.
-
-    Largest absolute difference from the copies made before any arm ran over them. A pass over some rows may copy them out of
-    the prefix, which would hide that it writes into its input; so one more pass runs over the prefixes themselves, in the
-    order of their queries' lengths.
-
-    Why: caches grow in place: a pass that writes into a shared one changes what comes after it. Cannot see: a cache that is
-    wrong from the beginning.
-    """
-
-    name, unit, threshold = "source_cache_unchanged", "absolute", "source_cache_diff_max"
-    certified = True
-
-    def observe(self, lm: LanguageModel, config: Phase2Config, inputs: CheckInputs) -> list[float]:
-        order = sorted(range(len(inputs.samples)), key=lambda row: len(inputs.queries[row]))
-        straight = inputs.prefix.rows(order)
-        copy = snapshot(straight)
-        injection = lm.injection_layers(config.layer_scope.injection)
-        queries, names = [inputs.queries[row] for row in order], [inputs.names[row] for row in order]
-        next_token_logprobs(lm, queries, names, straight, injection)
-        worst = np.zeros(len(order))
-        worst[order] = _differences(straight, copy)
-        for after, before in zip((inputs.demo, inputs.prefix), inputs.untouched, strict=True):
-            worst = np.maximum(worst, _differences(after, before))  # NaN stays NaN
-        return worst.tolist()
-
-
-def _differences(after: KVPrefix, before: KVPrefix) -> Sequence[float]:
-    """Return the largest absolute difference of K and V per row; NaN where the shapes differ."""
-    if after.keys[0].shape != before.keys[0].shape:
-        return [float("nan")] * len(before.visible)
-    worst = torch.zeros(len(before.visible), device=after.visible.device)
-    for changed, original in zip(after.keys + after.values, before.keys + before.values, strict=True):
-        worst = worst.maximum((changed - original).abs().float().flatten(1).max(dim=1).values.to(worst.device))
-    return worst.tolist()

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from cedkv.checks.base import Check, CheckInputs, CheckResult, RunRecords, all_checks, measured_checks, run_checks
-from cedkv.checks.consistency import snapshot
+from cedkv.checks.stored import snapshot
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ModelError
 from cedkv.core.seeding import rng_for

@@ -15,11 +15,11 @@ from cedkv.checks.base import CheckInputs, MeasuredCheck, relative
 from cedkv.config.extensions import KV_SOURCES, PADDING, POSITIONING
 from cedkv.config.schema import Phase2Config
 from cedkv.core.seeding import rng_for
-from cedkv.core.values import Evidence, OnSample, Placement, Selection
+from cedkv.core.values import Evidence, OffSample, OnSample, Placement, Selection
 from cedkv.inference.batch import Batch
 from cedkv.inference.distributions import kl, log_softmax
 from cedkv.inference.evidence import token_score
-from cedkv.inference.forward import next_token_logprobs, prefill
+from cedkv.inference.forward import Ids, forward_with_prefix, next_token_logprobs, prefill
 from cedkv.inference.passes import token_scores
 from cedkv.inference.prefix import encode
 from cedkv.kv.cache import KVPrefix
@@ -71,13 +71,15 @@ def is_one_pass(lm: LanguageModel, config: Phase2Config) -> bool:
 class AttentionAlone(MeasuredCheck):
     """Token scores of a batch of one = those that spans were selected by.
 
-    Largest difference of a demo's scores over the largest score: the configured attention, and the selector's own score.
+    Largest difference of a demo's scores over the largest score: the configured attention, and the selector's own score. A
+    unit without a sample of Gate A has its last sample looked at.
 
     Why: spans must be chosen by the sample's own scores. Cannot see: a score that is wrong alone and in a batch alike; the
     certificate compares attention with the eager implementation's.
     """
 
     name, unit = "attention_alone", "relative"
+    of_every_unit = True
 
     def limit(self, config: Phase2Config) -> float:
         return config.difference_limit("batch_kl_max")
@@ -265,13 +267,36 @@ class OffAlone(MeasuredCheck):
             return None
         kls: list[list[float]] = [[] for _ in inputs.samples]
         for row, prompt, batched in inputs.off:
-            owner, selection = inputs.owners[row], inputs.selections[row]
-            if is_one_pass(lm, config):
-                alone = _uncached(lm, config, owner, selection, prompt.student_ids)
-            else:
-                alone = alone_student(lm, config, inputs, row, prompt.student_ids, prompt.sample_id)
-            kls[row].append(float(kl(alone, batched[None])))
+            kls[row].append(float(kl(off_alone(lm, config, inputs, row, prompt)[:1], batched[None])))
         return [float(np.max(of_row)) if of_row else None for of_row in kls]  # NaN stays NaN
+
+
+def off_alone(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int, prompt: OffSample) -> torch.Tensor:
+    """Return the log-probabilities after an OFF prompt under a row's prefix, and after each token of base's answer to it.
+
+    Everything is in batches of one, prompt and answer in one row as if the answer belonged to the prompt.
+
+    Returns:
+        (1 + tokens of the answer, vocabulary).
+    """
+    answer = next((tokens for _, other, tokens, _ in inputs.off_further if other is prompt), ())
+
+    def compute() -> torch.Tensor:
+        if is_one_pass(lm, config):
+            return _uncached(lm, config, inputs.owners[row], inputs.selections[row], prompt.student_ids, answer)
+        return _alone_behind_prefix(lm, config, inputs, row, prompt.student_ids, answer)
+
+    return inputs.cached_here(f"OFF alone {prompt.sample_id}", compute)
+
+
+@torch.inference_mode()
+def _alone_behind_prefix(
+    lm: LanguageModel, config: Phase2Config, inputs: CheckInputs, row: int, query: Ids, given: Ids
+) -> torch.Tensor:
+    prefix, injection = alone_prefix(lm, config, inputs, row), lm.injection_layers(config.layer_scope.injection)
+    tokens, keep = [[*query, *given]], 1 + len(given)
+    output = forward_with_prefix(lm.model, lm.device, tokens, prefix, injection, logits_to_keep=keep)
+    return log_softmax(output.logits[0, -keep:])
 
 
 def _positions(config: Phase2Config, kept: Sequence[int], owner: OnSample) -> tuple[list[int], int]:
@@ -295,16 +320,21 @@ def _slots(config: Phase2Config, n_kept: int) -> int:
 
 @torch.inference_mode()
 def _uncached(
-    lm: LanguageModel, config: Phase2Config, owner: OnSample, selection: Selection, query: Sequence[int]
+    lm: LanguageModel, config: Phase2Config, owner: OnSample, selection: Selection, query: Ids, given: Ids = ()
 ) -> torch.Tensor:
-    """Return log-probabilities (1, vocabulary) after kept tokens and query in one row, by the model's own forward pass."""
+    """Return log-probabilities after kept tokens and query in one row, by the model's own forward pass.
+
+    Returns:
+        (1 + given, vocabulary): after the query, and after each of the given tokens that follow it.
+    """
     positions, start = _positions(config, selection.kept_tokens, owner)
-    ids = torch.tensor([[*(owner.demo_token_ids[t] for t in selection.kept_tokens), *query]], device=lm.device)
-    places = torch.tensor([[*positions, *range(start, start + len(query))]], device=lm.device)
+    kept, tokens, keep = [owner.demo_token_ids[t] for t in selection.kept_tokens], [*query, *given], 1 + len(given)
+    ids = torch.tensor([[*kept, *tokens]], device=lm.device)
+    places = torch.tensor([[*positions, *range(start, start + len(tokens))]], device=lm.device)
     output: Any = lm.model(
-        input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=places, use_cache=False, logits_to_keep=1
+        input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=places, use_cache=False, logits_to_keep=keep
     )
-    return log_softmax(output.logits[:, -1])
+    return log_softmax(output.logits[0, -keep:])
 
 
 def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:

@@ -16,8 +16,8 @@ from cedkv.models.loading import LanguageModel
 
 ROTATION_SHIFT = 37
 """Positions by which keys are moved in the rotation check: odd, and beyond the shortest rotary wavelengths."""
-ROTATION_TOKENS = 32
-"""First demo tokens whose keys are moved; their keys do not depend on the condition."""
+ROTATION_TOKENS = slice(0, 32, 4)
+"""Demo tokens whose keys are moved: every fourth of the first ones. Their keys do not depend on the condition."""
 LENGTH_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest relative change of a query's length that rounding may make, by dtype."""
 
@@ -51,7 +51,7 @@ def rotation_moves_queries(lm: LanguageModel, name: str, token: int, positions: 
 class RotationEquivariance(MeasuredCheck):
     """Keys run at p + d = keys at p, rotated by d, in every layer.
 
-    Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of each demo's first tokens.
+    Largest |K at p+d - R(d) K at p| over the largest |K|, over layers, of every fourth of each demo's first tokens.
 
     Each token runs alone, and so sees nothing but itself at either position: every layer gets the same input both times,
     and only the rotation differs. (In a batch row, deeper layers also differ by what rounding made of earlier scores,
@@ -74,20 +74,21 @@ class RotationEquivariance(MeasuredCheck):
         return False
 
     def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> list[float]:
-        counts = [min(ROTATION_TOKENS, len(sample.demo_token_ids)) for sample in inputs.samples]
-        rows = [[token] for sample, n in zip(inputs.samples, counts, strict=True) for token in sample.demo_token_ids[:n]]
-        owners = np.repeat(np.arange(len(counts)), counts)
+        places = [range(len(sample.demo_token_ids))[ROTATION_TOKENS] for sample in inputs.samples]
+        rows = [[sample.demo_token_ids[p]] for sample, of_demo in zip(inputs.samples, places, strict=True) for p in of_demo]
+        owners = np.repeat(np.arange(len(places)), list(map(len, places)))
         names = [inputs.names[owner] for owner in owners]
-        positions = [p for n in counts for p in range(n)]
-        distance = min(ROTATION_SHIFT, lm.capabilities.max_positions - max(counts))
+        positions = [p for of_demo in places for p in of_demo]
+        distance = min(ROTATION_SHIFT, lm.capabilities.max_positions - 1 - max(positions))
+        n, both = len(rows), [[p + shift] for shift in (0, distance) for p in positions]
         with without_sinks():
-            keys, _ = prefill(lm, rows, [[p] for p in positions], names)
-            moved, _ = prefill(lm, rows, [[p + distance] for p in positions], names)
+            everywhere, _ = prefill(lm, rows * 2, both, names * 2)
+        keys, moved = ([key[part] for key in everywhere] for part in (slice(n), slice(n, None)))
         shift = torch.full((len(rows), 1), distance, device=lm.device)
-        worst = [0.0] * len(counts)
+        worst = [0.0] * len(places)
         for key, expected, layout in zip(keys, moved, lm.rope_layouts or (), strict=True):
             difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
-            for sample in range(len(counts)):
+            for sample in range(len(places)):
                 own = torch.from_numpy(owners == sample).to(key.device)
                 error = relative(float(difference[own].max()), float(expected[own].float().abs().max()))
                 worst[sample] = float(np.maximum(worst[sample], error))  # NaN stays NaN

@@ -136,7 +136,7 @@ class EvalBlock(Block):
     repro_runs: Annotated[int, Field(ge=2, le=100)] = 2
     n_random_trials: Annotated[int, Field(ge=1, le=1000)] = 5
     decoding: Literal["greedy"] = "greedy"
-    gate_a_samples: Count = 16
+    gate_a_samples: Count = 8
     lds_masks: Annotated[int, Field(ge=0, le=4096)] | None = None
 
     @property

@@ -20,11 +20,12 @@ HIDDEN_COPIES, INTERMEDIATE_COPIES = 4, 3
 def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, count: PassCount) -> dict[str, int]:
     """Return the bytes that a unit needs beside the weights, by what they are of.
 
-    ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A), copies of Gate A's demos and prefixes, the select
-    arm's prefixes, and as many again while they are put together. ``K/V of a pass``: its rows', twice, because a cache grows
-    into a copy. ``distributions of a unit``: float32 log-probabilities of all arms, and the logits of base's answers to OFF
-    prompts. ``logits of a pass``: in the dtype, and one position's in float32, twice (log-softmax). ``activations of a pass``:
-    those of one layer. ``allocator``: a share of all of these.
+    ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A), Gate A's demos three times more (copied, and run
+    again to caches and prefixes), copies of its prefixes, the select arm's prefixes, and as many again while they are put
+    together. ``K/V of a pass``: its rows', twice, because a cache grows into a copy. ``distributions of a unit``: float32
+    log-probabilities of all arms, and the logits of base's answers to OFF prompts. ``logits of a pass``: in the dtype, and one
+    position's in float32, twice (log-softmax). ``activations of a pass``: those of one layer. ``allocator``: a share of all of
+    these.
 
     Args:
         count: the passes of the unit.
@@ -40,7 +41,7 @@ def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, count: PassCoun
     arms = 3 + evaluation.n_random_trials * (min(own_trials, 1) + shared_trials)  # base, teacher, select, and random trials
     numbers = sizes.number_bytes
     memory = {
-        "K/V of a unit": (kept_demos * demo + checked * (demo + slots) + 2 * rows * slots) * sizes.kv_bytes,
+        "K/V of a unit": (kept_demos * demo + checked * (3 * demo + slots) + 2 * rows * slots) * sizes.kv_bytes,
         "K/V of a pass": 2 * count.most_cached * sizes.kv_bytes,
         "distributions of a unit": sizes.vocabulary
         * ((arms * rows + 2 * off) * FLOAT32 + off * evaluation.off_tokens * numbers),

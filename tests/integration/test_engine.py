@@ -76,6 +76,30 @@ def test_repetitions_are_in_other_batches(llama_folder: Path, monkeypatch: pytes
         assert ids == sorted(by_id(records, "on"))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("select.mode=wrong_demo", "prefix.kv_source=gather"),
+        ("select.mode=transfer_span",),
+        ("select.mode=lagkv", "prefix.kv_source=gather"),
+        ("select.mode=replay", "select.keep_sink=2"),
+        ("select.null_query=true",),
+    ],
+    ids=" ".join,
+)
+def test_repetitions_answer_as_the_run_does(llama_folder: Path, settings: tuple[str, ...]) -> None:
+    """Guards against evidence, caches or partners of another row of the run's batch."""
+    sizes = ("eval.on_samples=6", "runtime.batch_size=6", "eval.off_samples=1", "eval.gate_a_samples=1", "eval.repro_runs=3")
+    records, _, _ = records_of(llama_folder, *sizes, *settings)
+    of_run = {sample_id: record["answer_logprob_select"] for sample_id, record in by_id(records, "on").items()}
+    assert len(set(of_run.values())) == 6
+    repeated = [record for record in records if record["type"] == "repro"]
+    assert len(repeated) == 12
+    for record in repeated:
+        assert record["answer_logprob_select"] == pytest.approx(of_run[record["sample_id"]], rel=1e-5)
+
+
 @pytest.mark.parametrize("phase", ["1.5", "2"])
 def test_progress_is_announced_as_it_is_reported(llama_folder: Path, phase: str) -> None:
     _, steps, total = records_of(llama_folder, phase=phase)
@@ -218,7 +242,7 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
     steps: list[tuple[str, int]] = []
     modes = {mode: (f"select.mode={mode}",) for mode in ("attention_diversity_span", "delimiter_span", "random_span")}
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))
-    assert counted == {"teacher": 6 + 4, "base": 6 + 8}  # in the run, and alone for Gate A; ON and OFF
+    assert counted == {"teacher": 6 + 4 + 1, "base": 6 + 8}  # in the run, alone for Gate A and in the later unit; ON and OFF
     assert sum(n for arm, n in steps if arm.startswith("random")) == 6 * 2
 
 

@@ -61,6 +61,8 @@ GATE_A: list[Row] = [
     (samples.row_0_s_selection_for_all, "gateA.selection_rules", ()),
     (samples.row_0_s_attention_for_all, "gateA.attention_alone", ()),
     (samples.attention_off_by_one, "gateA.attention_alone", ()),
+    (samples.attention_of_later_units_off_by_one, "gateA.attention_alone", ()),
+    (samples.attention_of_later_units_off_by_one, "gateA.attention_alone", (GATHER,)),
     (samples.keep_sink_ignored, "gateA.selection_rules", (SINKS,)),
     (samples.a_kept_token_lost, "gateA.selection_rules", ()),
     (arms.off_prompts_under_another_state, "gateA.off_alone", (NEXT_ONLY,)),

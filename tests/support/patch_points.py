@@ -14,7 +14,7 @@ import pytest
 from transformers import PretrainedConfig
 
 from cedkv import eval_phase2, recording
-from cedkv.checks import consistency, probe, probe_checks, rotation
+from cedkv.checks import consistency, probe, probe_checks, rotation, stored
 from cedkv.cli import app
 from cedkv.config.extensions import POSITIONING as POSITIONING_MODES
 from cedkv.inference import ablation, evidence, forward, head_weights, student, teacher
@@ -100,7 +100,7 @@ FRESH_CACHE = point("fresh_cache", cache.KVPrefix)
 ROTATE_KEYS = point("rerotate_keys", cache)
 ROTATE_KEYS_CHECKED = point("rerotate_keys", rotation)
 ROTATE_KEYS_EVERYWHERE = point("rerotate_keys", cache, rotation)
-SAVE_PREFIX = point("save_prefix", consistency)
+SAVE_PREFIX = point("save_prefix", stored)
 POSITIONING = POSITIONING_MODES._loaded
 """Positioning mode -> the function that places by it; ``monkeypatch.setitem`` replaces one."""
 

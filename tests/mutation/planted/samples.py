@@ -56,6 +56,21 @@ def row_0_s_attention_for_all(patch: Patch) -> None:
     points.EVIDENCE.wrap(patch, first)
 
 
+def attention_of_later_units_off_by_one(patch: Patch) -> None:
+    """In units behind those on whose samples Gate A is measured; their repetitions take it over."""
+    first: set[str] = set()
+
+    def shifted(real: Any, batch: Any, config: Any) -> Any:
+        evidences = real(batch, config)
+        first.update(batch.names if not first else ())
+        if first.issuperset(batch.names):
+            return evidences
+        moved = [np.roll(evidence.attention, 1) for evidence in evidences]
+        return [replace(evidence, attention=row, scores=row) for evidence, row in zip(evidences, moved, strict=True)]
+
+    points.EVIDENCE.wrap(patch, shifted)
+
+
 def attention_off_by_one(patch: Patch) -> None:
     """In padded rows the demo is looked for one slot too early."""
 
