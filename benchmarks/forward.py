@@ -4,8 +4,9 @@ Which tokens must: for each ON sample the query alone, demo + query, the kept to
 every random trial, those that keep the same tokens once, and behind every query the answer without its last token; for OFF
 prompts what they all begin with (a chat template's head) once alone and once under each prefix, and the rest of each prompt
 twice, with base's own answer to it behind. Gate A's checks and repetitions run tokens again on purpose, so neither side has
-them here; what they add is a row of its own. So is what base's own answers add: decoding them takes passes of one token that
-wait for each other, for which bare calls know no limit. Chance beginnings that rows have in common are not counted as shared.
+them here; what they add is another measure (``checks``). What base's own answers add is a row of its own: decoding them takes
+passes of one token that wait for each other, for which bare calls know no limit. Chance beginnings that rows have in common are
+not counted as shared.
 
 The limit has no mask, no cache, no padding (rows of a call have their mean length) and nothing after the logits. It runs on
 the engine's own model, so with the same matrix products; where those are not torch's own (``cedkv/models/cpu.py``), another
@@ -48,8 +49,6 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
         found.append(row("torch's own matrix products over the engine's, forward limit", min(plain) * speed / tokens))
     answers = paired([lambda: engine(lm, results_only(quickstart()), some)], [lambda: engine(lm, config, some)])
     found.append(row("with base's own answers to OFF prompts (eval.off_tokens=8) over without", median_ratio(answers)))
-    whole = paired([lambda: engine(lm, quickstart("eval.off_tokens=0"), some)], [lambda: engine(lm, config, some)])
-    found.append(row(f"with Gate A's checks (on all {samples}) and repetitions over without", median_ratio(whole)))
     return found
 
 
