@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.common import ROOT, Row
 from benchmarks.machine import describe
 
-MEASURES = ("overheads", "shared", "forward", "checks", "naive", "against_kvpress", "grid", "growth", "dtype", "ray")
+MEASURES = ("overheads", "shared", "forward", "checks", "naive", "against_kvpress", "grid", "growth", "dtype", "gpu", "ray")
 """Those that start commands have their turn while this process is small."""
 OUT, PAGE = ROOT / "outputs" / "bench.json", ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- make bench: figures -->\n", "<!-- end of figures -->\n"

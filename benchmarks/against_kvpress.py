@@ -33,27 +33,27 @@ TARGETS = {"prefill": ">= 5.5", "gather": ">= 10"}
 WANTED = ("kvpress==0.5.5", "transformers<5.3")
 
 
-def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
-    """Time of kvpress over that of the engine, for each source of K/V, and accuracies."""
+def rows(pairs: int = PAIRS, samples: int = SAMPLES, device: str = "cpu") -> list[Row]:
+    """Time of kvpress over that of the engine, for each source of K/V, and accuracies; both on one device."""
     names = {kv: f"engine ({kv}) over kvpress, the same (sample, arm) evaluations a second" for kv in TARGETS}
     try:
-        python = environment(model_cache.cache_root(None) / "bench-kvpress")
+        python = environment(model_cache.cache_root(None) / f"bench-kvpress{'' if device == 'cpu' else f'-{device}'}")
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1][:160]
         return [row(f"{name}; not measured: {reason}", None, TARGETS[kv]) for kv, name in names.items()]
-    lm, every = loaded()
-    some = part(every, 0, samples)
-    configs = {kv: results_only(quickstart(f"prefix.kv_source={kv}", "eval.off_tokens=0")) for kv in TARGETS}
+    lm, every = loaded(device=device)
+    some, own = part(every, 0, samples), (f"runtime.device={device}", "eval.off_tokens=0")
+    configs = {kv: results_only(quickstart(f"prefix.kv_source={kv}", *own)) for kv in TARGETS}
     jobs = {"evaluations": evaluation_jobs(configs["prefill"], some), "aware": aware_jobs(configs["prefill"], lm, some)}
     n = sum(len(job["questions"]) for job in jobs["evaluations"])
     times: dict[str, list[tuple[float, float]]] = {kv: [] for kv in configs}
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(python, Path(folder), jobs)
+        worker = Worker(python, Path(folder), jobs, device)
         answers = worker.done("aware")["answers"]
         for _ in range(pairs):
             for kv, config in configs.items():
-                own = seconds(lambda config=config: engine(lm, config, some))  # type: ignore[misc]
-                times[kv].append((worker.done("evaluations")["seconds"], own))
+                engine_s = seconds(lambda config=config: engine(lm, config, some))  # type: ignore[misc]
+                times[kv].append((worker.done("evaluations")["seconds"], engine_s))
         worker.close()
     found = [row(names[kv], median_ratio(times[kv]), target) for kv, target in TARGETS.items()]
     each = sorted(theirs for theirs, _ in times["prefill"])[pairs // 2] / n
@@ -122,10 +122,10 @@ def _done(*command: str) -> None:
 class Worker:
     """``kvpress_worker.py`` under the other Python, waiting between its rounds; ``versions``: of its packages."""
 
-    def __init__(self, python: Path, folder: Path, jobs: dict[str, list[dict[str, Any]]]) -> None:
+    def __init__(self, python: Path, folder: Path, jobs: dict[str, list[dict[str, Any]]], device: str) -> None:
         (folder / "jobs.json").write_text(json.dumps(jobs))
         command = [str(python), "-P", str(Path(__file__).with_name("kvpress_worker.py")), str(smollm2.folder(None)),
-                   str(folder / "jobs.json")]  # fmt: skip
+                   str(folder / "jobs.json"), device]  # fmt: skip
         self._errors = (folder / "stderr").open("w+")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=folder

@@ -68,14 +68,14 @@ def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def quickstart(*overrides: str) -> Phase2Config:
-    """The quickstart's configuration, on the CPU."""
+    """The quickstart's configuration, on the CPU unless overridden."""
     return resolve(QUICKSTART, ["runtime.device=cpu", *overrides])
 
 
 @cache
-def loaded(dtype: str = "float32") -> tuple[LanguageModel, Samples]:
+def loaded(dtype: str = "float32", device: str = "cpu") -> tuple[LanguageModel, Samples]:
     """The quickstart's model and samples."""
-    config = quickstart(f"runtime.torch_dtype={dtype}")
+    config = quickstart(f"runtime.torch_dtype={dtype}", f"runtime.device={device}")
     lm = loading.load(config)
     return lm, load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
 

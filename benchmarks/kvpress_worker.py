@@ -1,6 +1,6 @@
 """kvpress's text-generation pipeline, run by the Python of its own environment; knows nothing of this suite.
 
-    python kvpress_worker.py MODEL_FOLDER JOBS.json
+    python kvpress_worker.py MODEL_FOLDER JOBS.json DEVICE
 
 JOBS.json has lists of jobs by name. A job is {"context": text, "questions": [text], "press": null or {"kind": "snapkv" or
 "random", "keep": tokens, "window": tokens or absent, "seed": number or absent}}: the context is run once and cut down to
@@ -27,12 +27,12 @@ WINDOW = 4
 """Last context tokens whose attention scores the rest, where a job does not say how many; they are kept, among ``keep``."""
 
 
-def main(folder: str, path: str) -> None:
+def main(folder: str, path: str, device: str) -> None:
     """Load, then answer until there is no more to read."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.chat_template = AS_IT_IS
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    pipe = pipeline("kv-press-text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    pipe = pipeline("kv-press-text-generation", model=model, tokenizer=tokenizer, device=device)
     jobs = json.loads(Path(path).read_text())
     print(json.dumps({name: version(name) for name in ("kvpress", "transformers", "torch")}), flush=True)
     for line in sys.stdin:

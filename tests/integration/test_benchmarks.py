@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.__main__ import BEGIN, END, MEASURES, measured, table, to_page
 from benchmarks.against_kvpress import aware_jobs, evaluation_jobs
 from benchmarks.common import engine, median_ratio, paired, part, results_only, row
@@ -110,6 +111,30 @@ def test_a_measure_that_breaks_off_is_a_row(monkeypatch: pytest.MonkeyPatch, cap
         {"name": "naive failed: division by zero", "value": None, "target": None, "holds": False}
     ]  # fmt: skip
     assert "NO" in capsys.readouterr().err
+
+
+def test_figures_of_a_card_can_be_tried_without_one(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations are those of the matrices: 2 for a weight and a token, the vocabulary for the last token alone."""
+    config, lm = tiny.load(llama_folder, "eval.off_tokens=0")
+    samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
+    share, product = gpu.share_rows(lm, "cpu", size=64, rows_=3, repeats=1)
+    assert share["value"] > 0
+    assert product["value"] > 0
+    counted: list[int] = []
+    monkeypatch.setattr(gpu, "_best", lambda work, device: counted.append(1) or 1.0)
+    monkeypatch.setattr(gpu, "row", lambda name, value: value)
+    flops, products = gpu.share_rows(lm, "cpu", size=64, rows_=3, repeats=1)
+    inner = sum(
+        p.numel() for name, p in lm.model.named_parameters() if p.dim() == 2 and "embed" not in name and "lm_head" not in name
+    )
+    least = 2 * 3 * (gpu.WIDTH * inner + lm.model.lm_head.weight.numel())
+    assert least <= flops * 2 * 64**3 <= 1.6 * least, "the rest is attention"
+    assert products == 2 * 64**3 / 1e12
+    monkeypatch.undo()
+    found = gpu.limit_row(lm, results_only(config), part(samples, 0, 2), (64, 256))
+    assert found["target"] == "<= 1.3"
+    assert found["value"] > 0
+    assert gpu.memory_row(lm, config, samples)["value"] is None
 
 
 def test_every_measure_has_a_file() -> None:
