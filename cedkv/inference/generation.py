@@ -159,8 +159,9 @@ def stream_tokens(
     for left in reversed(range(max_new_tokens)):
         logprobs = log_softmax(logits)
         tokens = logprobs.argmax(dim=-1) if draw is None else draw(logprobs)
-        ended = [over or token in ends for over, token in zip(ended, tokens.tolist(), strict=True)]
-        yield [None if over else token for over, token in zip(ended, tokens.tolist(), strict=True)]
+        chosen = tokens.tolist()
+        ended = [over or token in ends for over, token in zip(ended, chosen, strict=True)]
+        yield [None if over else token for over, token in zip(ended, chosen, strict=True)]
         if all(ended) or not left:
             return
         logits = steps.send(tokens)
