@@ -13,7 +13,7 @@ from cedkv.config.schema import KL_LIMIT
 from cedkv.core.errors import NumericsError
 from cedkv.core.values import Record
 from cedkv.eval_phase2 import run_units
-from cedkv.inference import distributions
+from cedkv.inference import distributions, off
 from cedkv.inference.batch import silent
 from cedkv.inference.distributions import finite_by_the_end, require_finite
 from cedkv.kv.transfers import download, to_lists
@@ -160,7 +160,8 @@ def test_on_cards_that_are_slow_at_float64_distributions_are_in_float32(
         for slow in ((7, 5), (8, 6), (8, 9), (10, 3), (12, 0)):
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, slow=slow: slow)
             assert devices.sum_dtype.__wrapped__(card.CARD) == torch.float32
-    monkeypatch.setattr(distributions, "sum_dtype", lambda _: torch.float32)
+    for module in (distributions, off):
+        monkeypatch.setattr(module, "sum_dtype", lambda _: torch.float32)
     floors = [record for record in records(*unit(llama_folder, "cpu")) if record["type"] == "plumbing"]
     floor = max(record[name] for record in floors for name in ("teacher_incremental", "batch_consistency") if name in record)
     assert 0 < floor < KL_LIMIT["float32"] / 10
