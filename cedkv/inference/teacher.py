@@ -56,7 +56,9 @@ class TeacherOutput:
         kept = {row: self.demo_row[sample] for row, sample in enumerate(samples) if sample in self.demo_row}
         maps = {reading: [of_sample[sample] for sample in samples] for reading, of_sample in self.maps.items()}
         names = [self.names[sample] for sample in samples]
-        return replace(self, logprobs=self.logprobs[index_on(samples, self.logprobs.device)], demo_row=kept, maps=maps, names=names)
+        return replace(
+            self, logprobs=self.logprobs[index_on(samples, self.logprobs.device)], demo_row=kept, maps=maps, names=names
+        )
 
     def map(self, reading: Reading, sample: int, layers: frozenset[int]) -> torch.Tensor:
         """Return a reading of one sample's demo in some layers, (layers, H, L). Raises NumericsError: it is not finite."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cedkv.runs.manifest import OUTPUTS
+from cedkv.runs.outputs import OUTPUTS
 from tests.gpu.conftest import SETTING, overrides
 from tests.integration.test_ray import cluster
 from tests.support import patch_points as points
