@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from benchmarks.common import ROOT, Row, engine, loaded, part, quickstart, results_only, row, seconds
 from cedkv.core import threads
+from cedkv.core.environment import environment_variables
 
 ROUNDS, SAMPLES = 3, 8
 BUSY = "import torch\ntorch.set_num_threads(2)\na = torch.rand(1024, 1024)\nwhile True:\n    a @ a"
@@ -64,7 +65,7 @@ def _busy() -> Iterator[None]:
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in threads.WAITING | threads.NUMBER}
+    inherited = {name: value for name, value in environment_variables().items() if name not in threads.WAITING | threads.NUMBER}
     return {**inherited, **settings}
 
 

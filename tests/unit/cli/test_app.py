@@ -141,13 +141,13 @@ def test_options_reach_the_run_above_file_and_overrides(runs: SimpleNamespace, t
     path.write_text("phase2: {seed: 1, eval: {on_samples: 5, off_samples: 6}}")
     found = invoke(
         app.main, "--phase", "1.5", "--config", str(path), "--set", "seed=2,eval.on_samples=7", "--set", "select.span_len=3",
-        "--phase2-max-on", "9", "--phase2-select-mode", "random_span", "--phase2-model-id", "123", "--phase2-dtype", "bfloat16",
+        "--phase2-max-on", "6", "--phase2-select-mode", "random_span", "--phase2-model-id", "123", "--phase2-dtype", "bfloat16",
         "--phase2-device", "cpu", "--phase2-prefix-len", "50", "--phase2-max-off", "8", "--phase2-strict-hf",
     )  # fmt: skip
     assert found.exit_code == 0
     ((config, phase),) = runs.calls
     assert phase == "1.5"
-    assert (config.seed, config.eval.on_samples, config.eval.off_samples, config.select.span_len) == (2, 9, 8, 3)
+    assert (config.seed, config.eval.on_samples, config.eval.off_samples, config.select.span_len) == (2, 6, 8, 3)
     assert (config.select.mode, config.model.id, config.prefix_len) == ("random_span", "123", 50)
     assert (config.runtime.torch_dtype, config.runtime.device) == ("bfloat16", "cpu")
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -8,6 +7,7 @@ import pytest
 
 from cedkv.cli.click_ext import program
 from cedkv.core import threads
+from cedkv.core.environment import environment_variables
 
 V2 = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct"
@@ -85,10 +85,12 @@ def test_what_the_user_has_set_is_left_alone_and_only_that(
 
 def test_a_command_chooses_before_it_does_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
-    environment = {name: value for name, value in os.environ.items() if name not in threads.WAITING | threads.NUMBER}
+    environment = {
+        name: value for name, value in environment_variables().items() if name not in threads.WAITING | threads.NUMBER
+    }
     monkeypatch.setattr("os.environ", environment)
     monkeypatch.setattr("sys.argv", ["any"])
-    command = click.command(lambda: seen.append(dict(os.environ)))
+    command = click.command(lambda: seen.append(environment_variables()))
     with pytest.raises(SystemExit):
         program(command, "any")
     assert {name: seen[0].get(name) for name in threads.SPIN} == threads.SPIN

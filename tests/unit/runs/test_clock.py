@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 import mlflow
@@ -16,10 +15,10 @@ HOUR = 3_600_000
 
 
 class Wall:
-    """The clocks that manifests read: one that jumps, and a monotonic one."""
+    """The clocks that manifests read: one that jumps, in a year in which no other test has a run, and a monotonic one."""
 
     def __init__(self) -> None:
-        self.wall, self.passed = 1.8e9, 100.0
+        self.wall, self.passed = 1.0e9, 100.0
 
     def tick(self, seconds: float, jump: float = 0.0) -> None:
         self.wall += seconds + jump
@@ -61,7 +60,7 @@ def test_a_resumed_run_ends_after_it_has_ended_before(store: str, clock: Wall) -
 
 def test_a_run_of_mlflow_run_ends_after_mlflow_has_begun_it(store: str, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     """``mlflow run`` has made it by a clock that was set back before this process started."""
-    begun = int(time.time() * 1000) + 10 * HOUR
+    begun = int(clock.wall * 1000) + 10 * HOUR
     clock.wall = begun / 1000 - 7200
     experiment = mlflow.get_experiment_by_name("cedkv").experiment_id
     run_id = mlflow.MlflowClient().create_run(experiment, start_time=begun).info.run_id
