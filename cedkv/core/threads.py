@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """What bounds the time that a thread spins before it sleeps: rounds of GNU's OpenMP, milliseconds of Intel's and LLVM's."""
 WAITING = frozenset({*SPIN, "OMP_WAIT_POLICY", "KMP_LIBRARY"})
 """What decides how threads wait; where the user has set any of them, nothing of it is chosen here."""
