@@ -1,7 +1,7 @@
 """What a check is: one object with its name, unit, limit, meaning, and what it is used for. All of them by name.
 
 Gate A, Gate B, the preconditions, the certificate, the tags, docs/gates.md and the mutation table go through ``checks``: a new
-check is a class and its line in ``CHECKS``, or an entry point ``cedkv.checks`` of another package.
+check is a class and its line in ``BUILTIN``, or an entry point ``cedkv.checks`` of another package.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
+from cedkv.checks.builtin import BUILTIN
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError
 from cedkv.core.registry import Registry
@@ -32,48 +33,10 @@ Verdict = Literal["pass", "fail", "insufficient"]
 CHECKS: Registry[Any] = Registry(
     "check",
     "cedkv.checks",
-    {
-        "gateA.teacher_incremental": "cedkv.checks.consistency:TeacherIncremental",
-        "gateA.null_effect": "cedkv.checks.consistency:NullEffect",
-        "gateA.nonzero_effect": "cedkv.checks.effects:NonzeroEffect",
-        "gateA.roundtrip_rel_kl": "cedkv.checks.stored:RoundtripRelKl",
-        "gateA.roundtrip_exact": "cedkv.checks.stored:RoundtripExact",
-        "gateA.repro_tolerance": "cedkv.checks.effects:ReproTolerance",
-        "gateA.keep_all_absolute": "cedkv.checks.consistency:KeepAllAbsolute",
-        "gateA.padding_equivalence": "cedkv.checks.consistency:PaddingEquivalence",
-        "gateA.batch_consistency": "cedkv.checks.consistency:BatchConsistency",
-        "gateA.attention_alone": "cedkv.checks.reference:AttentionAlone",
-        "gateA.selection_rules": "cedkv.checks.reference:SelectionRules",
-        "gateA.kv_precision": "cedkv.checks.precision:KvPrecision",
-        "gateA.source_cache_unchanged": "cedkv.checks.stored:SourceCacheUnchanged",
-        "gateA.arithmetic": "cedkv.checks.precision:Arithmetic",
-        "gateA.left_alone": "cedkv.checks.reference:LeftAlone",
-        "gateA.first_layer": "cedkv.checks.reference:FirstLayer",
-        "gateA.boundary_replay": "cedkv.checks.reference:BoundaryReplay",
-        "gateA.unseen_layers": "cedkv.checks.reference:UnseenLayers",
-        "gateA.off_alone": "cedkv.checks.reference:OffAlone",
-        "gateA.answer_alone": "cedkv.checks.answers:AnswerAlone",
-        "gateA.off_further_alone": "cedkv.checks.answers:OffFurtherAlone",
-        "gateA.rotation_equivariance": "cedkv.checks.rotation:RotationEquivariance",
-        "gateA.random_is_another": "cedkv.checks.effects:RandomIsAnother",
-        "gateB.on_gain": "cedkv.checks.effects:OnGain",
-        "gateB.off_delta_p99": "cedkv.checks.effects:OffDeltaP99",
-        "gateB.delta_on": "cedkv.checks.effects:DeltaOn",
-        "gateB.rel_kl_to_teacher": "cedkv.checks.effects:RelKlToTeacher",
-        "gateB.select_vs_random": "cedkv.checks.effects:SelectVsRandom",
-        "precondition.teacher_gain": "cedkv.checks.effects:TeacherGain",
-        "precondition.off_entropy": "cedkv.checks.effects:OffEntropy",
-        "certificate.weights_without_place": "cedkv.checks.probe_checks:WeightsWithoutPlace",
-        "certificate.weights_are_weights": "cedkv.checks.probe_checks:WeightsAreWeights",
-        "certificate.left_alone": "cedkv.checks.probe_checks:ModelLeftAlone",
-        "certificate.slots_have_no_place": "cedkv.checks.probe_checks:SlotsHaveNoPlace",
-        "certificate.hidden_prefix": "cedkv.checks.probe_checks:HiddenPrefixUnseen",
-        "certificate.attention_rows": "cedkv.checks.probe_checks:AttentionRows",
-        "certificate.value_norms": "cedkv.checks.probe_checks:ValueNorms",
-    },
+    BUILTIN,
     base="cedkv.checks.base:Check",
 )
-"""``gateA.name``, ``gateB.name``, ``precondition.name`` or ``certificate.name`` -> class."""
+"""All checks, by the keys of ``BUILTIN``."""
 
 
 @dataclass(frozen=True)
