@@ -98,6 +98,15 @@ def dealt(llama_folder: Path) -> pages.Run:
     return pages.dealt_out(llama_folder)
 
 
+@pytest.fixture
+def without_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with an MLflow that cannot be reached."""
+    from tests.support import patch_points
+
+    patch_points.without_mlflow(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")

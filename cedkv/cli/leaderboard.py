@@ -24,9 +24,9 @@ def leaderboard_command(experiment: str, query: str, uri: str | None, out: str, 
     """
     with report_errors(debug):
         with without_garbage_collection():
-            from cedkv.runs import tracking
+            from cedkv.runs import connection
             from cedkv.runs.leaderboard import write_leaderboard
 
         if uri is not None:
-            tracking.use_tracking_uri(uri)
+            connection.use_tracking_uri(uri)
         write_leaderboard(experiment, query, Path(out), timeout, click.echo)

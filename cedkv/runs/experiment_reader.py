@@ -13,8 +13,8 @@ from typing import Any
 
 from cedkv.core.errors import ConfigError
 from cedkv.core.text import near_match, preview
+from cedkv.runs.connection import Connection, tracking_uri
 from cedkv.runs.store import explain
-from cedkv.runs.tracking import MlflowTracker, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ExperimentReader:
 
     def __init__(self, timeout: int) -> None:
         """Create a reader; ``timeout``: longest wait for a call, in seconds."""
-        self._tracker = MlflowTracker(timeout)
+        self._connection = Connection(timeout)
 
     def runs(self, experiment: str, query: str = "") -> list[StoredRun]:
         """Return the runs that are not deleted, the latest first.
@@ -79,10 +79,10 @@ class ExperimentReader:
             ConfigError: MLflow does not answer.
         """
         with self._reported(), TemporaryDirectory() as folder:
-            artifacts = self._tracker.call(lambda client: client.list_artifacts(run_id))
+            artifacts = self._connection.call(lambda client: client.list_artifacts(run_id))
             if name not in {artifact.path for artifact in artifacts}:
                 return None
-            path = self._tracker.call(lambda client: client.download_artifacts(run_id, name, folder))
+            path = self._connection.call(lambda client: client.download_artifacts(run_id, name, folder))
             try:
                 content = json.loads(Path(path).read_text(encoding="utf-8"))
                 return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
@@ -106,18 +106,18 @@ class ExperimentReader:
                         self._download(run_id, path, folder / path)
 
     def _paths(self, run_id: str, within: str) -> list[str]:
-        return [artifact.path for artifact in self._tracker.call(lambda client: client.list_artifacts(run_id, within))]
+        return [artifact.path for artifact in self._connection.call(lambda client: client.list_artifacts(run_id, within))]
 
     def _download(self, run_id: str, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = self._tracker.call(lambda client: client.download_artifacts(run_id, path, str(target.parent)))
+        found = self._connection.call(lambda client: client.download_artifacts(run_id, path, str(target.parent)))
         Path(found).replace(target)  # releases of MLflow differ in whether the path's folders are made again
 
     def _pages(self, search: Callable[..., Any]) -> list[Any]:
         """Return what a search, given the client and the ``token`` of a page, finds on all pages."""
         found, token = list[Any](), None
         while True:
-            page = self._tracker.call(partial(search, token=token))
+            page = self._connection.call(partial(search, token=token))
             found += page
             token = page.token
             if not token:

@@ -24,12 +24,10 @@ from cedkv.runs.manifest import (
     NAME,
     RunManifest,
     load_manifest,
-    locked,
     reject_other_config,
     report_full_disk,
-    require_outputs,
 )
-from cedkv.runs.outputs import OUTPUTS, VARIABLE, is_temporary
+from cedkv.runs.outputs import OUTPUTS, VARIABLE, is_temporary, locked, require_outputs
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.tags import CODE
 from cedkv.runs.tracking import MlflowTracker

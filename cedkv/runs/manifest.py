@@ -11,29 +11,24 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
-import click
-from filelock import Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from cedkv.config.resolve import resolve, to_yaml
 from cedkv.config.schema import Phase2Config
 from cedkv.core.errors import ConfigError, RunInterrupted
 from cedkv.core.files import SCHEMA_VERSION, open_user_text, write_json, write_text
-from cedkv.core.locks import exclusive_lock
 from cedkv.core.shards import Shard
 from cedkv.core.text import preview, redact
 from cedkv.runs.journal import differences, reject_changes
-from cedkv.runs.outputs import VARIABLE, outputs_folder, unwritable, write_remedy
+from cedkv.runs.outputs import outputs_folder, unwritable, write_remedy
 
-NAME, LOCK, TABLES = "run.json", "run.lock", "tables"
+NAME, TABLES = "run.json", "tables"
 NOTE = "mlflow.note.content"
 """The tag that MLflow's UI shows as the description of a run."""
 TAG_LENGTH, NAME_LENGTH = 8000, 250
@@ -216,21 +211,6 @@ def new_manifest(command: str, phase: str, lists: Mapping[str, str | None]) -> R
     return manifest
 
 
-def require_outputs() -> None:
-    """Raise RunInterrupted when the folder of runs cannot be written, before a run without a place for results is created."""
-    folder = outputs_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
-    except OSError as error:
-        raise RunInterrupted(f"{folder.absolute()} cannot be written: {error}; {_or_elsewhere(error)}") from None
-
-
-def _or_elsewhere(error: OSError) -> str:
-    return f"{write_remedy(error)}, or set {VARIABLE} to another folder"
-
-
 @contextmanager
 def report_full_disk(manifest: RunManifest) -> Iterator[None]:
     """Turn an OSError that the run's files cannot be written into RunInterrupted with what is left and a remedy."""
@@ -327,41 +307,6 @@ def reject_other_config(manifest: RunManifest, config: Phase2Config) -> None:
 def results_settings(config: Phase2Config) -> dict[str, Any]:
     """Return the settings that results depend on, by dotted name."""
     return {name: value for name, value in config.dotted().items() if name not in INDIFFERENT}
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the operating system releases it when the process ends, however it ends.
-
-    A file system without locks is named, and the run goes on: a second process on the same run is then the user's to avoid.
-
-    Raises:
-        ConfigError: another process holds the folder.
-        RunInterrupted: the folder cannot be written.
-    """
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(exclusive_lock(folder / LOCK, timeout=0))
-        except Timeout:
-            raise ConfigError(
-                f"run {folder.name} is in use by another process: two would mix their results. Wait for that process, or stop "
-                "it, then try again"
-            ) from None
-        except OSError as error:
-            raise RunInterrupted(f"{preview(str(folder), 200)} cannot be written: {error}; {_or_elsewhere(error)}") from None
-        if not held:
-            _warn_without_locks(folder.parent)
-        yield
-
-
-@cache
-def _warn_without_locks(home: Path) -> None:
-    click.echo(
-        f"warning: the file system of {home.absolute()} has no locks, so that nothing keeps a second process off a run: two "
-        "would mix their results. Resume or sync a run only when its process has ended",
-        err=True,
-    )
 
 
 def _param(value: Any) -> str:

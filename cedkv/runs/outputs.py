@@ -1,4 +1,4 @@
-"""Where runs are stored: the folder that holds the folders of runs, and what to do where it cannot be written."""
+"""Where runs are stored: the folder of their folders, each held by one process, and what to do where it cannot be written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import errno
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+
+import click
+from filelock import Timeout
+
+from cedkv.core.errors import ConfigError, RunInterrupted
+from cedkv.core.locks import exclusive_lock
+from cedkv.core.text import preview
 
 OUTPUTS = Path("outputs")
 """The folder of runs where no other one is named: in the working folder."""
+LOCK = "run.lock"
 VARIABLE = "CEDKV_OUTPUTS"
 """Environment variable that names the folder of runs, absolute or from the working folder on."""
 _MADE_BY_MKDTEMP = re.compile(r"tmp[a-z0-9_]{8}")
@@ -75,3 +86,53 @@ def unwritable(error: OSError, folder: Path) -> str | None:
     if Path(os.path.realpath(name)).is_relative_to(os.path.realpath(folder.parent)):  # nested runs lie beside their parent
         return str(folder)
     return name if error.errno in _FULL else None
+
+
+def require_outputs() -> None:
+    """Raise RunInterrupted when the folder of runs cannot be written, before a run without a place for results is created."""
+    folder = outputs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise RunInterrupted(f"{folder.absolute()} cannot be written: {error}; {_or_elsewhere(error)}") from None
+
+
+def _or_elsewhere(error: OSError) -> str:
+    return f"{write_remedy(error)}, or set {VARIABLE} to another folder"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the operating system releases it when the process ends, however it ends.
+
+    A file system without locks is named, and the run goes on: a second process on the same run is then the user's to avoid.
+
+    Raises:
+        ConfigError: another process holds the folder.
+        RunInterrupted: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(exclusive_lock(folder / LOCK, timeout=0))
+        except Timeout:
+            raise ConfigError(
+                f"run {folder.name} is in use by another process: two would mix their results. Wait for that process, or stop "
+                "it, then try again"
+            ) from None
+        except OSError as error:
+            raise RunInterrupted(f"{preview(str(folder), 200)} cannot be written: {error}; {_or_elsewhere(error)}") from None
+        if not held:
+            _warn_without_locks(folder.parent)
+        yield
+
+
+@cache
+def _warn_without_locks(home: Path) -> None:
+    click.echo(
+        f"warning: the file system of {home.absolute()} has no locks, so that nothing keeps a second process off a run: two "
+        "would mix their results. Resume or sync a run only when its process has ended",
+        err=True,
+    )

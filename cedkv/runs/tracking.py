@@ -1,8 +1,7 @@
-"""MLflow: no other module imports it. Results are on disk before they are logged here.
+"""Runs in MLflow. Results are on disk before they are logged here.
 
 A ``RunManifest`` says what MLflow has to store of a run; ``MlflowTracker.push`` stores it, and may be called any number of
-times. No call is waited for longer than ``timeout`` seconds, and after a failed call no other is made until ``retry``: an
-unreachable server costs a run one wait and one warning, not its results.
+times.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import mlflow
@@ -24,9 +23,9 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 
 from cedkv.core.errors import ConfigError
-from cedkv.core.locks import exclusive_lock
 from cedkv.core.text import preview, redact
 from cedkv.runs import journal
+from cedkv.runs.connection import EXPERIMENT, Connection
 from cedkv.runs.destination import (
     ORIGIN,
     check_free,
@@ -36,51 +35,28 @@ from cedkv.runs.destination import (
     is_free,
     made_by_mlflow_run,
 )
-from cedkv.runs.manifest import LOCK, NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
-from cedkv.runs.store import check_database, explain
-from cedkv.runs.timeouts import call_with_timeout, set_http_timeouts, single_attempt
+from cedkv.runs.manifest import NAME, NOTE, TABLES, TAG_LENGTH, RunManifest, is_run_id, now
+from cedkv.runs.outputs import LOCK
+from cedkv.runs.timeouts import call_with_timeout, single_attempt
 from cedkv.runs.ui import compare_page, how_to_look, ui_links, ui_server
 
-T = TypeVar("T")
-EXPERIMENT = "cedkv"
 PARENT, RESUMED = "mlflow.parentRunId", "cedkv.resumed"
 NOT_ARTIFACTS = {NAME, LOCK, journal.NAME, TABLES}
 """Names in a run's folder that are not logged under their own path: bookkeeping, and tables, which go to the run's root."""
-CLIENT_SETTINGS = {
-    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-"""Settings of MLflow's client, where the user has set none.
-
-The client of a server that keeps artifacts in a cloud's store would ask that store for files by signed addresses, which often
-only the server can reach. And it would print the server's address after each run, with the credentials in it.
-"""
 SYSTEM_METRICS_INTERVAL = 5
 """Seconds between two readings of the machine, where MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL does not say otherwise."""
 
 
-class MlflowTracker:
-    """Logs the runs of one process to MLflow.
-
-    timeout: longest wait for a call, in seconds; MLflow's HTTP client gives up within it (``timeouts.set_http_timeouts``).
-    fault: the error after which no more calls are made; None while MLflow answers.
-    """
+class MlflowTracker(Connection):
+    """Logs the runs of one process to MLflow."""
 
     def __init__(self, timeout: int) -> None:
-        self.timeout = timeout
-        self.fault: str | None = None
-        self._warned = False
-        self._client: Any = None
+        super().__init__(timeout)
         self._monitor: Any = None
         self._confirmed: set[str] = set()
         """Origins of the runs that MLflow has confirmed in this process."""
         self._run_ids: dict[str, str] = {}
         """Name of a run's folder -> the run's id in MLflow, which is another one where the run was logged later."""
-        set_http_timeouts(timeout)
-        for setting, value in CLIENT_SETTINGS.items():
-            os.environ.setdefault(setting, value)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning from here, not one per attempt
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # its errors quote the server's address
 
     def start(self, manifest: RunManifest) -> None:
@@ -95,7 +71,7 @@ class MlflowTracker:
         default = EXPERIMENT if manifest.experiment_id is None else None
         manifest.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default
         try:
-            self._attempt("no run could be started", lambda: self._ensure_run(manifest, starting=True), rejecting=True)
+            self.attempt("no run could be started", lambda: self._ensure_run(manifest, starting=True), rejecting=True)
         except ConfigError as error:
             if manifest.mlflow_run_id is None:
                 raise
@@ -108,7 +84,7 @@ class MlflowTracker:
     def start_child(self, manifest: RunManifest, parent: RunManifest) -> None:
         """Create the nested run of a condition; if MLflow fails, it is local for now."""
         manifest.experiment, manifest.experiment_id = parent.experiment, parent.experiment_id
-        self._attempt("no nested run could be started", lambda: self._ensure_run(manifest, parent))
+        self.attempt("no nested run could be started", lambda: self._ensure_run(manifest, parent))
         manifest.run_id = manifest.mlflow_run_id or manifest.origin
 
     def reopen(self, manifest: RunManifest, parent: RunManifest | None = None) -> None:
@@ -123,7 +99,7 @@ class MlflowTracker:
             ConfigError: this MLflow does not have the run, or the run or its experiment was deleted there, or it is not the
                 manifest's.
         """
-        self._attempt("the run could not be found", lambda: self._ensure_run(manifest, parent), rejecting=True)
+        self.attempt("the run could not be found", lambda: self._ensure_run(manifest, parent), rejecting=True)
 
     def retire(self, manifest: RunManifest) -> None:
         """End the run that ``mlflow run -P resume=...`` has created for itself, with a pointer to the resumed run.
@@ -132,7 +108,7 @@ class MlflowTracker:
         """
         carrier_id = os.environ.get("MLFLOW_RUN_ID")
         if carrier_id and carrier_id != manifest.mlflow_run_id:
-            self._attempt(f"run {carrier_id}, made by mlflow run, was not ended", lambda: self._retire(carrier_id, manifest))
+            self.attempt(f"run {carrier_id}, made by mlflow run, was not ended", lambda: self._retire(carrier_id, manifest))
 
     def push(self, manifest: RunManifest, parent: RunManifest | None = None, *, files: bool = False) -> None:
         """Log what the manifest says: parameters, inputs, metrics, tags and, with ``files``, the run's tables and files.
@@ -140,7 +116,7 @@ class MlflowTracker:
         A run with an end time is ended in MLflow too: a FINISHED run after its files are logged, any other run before, because
         time may be short.
         """
-        self._attempt("not everything was logged", lambda: self._push(manifest, parent, files))
+        self.attempt("not everything was logged", lambda: self._push(manifest, parent, files))
         manifest.save()
 
     def start_monitor(self, manifest: RunManifest) -> None:
@@ -148,7 +124,7 @@ class MlflowTracker:
 
         The figures are MLflow's alone: they are not in the run's folder, and end where MLflow stops answering.
         """
-        self._attempt("no system metrics are logged", lambda: self._start_monitor(str(manifest.mlflow_run_id)))
+        self.attempt("no system metrics are logged", lambda: self._start_monitor(str(manifest.mlflow_run_id)))
 
     def stop_monitor(self) -> None:
         """Stop logging the machine's load, if it is logged; after a fault nothing is waited for."""
@@ -156,10 +132,6 @@ class MlflowTracker:
         if monitor is not None:
             with suppress(TimeoutError):  # it ends by itself then, at its next reading
                 call_with_timeout(monitor.finish, 0 if self.fault else self.timeout)
-
-    def retry(self) -> None:
-        """Make calls again after a fault."""
-        self.fault = None
 
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # imports psutil, an extra
@@ -262,43 +234,6 @@ class MlflowTracker:
         self.call(lambda client: client.set_terminated(carrier_id, "FINISHED"))
         click.echo(f"results go to run {manifest.mlflow_run_id}; run {carrier_id} only carries the resume", err=True)
 
-    def call(self, call: Callable[[Any], T]) -> T:
-        """Return the result of a call with the client, or raise its error; TimeoutError after ``timeout`` seconds."""
-        return call_with_timeout(lambda: call(self._open_client()), self.timeout)
-
-    def _open_client(self) -> Any:
-        """Return the client; the first contact creates or migrates a local database's tables, which only one process may do."""
-        if self._client is None:
-            file = check_database(mlflow.get_tracking_uri())
-            with exclusive_lock(Path(f"{file}.lock"), self.timeout) if file else nullcontext():
-                client = mlflow.MlflowClient()
-                client.get_experiment_by_name(EXPERIMENT)
-            self._client = client
-        return self._client
-
-    def _attempt(self, consequence: str, steps: Callable[[], None], *, rejecting: bool = False) -> None:
-        """Run ``steps`` unless there is a fault already; a new fault is kept and, the first time, reported. The run goes on.
-
-        Args:
-            rejecting: raise ConfigError, because nothing was computed yet, or because the caller only logs.
-        """
-        if self.fault is not None:
-            return
-        try:
-            steps()
-        except Exception as error:
-            if rejecting and isinstance(error, ConfigError):
-                raise
-            self.fault = f"MLflow at {tracking_uri()}: {consequence}: {explain(error, mlflow.get_tracking_uri())}"
-            if not self._warned:
-                click.echo(f"warning: {self.fault}. The run goes on, its results are on disk", err=True)
-            self._warned = True
-
-
-def use_tracking_uri(uri: str) -> None:
-    """Look for runs at this address instead of ``MLFLOW_TRACKING_URI``."""
-    mlflow.set_tracking_uri(uri)
-
 
 def describe_datasets(tables: Mapping[str, tuple[str, pd.DataFrame]]) -> list[dict[str, str]]:
     """Return MLflow's descriptions of the samples, each with its digest and ``context``.
@@ -350,8 +285,3 @@ def _run_id(run: Any) -> str:
 def _dataset_input(description: Mapping[str, str]) -> DatasetInput:
     dataset = {key: value for key, value in description.items() if key != "context"}
     return DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", description["context"])])
-
-
-def tracking_uri() -> str:
-    """Return the tracking URI without credentials."""
-    return redact(mlflow.get_tracking_uri())

@@ -20,7 +20,8 @@ from cedkv.core.errors import ConfigError, DataError, RunInterrupted
 from cedkv.models import fingerprint
 from cedkv.runs.journal import Journal
 from cedkv.runs.lifecycle import sync
-from cedkv.runs.manifest import LOCK, RunManifest, find_resumable, load_manifest
+from cedkv.runs.manifest import RunManifest, find_resumable, load_manifest
+from cedkv.runs.outputs import LOCK
 from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.crashing import (

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from cedkv.core.errors import ConfigError, TrackingError
-from cedkv.runs import tracking
+from cedkv.runs import connection
 from cedkv.runs.lifecycle import ActiveRun, sync
 from cedkv.runs.manifest import load_manifest
 from cedkv.runs.publish import save_table
@@ -138,7 +138,7 @@ def test_server_that_freezes(server: Server, uri: str, monkeypatch: pytest.Monke
         server.signal(signal.SIGSTOP)
         try:
             timeout = impatient(job)
-            monkeypatch.setattr(tracking, "call_with_timeout", counted)
+            monkeypatch.setattr(connection, "call_with_timeout", counted)
             with no_hang():
                 for _ in range(5):
                     job.push()

@@ -15,8 +15,8 @@ from mlflow.entities import Run
 import cedkv
 from cedkv.__main__ import script
 from cedkv.config.resolve import to_yaml
+from cedkv.runs.connection import CLIENT_SETTINGS
 from cedkv.runs.manifest import load_manifest
-from cedkv.runs.tracking import CLIENT_SETTINGS
 from tests.support import crashing
 from tests.support.compose import NO_S3, SETTINGS, SharedServer, shared_server
 from tests.support.crashing import forked

@@ -33,12 +33,6 @@ def config(llama_folder: Path) -> Phase2Config:
     return tiny.config(llama_folder, *SIZES)
 
 
-@pytest.fixture
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points.without_mlflow(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-
 def test_a_merged_evaluation_is_the_undivided_one(config: Phase2Config, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With two shards more than units: they end well, and the merge misses neither."""
     whole = run_it("phase2", config)
@@ -89,7 +83,7 @@ def test_a_merged_grid_of_tasks_is_the_undivided_one(config: Phase2Config, store
         assert all(children_of(each) == [] for each in shards)
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 class TestRejected:
     """Shards that are not one whole run; a shard where a run is asked for."""
 
@@ -203,7 +197,7 @@ def told_of_new(path: Path, shards: list[str]) -> str:
     return done.output
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 @pytest.mark.parametrize("allowed", [False, True])
 def test_shards_of_two_kinds_of_device(config: Phase2Config, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rejected, or, where the run asks for it, merged and tagged; no unit was computed on both, so nothing is compared."""
@@ -227,7 +221,7 @@ def test_shards_of_two_kinds_of_device(config: Phase2Config, allowed: bool, monk
     assert runtime["device_name"] == ["one kind", "another kind"]
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 def test_cards_that_differ_in_their_index_are_told(config: Phase2Config, capsys: pytest.CaptureFixture[str]) -> None:
     shards = run_shards(config, 2)
     path = OUTPUTS / shards[1] / "artifacts" / "hf_runtime_meta.json"
@@ -239,7 +233,7 @@ def test_cards_that_differ_in_their_index_are_told(config: Phase2Config, capsys:
     assert made == {**content, "device": ["cpu", "cuda:1"]}
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 def test_shards_of_other_folders_are_merged_here(config: Phase2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each machine has outputs of its own; a merge killed in the midst leaves nothing that stands in the way of the next."""
     folders = []

@@ -10,17 +10,12 @@ from transformers import AutoConfig
 from cedkv.core.errors import DataError, ModelError
 from cedkv.tasks.load import load_samples
 from tests.families.models import FAMILIES
-from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.runs import run_comparison, run_phase2
 
+pytestmark = pytest.mark.usefixtures("without_mlflow")
+
 GEMMA_2 = next(family for family in FAMILIES if family.name == "Gemma 2")
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    points.without_mlflow(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
 def folder(path: Path, model_type: str, **settings: object) -> Path:

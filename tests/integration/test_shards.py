@@ -36,12 +36,6 @@ def config(llama_folder: Path) -> Phase2Config:
     return tiny.config(llama_folder, *SIZES)
 
 
-@pytest.fixture
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points.without_mlflow(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -71,7 +65,7 @@ def test_shards_have_every_unit_once() -> None:
     assert Shard.parse("2/3").of("abcdefg") == "be"
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 def test_a_plan_is_of_the_shard(config: Phase2Config) -> None:
     """Its units, and the pace of one that was run; a merged run, whose times are sums, gives none."""
     shards = run_shards(config, 4)
@@ -91,7 +85,7 @@ def test_a_plan_is_of_the_shard(config: Phase2Config) -> None:
             measured_rate(OUTPUTS / run_id, lambda _: None)
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 def test_an_interrupted_shard_is_resumed_as_a_shard(config: Phase2Config) -> None:
     shard = shard_of(config, "1/2")
 
@@ -137,7 +131,7 @@ def test_two_shards_at_once_on_a_cold_store(
     merge([folder.name for folder in OUTPUTS.iterdir()])
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("without_mlflow")
 def test_commands_of_the_page_are_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The array's script as Slurm runs task 3 of 8, the script that merges, and the commands in the text."""
     page = (Path(__file__).parents[2] / "docs" / "shards.md").read_text(encoding="utf-8").replace("\\\n", " ")

@@ -11,9 +11,10 @@ import pytest
 from cedkv.config.resolve import resolve
 from cedkv.config.schema import Phase2Config
 from cedkv.tasks.load import load_samples
-from tests.support import patch_points as points
 from tests.support import tiny
 from tests.support.runs import run_phase2
+
+pytestmark = pytest.mark.usefixtures("without_mlflow")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = ("runtime.device=cpu", "eval.on_samples=6", "eval.off_samples=4", "eval.gate_a_samples=2", "eval.n_random_trials=2",
@@ -26,12 +27,6 @@ def run(path: Path, folder: Path) -> tuple[Phase2Config, Any, list[dict[str, Any
     results = run_phase2(config)
     (made,) = Path("outputs").iterdir()
     return config, results, json.loads((made / "artifacts" / "phase2_selection.json").read_text())["on"]
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    points.without_mlflow(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

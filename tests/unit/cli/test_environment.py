@@ -116,15 +116,18 @@ def module_of(folder: Path, name: str, text: str, distribution: bool) -> None:
         (info / "top_level.txt").write_text(f"{name}\n")
 
 
-@pytest.mark.parametrize("environment_lacks", [False, True])
-def test_a_broken_package_is_not_a_missing_environment(
-    tmp_path: Path, environment_lacks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own dependency is missing, or a library that it links; whatever else may be missing here."""
+@pytest.fixture(params=[False, True], ids=["all is there", "scipy is missing"])
+def modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of modules, in an environment that has all that it needs, or has not."""
     monkeypatch.syspath_prepend(tmp_path)
-    if environment_lacks:
+    if request.param:
         lacking(monkeypatch, scipy=None)
-    module_of(tmp_path, "broken_package", "import of_its_own", distribution=True)
+    return tmp_path
+
+
+def test_a_broken_package_is_not_a_missing_environment(modules: Path) -> None:
+    """Its own dependency is missing, or a library that it links; whatever else may be missing here."""
+    module_of(modules, "broken_package", "import of_its_own", distribution=True)
     told = explain_import(importing("broken_package"))
     assert told is not None
     assert told.startswith(f"broken_package 1.5, which is installed in {sys.executable} (Python 3.")
@@ -133,14 +136,8 @@ def test_a_broken_package_is_not_a_missing_environment(
     assert "missing or too old" not in told
 
 
-@pytest.mark.parametrize("environment_lacks", [False, True])
-def test_a_module_of_the_user_is_not_a_missing_environment(
-    tmp_path: Path, environment_lacks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    if environment_lacks:
-        lacking(monkeypatch, scipy=None)
-    module_of(tmp_path, "users_own", "import of_the_user", distribution=False)
+def test_a_module_of_the_user_is_not_a_missing_environment(modules: Path) -> None:
+    module_of(modules, "users_own", "import of_the_user", distribution=False)
     assert explain_import(importing("users_own")) is None
     assert explain_import(importing("cedkv.absent")) is None
 

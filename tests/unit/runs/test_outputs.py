@@ -15,9 +15,9 @@ import pytest
 
 from cedkv.core.errors import ConfigError, RunInterrupted
 from cedkv.core.files import write_text
-from cedkv.runs import manifest
-from cedkv.runs.manifest import RunManifest, find_resumable, load_manifest, locked, report_full_disk, require_outputs
-from cedkv.runs.outputs import is_temporary, outputs_folder, unwritable, write_remedy
+from cedkv.runs import outputs
+from cedkv.runs.manifest import RunManifest, find_resumable, load_manifest, report_full_disk
+from cedkv.runs.outputs import is_temporary, locked, outputs_folder, require_outputs, unwritable, write_remedy
 from tests.support import tiny
 from tests.support.crashing import run_of_nothing
 
@@ -100,7 +100,7 @@ def test_a_run_goes_on_without_locks_and_says_so_once(
     store: str, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(number))
-    manifest._warn_without_locks.cache_clear()
+    outputs._warn_without_locks.cache_clear()
     for _ in range(2):
         with run_of_nothing() as job:
             job.finish(job.manifest)
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_told_by_its_cause(store: str, number
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number), "outputs")
 
-    monkeypatch.setattr(manifest, "TemporaryFile", fail)
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     with pytest.raises(RunInterrupted) as caught:
         require_outputs()
     assert os.strerror(number) in str(caught.value)
