@@ -21,7 +21,7 @@ from cedkv.inference import ablation, evidence, forward, head_weights, student, 
 from cedkv.inference import prefix as prefix_module
 from cedkv.kv import attention, cache, readers
 from cedkv.models import cpu, loading
-from cedkv.runs import lifecycle, merge, pipeline, prepare, publish, timeouts, tracking
+from cedkv.runs import connection, lifecycle, merge, pipeline, prepare, publish, timeouts
 from cedkv.runs.journal import Journal
 from cedkv.tasks import texts
 
@@ -132,8 +132,8 @@ EVALUATE = point("evaluate", pipeline)
 REPORT_CONDITION = point("report_condition", publish)
 OPEN_SPEC = point("open_spec", pipeline)
 END_ON_SIGNALS = point("_end_on_signals", app)
-MLFLOW_ATTEMPT = point("attempt", tracking.MlflowTracker)
-MLFLOW_CALL = point("call", tracking.MlflowTracker)
+MLFLOW_ATTEMPT = point("attempt", connection.Connection)
+MLFLOW_CALL = point("call", connection.Connection)
 MAX_SEARCH = point("MAX_SEARCH", texts)
 MLFLOW_HTTP_SETTINGS = point("_http", timeouts)
 TRACKING_FAULT = point("fault", lifecycle.ActiveRun)
