@@ -7,6 +7,7 @@ import torch
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck
 from cedkv.config.schema import Phase2Config
+from cedkv.kv.transfers import download, index_on
 from cedkv.models.loading import LanguageModel
 
 EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -75,26 +76,28 @@ class Arithmetic(MeasuredCheck):
 
     @torch.inference_mode()
     def _measure(self, lm: LanguageModel, inputs: CheckInputs) -> float | None:
-        errors: list[float] = []
+        taken: list[torch.Tensor] = []
 
-        def compare(layer: torch.nn.Linear, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def take(layer: torch.nn.Linear, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if not output.numel():
                 return
-            outputs = torch.linspace(0, layer.out_features - 1, min(SOME_OUTPUTS, layer.out_features)).long()
-            outputs = outputs.to(layer.weight.device)
-            row = arguments[0].reshape(-1, layer.in_features)[-1].cpu().double()
-            weight = layer.weight[outputs].cpu().double()
-            bias = 0.0 if layer.bias is None else layer.bias[outputs].cpu().double()
-            computed = output.reshape(-1, layer.out_features)[-1, outputs].cpu().double()
-            scale = weight.abs() @ row.abs() + abs(bias)
-            errors.append(float(((computed - (weight @ row + bias)).abs() / scale.clamp_min(1e-30)).max()))
+            some = torch.linspace(0, layer.out_features - 1, min(SOME_OUTPUTS, layer.out_features)).long().tolist()
+            outputs = index_on(some, layer.weight.device)
+            bias = torch.zeros_like(layer.weight[outputs, 0]) if layer.bias is None else layer.bias[outputs]
+            row = arguments[0].reshape(-1, layer.in_features)[-1].clone()  # which the model may go on to change
+            taken.extend((row, layer.weight[outputs], bias, output.reshape(-1, layer.out_features)[-1, outputs]))
 
         plain = [m for m in lm.model.modules() if type(m) is torch.nn.Linear and not m.weight.is_meta]
-        hooks = [layer.register_forward_hook(compare) for layer in plain if layer.weight.is_floating_point()]
+        hooks = [layer.register_forward_hook(take) for layer in plain if layer.weight.is_floating_point()]
         try:
             ids = torch.tensor([min((sample.base_ids for sample in inputs.samples), key=len)], device=lm.device)
             lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
         finally:
             for hook in hooks:
                 hook.remove()
+        numbers = [tensor.double() for tensor in download(taken)]
+        errors = []
+        for row, weight, bias, computed in zip(numbers[::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True):
+            scale = weight.abs() @ row.abs() + bias.abs()
+            errors.append(float(((computed - (weight @ row + bias)).abs() / scale.clamp_min(1e-30)).max()))
         return float(np.max(errors)) if errors else None

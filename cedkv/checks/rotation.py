@@ -12,6 +12,7 @@ from cedkv.config.schema import Phase2Config
 from cedkv.inference.forward import prefill
 from cedkv.kv.attention import AttentionCall, observe_attention, without_sinks
 from cedkv.kv.rope import rerotate_keys
+from cedkv.kv.transfers import download
 from cedkv.models.loading import LanguageModel
 
 ROTATION_SHIFT = 37
@@ -29,7 +30,7 @@ class _QueryLengths:
         self.passes: list[torch.Tensor] = []
 
     def observe(self, call: AttentionCall) -> None:
-        self.passes.append(call.query.float().norm(dim=-1)[..., -1].cpu())
+        self.passes.append(call.query.float().norm(dim=-1)[..., -1])
 
 
 def rotation_moves_queries(lm: LanguageModel, name: str, token: int, positions: Sequence[int], distance: int) -> bool:
@@ -43,7 +44,7 @@ def rotation_moves_queries(lm: LanguageModel, name: str, token: int, positions: 
         observer = _QueryLengths()
         with observe_attention(observer), without_sinks():
             prefill(lm, [[token]] * len(positions), [[p + shift] for p in positions], [name] * len(positions))
-        lengths.append(torch.cat(observer.passes))
+        lengths.append(torch.cat(download(observer.passes)))
     here, there = lengths
     return torch.allclose(here, there, rtol=LENGTH_TOLERANCE[lm.meta["torch_dtype"]], atol=0.0)
 
@@ -85,11 +86,14 @@ class RotationEquivariance(MeasuredCheck):
             everywhere, _ = prefill(lm, rows * 2, both, names * 2)
         keys, moved = ([key[part] for key in everywhere] for part in (slice(n), slice(n, None)))
         shift = torch.full((len(rows), 1), distance, device=lm.device)
-        worst = [0.0] * len(places)
+        sizes = []
         for key, expected, layout in zip(keys, moved, lm.rope_layouts or (), strict=True):
-            difference = (rerotate_keys(key, shift, layout) - expected).float().abs()
-            for sample in range(len(places)):
-                own = torch.from_numpy(owners == sample).to(key.device)
-                error = relative(float(difference[own].max()), float(expected[own].float().abs().max()))
-                worst[sample] = float(np.maximum(worst[sample], error))  # NaN stays NaN
+            difference = rerotate_keys(key, shift, layout) - expected
+            sizes += [tensor.float().abs().flatten(1).amax(dim=1) for tensor in (difference, expected)]
+        by_layer = torch.stack(download(sizes)).numpy()
+        worst = [0.0] * len(places)
+        for sample in range(len(places)):
+            largest = by_layer[:, owners == sample].max(axis=1).tolist()
+            errors = [relative(difference, scale) for difference, scale in zip(largest[::2], largest[1::2], strict=True)]
+            worst[sample] = float(np.max(errors))  # NaN stays NaN
         return worst

@@ -17,6 +17,7 @@ from cedkv.inference.distributions import kl
 from cedkv.inference.forward import next_token_logprobs
 from cedkv.inference.prefix_store import load_prefix, save_prefix
 from cedkv.kv.cache import KVPrefix
+from cedkv.kv.transfers import download
 from cedkv.models.fingerprint import prefix_fingerprint
 from cedkv.models.loading import LanguageModel
 
@@ -56,11 +57,10 @@ def _measure_loaded(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs
         provenance = prefix_fingerprint(lm)
         save_prefix(before, placements, provenance, path)
         loaded = load_prefix(path, placements, provenance, lm.device).to_devices_of(before)
-    changed, relative, used = (np.zeros(len(order)) for _ in range(3))
     tensors = [(*p.keys, *p.values, p.visible, p.query_start) for p in (loaded, before)]
-    for there, here in zip(*tensors, strict=True):
-        for at, row in enumerate(order):
-            changed[row] += there.dtype != here.dtype or not torch.equal(there[at], here[at])
+    different = [_different_rows(there, here) for there, here in zip(*tensors, strict=True)]
+    changed, relative, used = (np.zeros(len(order)) for _ in range(3))
+    changed[order] = torch.stack(download(different)).sum(dim=0).tolist()
     copy = snapshot(loaded)
     injection = lm.injection_layers(config.layer_scope.injection)
     queries, names = [inputs.queries[row] for row in order], [inputs.names[row] for row in order]
@@ -69,6 +69,13 @@ def _measure_loaded(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs
     select, base = inputs.select[order], inputs.base[order]
     relative[order] = (kl(logprobs, select) / (kl(select, base) + 1e-6)).tolist()
     return Loaded(relative.tolist(), changed.tolist(), used.tolist())
+
+
+def _different_rows(there: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Return which rows of a tensor came back as others, (B,) bool."""
+    if there.dtype != here.dtype or there.shape != here.shape:
+        return torch.ones(len(here), dtype=torch.bool, device=here.device)
+    return (there != here).reshape(len(here), here[0].numel()).any(dim=1)
 
 
 class RoundtripRelKl(MeasuredCheck):

@@ -29,9 +29,11 @@ SMALL = ("eval.on_samples=4", "eval.off_samples=4", "eval.gate_a_samples=1", "ru
 GATHERED = ("prefix.kv_source=gather", "prefix.boundary_replay=2", "eval.lds_masks=2")
 OF_CHECKS = ("checks/", "inference/prefix_store.py", "models/fingerprint.py")
 """Where Gate A's checks and what they alone call wait."""
+OF_ALL_CHECKS = 40
+"""Waits in the checks themselves at most, whose unit has one sample of Gate A: one or two a check, none a layer."""
 WAITS = {
     "a mask is looked at by transformers, once a pass": ("transformers masking_utils.py", None),
-    "results and finite checks are fetched, of the unit, its repetition and Gate A's batches": ("kv/transfers.py", 11),
+    "results and finite checks are fetched, of the unit, its repetition, Gate A's batches and checks": ("kv/transfers.py", 16),
     "whether base's answers go on, every eighth token": ("inference/off.py", 1),
     "KL of OFF prompts, and along their answers for the checks": ("eval_phase2.py", 2),
 }
@@ -68,6 +70,7 @@ def test_all_of_a_unit_is_on_the_card_and_hardly_waited_for(llama_folder: Path, 
             by_file[where.partition(":")[0]] += times
     limits = {file: count.passes if most is None else most for file, most in WAITS.values()}
     assert {file: times for file, times in by_file.items() if times > limits.get(file, 0)} == {}
+    assert sum(times for (where, _), times in waits.items() if where.startswith("checks/")) <= OF_ALL_CHECKS
 
 
 def test_more_samples_do_not_make_more_waits(llama_folder: Path) -> None:

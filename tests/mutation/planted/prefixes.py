@@ -180,8 +180,8 @@ def null_pad_visible_in_the_arms(patch: Patch) -> None:
 
     def unmasked(real: Any, keys: Any, values: Any, placements: Any) -> KVPrefix:
         made = real(keys, values, placements)
-        slots = torch.tensor([placement.slots for placement in placements])
-        return replace(made, visible=torch.arange(made.slots) < slots[:, None])
+        slots = torch.tensor([placement.slots for placement in placements], device=made.visible.device)
+        return replace(made, visible=torch.arange(made.slots, device=slots.device) < slots[:, None])
 
     points.ASSEMBLE.wrap(patch, unmasked)
 
