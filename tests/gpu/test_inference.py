@@ -81,24 +81,24 @@ def batches(device: str, llama_folder: Path) -> tuple[Batch, Batch]:
 def test_evidence_as_on_the_cpu(batches: tuple[Batch, Batch], llama_folder: Path) -> None:
     """Scores of tokens, spans hidden, masked answers, attention to gold tokens, comprehensiveness."""
     config = tiny.config(llama_folder, "select.mode=value_weighted_attention", "select.causal_drop_advisory=true")
-    found = []
+    found: list[dict[str, np.ndarray]] = []
     for batch in batches:
         masks = random_masks(batch.samples[1], 5, 4)
         spans = [evidence_spans(sample) for sample in batch.samples]
         mass = gold_mass(batch, tiny.config(llama_folder))
         assert mass is not None
         found.append(
-            np.concatenate(
-                [
-                    *(evidence.scores for evidence in read_evidence(batch, config)),
-                    list(causal_drops(batch, config, 0).values()),
-                    answer_odds(batch, 1)(masks),
-                    comprehensiveness(batch, spans, silent),
-                    mass.total.double().numpy().ravel(),
-                ]
-            )
+            {
+                "scores": np.concatenate([evidence.scores for evidence in read_evidence(batch, config)]),
+                "causal drops": np.array(list(causal_drops(batch, config, 0).values())),
+                "log odds": answer_odds(batch, 1)(masks),
+                "comprehensiveness": np.array(comprehensiveness(batch, spans, silent)),
+                "gold mass": mass.total.double().numpy().ravel(),
+            }
         )
-    assert np.abs(found[0] - found[1]).max() < 1e-4
+    far = {name: np.abs(on_cpu - found[0][name]).max() for name, on_cpu in found[1].items()}
+    close = {name: np.allclose(found[0][name], on_cpu, rtol=1e-4, atol=1e-4) for name, on_cpu in found[1].items()}
+    assert all(close.values()), far
 
 
 def evidence_spans(sample: OnSample) -> tuple[Span, ...]:
