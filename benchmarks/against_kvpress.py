@@ -38,9 +38,13 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES, device: str = "cpu") -> lis
     names = {kv: f"engine ({kv}) over kvpress, the same (sample, arm) evaluations a second" for kv in TARGETS}
     try:
         python = environment(model_cache.cache_root(None) / f"bench-kvpress{'' if device == 'cpu' else f'-{device}'}")
-    except (OSError, subprocess.CalledProcessError) as error:
+        return _measured(python, names, pairs, samples, device)
+    except (OSError, subprocess.CalledProcessError, BrokenWorkerError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1][:160]
         return [row(f"{name}; not measured: {reason}", None, TARGETS[kv]) for kv, name in names.items()]
+
+
+def _measured(python: Path, names: dict[str, str], pairs: int, samples: int, device: str) -> list[Row]:
     lm, every = loaded(device=device)
     some, own = part(every, 0, samples), (f"runtime.device={device}", "eval.off_tokens=0")
     configs = {kv: results_only(quickstart(f"prefix.kv_source={kv}", *own)) for kv in TARGETS}
@@ -50,10 +54,14 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES, device: str = "cpu") -> lis
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(python, Path(folder), jobs, device)
         answers = worker.done("aware")["answers"]
-        for _ in range(pairs):
-            for kv, config in configs.items():
-                engine_s = seconds(lambda config=config: engine(lm, config, some))  # type: ignore[misc]
-                times[kv].append((worker.done("evaluations")["seconds"], engine_s))
+        order = list(configs)
+        for _ in range(pairs):  # kvpress between the two, which change places
+            first = seconds(lambda: engine(lm, configs[order[0]], some))
+            theirs = worker.done("evaluations")["seconds"]
+            second = seconds(lambda: engine(lm, configs[order[1]], some))
+            times[order[0]].append((theirs, first))
+            times[order[1]].append((theirs, second))
+            order.reverse()
         worker.close()
     found = [row(names[kv], median_ratio(times[kv]), target) for kv, target in TARGETS.items()]
     each = sorted(theirs for theirs, _ in times["prefill"])[pairs // 2] / n
@@ -119,6 +127,10 @@ def _done(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
+class BrokenWorkerError(Exception):
+    """kvpress ended early; what it said."""
+
+
 class Worker:
     """``kvpress_worker.py`` under the other Python, waiting between its rounds; ``versions``: of its packages."""
 
@@ -148,5 +160,5 @@ class Worker:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             self._errors.seek(0)
-            raise RuntimeError(f"kvpress ended: {self._errors.read()[-1500:]}")
+            raise BrokenWorkerError(f"kvpress ended: {self._errors.read()[-1500:]}")
         return dict(json.loads(line))
