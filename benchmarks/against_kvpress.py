@@ -28,7 +28,7 @@ from cedkv.models.loading import LanguageModel
 from cedkv.models.tokenizer import tokens_text
 from cedkv.tasks.load import Samples
 
-PAIRS, SAMPLES = 3, 32
+PAIRS, SAMPLES = 2, 16
 TARGETS = {"prefill": ">= 5.5", "gather": ">= 10"}
 WANTED = ("kvpress==0.5.5", "transformers<5.3")
 

@@ -9,7 +9,7 @@ from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, q
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import Samples
 
-PAIRS, SHARE = 3, 2
+PAIRS, SHARE = 2, 2
 
 
 def rows(pairs: int = PAIRS, share: int = SHARE) -> list[Row]:

@@ -60,7 +60,7 @@ def rows(device: str = "cuda") -> list[Row]:
         own = _settings(device, dtype)
         found.append(limit_row(lm, results_only(quickstart(*own, "eval.off_tokens=0")), every))
         found.append(checks.ratio_row(lm, every, own, None))
-    found += against_kvpress.rows(PAIRS, len(every.on), device)
+    found += against_kvpress.rows(device=device)
     own = _settings(device, "bfloat16")
     found.append(memory_row(half, quickstart(*own), every))
     large = random_model(half, LARGE)

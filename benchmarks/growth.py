@@ -4,8 +4,9 @@ Each run is a process of its own, from the start to the written report (MLflow o
 peak memory never falls. Samples are counted with a tiny model, whose own size hides nothing. Long demos run through the first
 layers of ``smollm2-135m``, told to read twice the tokens: what grows with a demo does so in every layer.
 
-A machine's clock may fall by a quarter within minutes of load. So the sizes have their turn in one order and then in the
-other: each has the same mean time since the beginning, and a clock that falls evenly cancels out.
+A machine's clock may fall by a quarter within minutes of load. So the largest size has its turn in the middle, and the others
+before it and after it, in the other order: all have the same mean time since the beginning, and a clock that falls evenly
+cancels out.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def rows() -> list[Row]:
 def samples_rows(counts: Sequence[int] = COUNTS) -> list[Row]:
     """Peak memory flat, and time linear, in the number of ON samples: what later samples cost, against what earlier ones do."""
     seconds, peaks = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
-    for n in (*counts, *reversed(counts)):
+    for n in (*counts, *counts[-2::-1]):
         run = _measured("samples", n)
-        seconds[n] += run["seconds"] / 2
+        seconds[n] += run["seconds"] / (1 if n == counts[-1] else 2)
         peaks[n] = max(peaks[n], run["peak"])
     few, many = counts[0], counts[-1]
     steps = [(seconds[more] - seconds[less]) / (more - less) * 1e3 for less, more in pairwise(counts)]
@@ -93,7 +94,7 @@ def _run(folder: Path, what: str, n: int, mode: str = "", model: str = "") -> No
     os.chdir(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     if what == "samples":
-        sizes = [f"eval.on_samples={n}", "eval.off_samples=128", "runtime.batch_size=auto"]
+        sizes = [f"eval.on_samples={n}", "eval.off_samples=128", "eval.n_random_trials=1", "runtime.batch_size=auto"]
         config = tiny.config(tiny.save(folder / "model"), *sizes)
     else:
         line = {"demo_text": _demo(n), "query_text": "Word: dax\nSymbol:", "answer_text": " red"}

@@ -14,7 +14,7 @@ from cedkv.runs.resolved import resolve_inputs
 
 SAMPLES, UNIT = 8, 2
 """ON samples of one worker, and of a unit: four units each, so that the balance of the last ones shows too."""
-PAIRS = 3
+PAIRS = 2
 
 
 def rows(samples: int = SAMPLES, unit: int = UNIT, pairs: int = PAIRS) -> list[Row]:
