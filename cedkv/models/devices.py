@@ -37,17 +37,31 @@ def pick_device(setting: str, anywhere: bool = False) -> torch.device:
         raise ConfigError(f"runtime.device = {setting!r} is no device: {str(error).splitlines()[0]}; use auto or cpu") from None
     if str(device) != setting:  # torch holds an index in 8 bits: cuda:256 would be cuda:0
         raise ConfigError(f"runtime.device = {setting!r} is no device: torch takes the index for {device}; use auto or cpu")
-    available = {
-        "cpu": True,
-        "mps": torch.backends.mps.is_available(),
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not anywhere and not available[device.type]:
+    if not anywhere and not is_here(device):
         raise ConfigError(
             f"runtime.device = {setting!r} is not available ({torch.cuda.device_count()} CUDA devices seen by torch "
             f"{torch.__version__}); use auto or cpu, or install a torch build for your accelerator"
         )
     return device
+
+
+def is_here(device: torch.device) -> bool:
+    """Return whether a device is one of this machine."""
+    available = {
+        "cpu": True,
+        "mps": torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+    }
+    return available[device.type]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a card, after torch has given back what it holds and does not use; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
 
 
 def use_exact_float32(device: torch.device, torch_dtype: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cedkv.models.devices import is_here, sum_dtype
 from cedkv.models.opening import ModelSpec
 
 
@@ -19,6 +20,7 @@ class ModelSizes:
     kv_bytes: keys and values of one token, of all layers.
     hidden, intermediate, vocabulary: numbers of a token's hidden state, inside a feed-forward layer, and of its logits.
     number_bytes: bytes of a number in the dtype.
+    distribution_bytes: of a number in a distribution over the vocabulary (``sum_dtype``); of a card that is not here the most.
     """
 
     parameters: int
@@ -28,6 +30,7 @@ class ModelSizes:
     intermediate: int
     vocabulary: int
     number_bytes: int
+    distribution_bytes: int
 
 
 def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
@@ -45,6 +48,7 @@ def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
         int(getattr(config, "intermediate_size", None) or 4 * hidden),
         spec.vocabulary,
         number_bytes,
+        (sum_dtype(spec.device) if is_here(spec.device) else torch.float64).itemsize,
     )
 
 

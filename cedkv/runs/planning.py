@@ -151,7 +151,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
             )
         )
         for unit, count in zip(units, counts, strict=True):
-            for name, value in unit_memory(sizes, group, unit, count).items():
+            for name, value in unit_memory(sizes, group, unit, phase, count).items():
                 memory[name] = max(memory.get(name, 0), value)
         journal_bytes += sum(count.record_bytes for count in counts)
     on_host = {"libraries": LIBRARIES} if spec.device.type == "cpu" else {}

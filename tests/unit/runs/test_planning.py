@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from cedkv.core.errors import ConfigError
 from cedkv.eval_phase2 import run_units
+from cedkv.inference.distributions import log_softmax
 from cedkv.models import loading
 from cedkv.models.opening import open_spec
 from cedkv.models.sizes import model_sizes
@@ -152,6 +153,7 @@ def test_sizes_are_the_model_s(dtype: str, model_folder: Path) -> None:
     assert sizes.parameters == sum(p.numel() for p in model.parameters())
     assert sizes.weight_bytes == sum(p.nbytes for p in model.parameters())
     assert 3 * sizes.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert sizes.distribution_bytes == log_softmax(torch.zeros(1, 3, dtype=getattr(torch, dtype))).itemsize
 
 
 def plan_of(*unit_tokens: int) -> Plan:
