@@ -20,8 +20,8 @@ from cedkv.tasks.load import Samples
 from cedkv.tasks.pairing import off_owner, partner
 
 UNIT, UNIT_OFF, UNIT_TOKENS, UNIT_FURTHER = 32, 128, 32_768, 1024
-"""Largest unit where the batch size is ``auto``: ON samples, OFF prompts, slots and tokens, and tokens of base's own answers to
-OFF prompts, after each of which the logits of the whole vocabulary are kept."""
+"""Largest unit of ``fixed_size``: ON samples, OFF prompts, slots and tokens, and tokens of base's own answers to OFF prompts,
+after each of which the logits of the whole vocabulary are kept."""
 NOT_DRAWN_BY = {
     "mode", "params", "query_window", "row_pooling", "head_pooling", "layer_pooling", "pooling_kernel", "value_weighting",
     "null_query", "causal_drop_advisory",
@@ -41,36 +41,56 @@ class Unit:
     off: tuple[int, ...]
 
 
-def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, longest: int = 1, task: str = "") -> list[Unit]:
+def fixed_size(conditions: Sequence[Condition], n_on: int, n_off: int, longest: int = 1) -> int:
+    """Return how many ON samples a unit has at most: the batch size, or, where that is ``auto``, what fits on any device.
+
+    Args:
+        n_on, n_off: numbers of ON samples and OFF prompts.
+        longest: slots and tokens of the longest prompt; the longer, the smaller the units, so that memory stays bounded.
+
+    Raises:
+        ConfigError: as ``batch_groups``.
+    """
+    config = conditions[0].config
+    if config.rows_per_pass is not None:
+        return config.rows_per_pass
+    most_off = min(UNIT_OFF, UNIT_FURTHER // max(1, config.eval.off_tokens))
+    return max(smallest_unit(conditions, n_on), min(UNIT, UNIT_TOKENS // longest, most_off * n_on // max(1, n_off)))
+
+
+def plan(conditions: Sequence[Condition], n_on: int, n_off: int, phase: Phase, size: int, task: str = "") -> list[Unit]:
     """Return the units of a run: its samples in batches.
 
     An OFF prompt is in the unit of the ON sample that it runs under (``off_owner``). Phase 1.5 has no OFF prompts.
 
     Args:
         n_on, n_off: numbers of ON samples and OFF prompts.
-        longest: slots and tokens of the longest prompt; the longer, the smaller the units, so that memory stays bounded.
+        size: ON samples of a unit, at most.
         task: of these samples, in a run of several tasks (``by_task``): part of the units' keys.
 
     Raises:
-        ConfigError: a selector uses partners (2i, 2i + 1), and they cannot be in one batch.
+        ConfigError: as ``batch_groups``.
     """
-    groups = batch_groups(conditions, n_on)
-    size = conditions[0].config.rows_per_pass
-    if size is None:
-        most_off = min(UNIT_OFF, UNIT_FURTHER // max(1, conditions[0].config.eval.off_tokens))
-        size = max(len(groups[0]), min(UNIT, UNIT_TOKENS // longest, most_off * n_on // max(1, n_off)))
     units: list[Unit] = []
-    for on in join_groups(groups, size):
+    for on in join_groups(batch_groups(conditions, n_on), size):
         owners = set(on)
         off = tuple(j for j in range(n_off) if off_owner(j, n_on) in owners) if phase == "2" else ()
         units.append(Unit(in_task(task, f"unit/{len(units):05d}"), on, off))
     return units
 
 
-def plan_samples(conditions: Sequence[Condition], samples: Samples, phase: Phase, task: str = "") -> list[Unit]:
-    """Return the units of a run on these samples; see ``plan``."""
-    longest = max(use.length for c in conditions for use in arm_uses(c.config, samples, phase, None))
-    return plan(conditions, len(samples.on), len(samples.off), phase, longest, task)
+def plan_samples(
+    conditions: Sequence[Condition], samples: Samples, phase: Phase, task: str = "", size: int | None = None
+) -> list[Unit]:
+    """Return the units of a run on these samples, of their ``fixed_size`` where ``size`` is None; see ``plan``."""
+    n_on, n_off = len(samples.on), len(samples.off)
+    size = fixed_size(conditions, n_on, n_off, longest_prompt(conditions, samples, phase)) if size is None else size
+    return plan(conditions, n_on, n_off, phase, size, task)
+
+
+def longest_prompt(conditions: Sequence[Condition], samples: Samples, phase: Phase) -> int:
+    """Return the slots and tokens of the longest prompt of any arm."""
+    return max(use.length for c in conditions for use in arm_uses(c.config, samples, phase, None))
 
 
 def evaluations(conditions: Sequence[Condition], unit: Unit, phase: Phase, on: Sequence[OnSample]) -> int:
@@ -152,8 +172,17 @@ def partner_rows(conditions: Sequence[Condition], on: Sequence[int], n_on: int) 
     return [on.index(partner(i, n_on)) for i in on]
 
 
+def smallest_unit(conditions: Sequence[Condition], n_on: int) -> int:
+    """Return the fewest ON samples that a unit can be made of, the first group's. Raises ConfigError as ``batch_groups``."""
+    return len(batch_groups(conditions, n_on)[0])
+
+
 def batch_groups(conditions: Sequence[Condition], n_on: int) -> list[tuple[int, ...]]:
-    """Return the groups of samples that must share a batch: each sample alone, or partners together."""
+    """Return the groups of samples that must share a batch: each sample alone, or partners together.
+
+    Raises:
+        ConfigError: a selector uses partners (2i, 2i + 1), and they cannot be in one batch.
+    """
     if not uses_partners(conditions):
         return [(i,) for i in range(n_on)]
     batch_size = conditions[0].config.runtime.batch_size

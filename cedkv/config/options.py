@@ -19,7 +19,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "device": ("runtime.device", "auto, cpu, mps, cuda or cuda:N"),
     "device_map": ("runtime.device_map", "auto: spread a model over all devices, for one larger than a card"),
     "dtype": ("runtime.torch_dtype", "float32, bfloat16 or float16"),
-    "batch_size": ("runtime.batch_size", "rows in one forward pass, or auto"),
+    "batch_size": ("runtime.batch_size", "rows in one forward pass and ON samples in a unit, or auto"),
     "threads": ("runtime.threads", "torch threads of this process, or of each worker"),
     "workers": ("runtime.workers", "Ray workers: a number, or auto: one per card, else one per CPU; null: this process"),
     "ray_address": ("runtime.ray_address", "auto, host:port or ray://..; null: a cluster on this machine, for this run"),

@@ -17,6 +17,7 @@ from cedkv.execution.workload import PlannedUnit, Workload
 from cedkv.inference.head_weights import HeadWeights, ensure_head_weights, use_head_weights
 from cedkv.inference.passes import check_loaded_readings
 from cedkv.models import loading
+from cedkv.models.devices import free_memory
 from cedkv.models.fingerprint import fingerprint
 from cedkv.models.opening import ModelSpec
 
@@ -25,11 +26,12 @@ from cedkv.models.opening import ModelSpec
 class ModelFacts:
     """What a run says of its loaded model.
 
-    identity: of ``fingerprint``. meta: for the report.
+    identity: of ``fingerprint``. meta: for the report. free_memory: bytes beside the weights on its card; None on no card.
     """
 
     identity: dict[str, Any]
     meta: dict[str, Any]
+    free_memory: int | None = None
 
     @property
     def ran_on(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Worker:
         for config in self._work.configs:
             loading.check_loaded(self.lm, config)
         check_loaded_readings(self.lm, self._work.configs)
-        self.facts = ModelFacts(fingerprint(self.lm), self.lm.meta)
+        self.facts = ModelFacts(fingerprint(self.lm), self.lm.meta, free_memory(self.lm.device))
         return self.facts
 
     def certify(self) -> Certificate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cedkv.conditions import Condition
@@ -15,11 +15,15 @@ from cedkv.units import Unit, evaluations, plan_samples
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """The conditions of a task (``by_task``) and their samples."""
+    """The conditions of a task (``by_task``) and their samples.
+
+    unit_size: ON samples of a unit, at most.
+    """
 
     task: str
     conditions: Sequence[Condition]
     samples: Samples
+    unit_size: int
 
     @property
     def configs(self) -> list[Phase2Config]:
@@ -72,11 +76,15 @@ class Workload:
         shard = self.config.shard
         return self.plan if shard is None else shard.of(self.plan)
 
+    def with_unit_sizes(self, sizes: Sequence[int]) -> Workload:
+        """Return the same work in units of other sizes, one per group."""
+        return replace(self, groups=[replace(group, unit_size=n) for group, n in zip(self.groups, sizes, strict=True)])
+
     @cached_property
     def plan(self) -> tuple[PlannedUnit, ...]:
         """All units, in their order."""
         return tuple(
             PlannedUnit(index, unit, evaluations(group.conditions, unit, self.phase, group.samples.on))
             for index, group in enumerate(self.groups)
-            for unit in plan_samples(group.conditions, group.samples, self.phase, group.task)
+            for unit in plan_samples(group.conditions, group.samples, self.phase, group.task, group.unit_size)
         )

@@ -68,7 +68,7 @@ def merge(sources: Sequence[str]) -> list[ConditionResult]:
         attach_certificate(certified, configs, manifest)
         if shards[0].head_weights is not None:
             write_json(active.folder / "artifacts" / HEAD_WEIGHTS, shards[0].head_weights)
-        manifests = describe(resolved, active, runtime, certified, first.datasets_by_task)
+        manifests = describe(resolved, active, shards[0].header, runtime, certified, first.datasets_by_task)
         for own in (manifest, *manifests.values()):
             own.tags |= tags
         write_samples({key: own.folder for key, own in manifests.items()}, journal)

@@ -45,6 +45,7 @@ from cedkv.runs.publish_shard import publish_shard
 from cedkv.runs.resolved import ResolvedRun
 from cedkv.runs.sample_notes import notes_header
 from cedkv.runs.tags import SHARD, config_tags
+from cedkv.runs.unit_sizes import UNIT_SIZE, settle_sizes, size_params
 from cedkv.selectors.base import query_kind, selector_class
 
 PENDING = {"1.5": ("gateA",), "2": ("gateA", "gateB", "phase2")}
@@ -96,6 +97,7 @@ def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock
         work = _with_stored_threads(work, active.folder)
     with closing(choose_executor(work, spec)) as executor:
         facts = executor.load()
+        work = settle_sizes(work, spec, facts.free_memory, active.folder)
         header = depends_on(facts.identity, work)
         journal = active.open_journal(header, keys)
         active.manifest.earlier_units = len(journal.ran_on)
@@ -106,7 +108,7 @@ def _run(resolved: ResolvedRun, active: ActiveRun, spec: ModelSpec, clock: Clock
         if fitted:
             write_json(active.folder / "artifacts" / HEAD_WEIGHTS, {"fitted": [asdict(weights) for weights in fitted]})
         datasets = {group.task: tracking.describe_datasets(sample_tables(group.samples, work.phase)) for group in work.groups}
-        manifests = describe(resolved, active, facts.meta, certified, datasets)
+        manifests = describe(resolved, active, header, facts.meta, certified, datasets)
         evaluate(executor, work, {key: m.folder for key, m in manifests.items()}, clock, journal)
         if config.runtime.mixed_devices:
             compare_devices(executor, work, journal, certified.floor, [active.manifest, *active.children.values()])
@@ -154,13 +156,15 @@ def _with_stored_threads(work: Workload, folder: Path) -> Workload:
 def describe(
     resolved: ResolvedRun,
     active: ActiveRun,
+    header: Mapping[str, Any],
     runtime: Mapping[str, Any],
     certified: Certificate,
     datasets: Mapping[str, list[dict[str, str]]],
 ) -> dict[str, RunManifest]:
-    """Log model, datasets and certificate with a run and its nested runs, which a shard has none of.
+    """Log model, datasets, certificate and sizes of units with a run and its nested runs, which a shard has none of.
 
     Args:
+        header: of ``depends_on``.
         runtime: model, device, versions.
         datasets: task (``by_task``) -> MLflow's descriptions of its samples.
 
@@ -169,6 +173,7 @@ def describe(
     """
     unique = {json.dumps(dataset): dataset for inputs in datasets.values() for dataset in inputs}
     active.manifest.datasets = list(unique.values())
+    active.manifest.params |= size_params(header, by_task(resolved.conditions))
     if resolved.comparison is None or resolved.shard is not None:
         write_json(active.folder / "artifacts" / RUNTIME, runtime)
     if resolved.shard is not None:
@@ -182,6 +187,7 @@ def describe(
     for condition in resolved.conditions:
         child = manifests[condition.key]
         child.datasets = datasets[task_of[condition.key]]
+        child.params |= size_params(header, [task_of[condition.key]])
         write_json(child.folder / "artifacts" / RUNTIME, runtime)
         attach_certificate(certified, [condition.config], child)
     return manifests
@@ -218,6 +224,7 @@ def depends_on(identity: Mapping[str, Any], work: Workload) -> dict[str, Any]:
     values = {**settings_of(work.conditions, work.phase), UNITS: [planned.key for planned in work.plan]}
     for group in work.groups:
         task, samples = group.task, group.samples
+        values[in_task(task, UNIT_SIZE)] = group.unit_size
         for kind, source, digested in (("on", samples.on_source, samples.on), ("off", samples.off_source, samples.off)):
             digest = sha256()
             for sample in digested:

@@ -79,11 +79,25 @@ def about_size(plan: Plan) -> list[str]:
         "evaluations (sample x arm), at most; tokens through the model, about: counted on a stand-in for it, which chooses",
         "other spans, and with answers to OFF prompts as long as they can be; padded: with padding",
     ]
+    lines += about_units(plan)
     if rehearsed < units:
         lines.append(f"{rehearsed} of {units} units were counted; each of the others counts as the largest of its kind")
     if fit_tokens:
         lines.append(f"once, unless they are stored: {fit_tokens:,} tokens to fit weights of attention heads")
     return lines
+
+
+def about_units(plan: Plan) -> list[str]:
+    """Return where the sizes of units come from that a run finds on a card; nothing of sizes that are fixed."""
+    if plan.unit_sizes == "fixed":
+        return []
+    most = ", ".join(f"{task.unit_size} ({task.task})" for task in plan.tasks)
+    if plan.unit_sizes == "found":
+        return [f"ON samples of a unit, at most: {most}, by the memory that is free on {plan.device} now; a run looks again"]
+    return [
+        "ON samples of a unit: not known here, because a run finds them when it starts, by the memory that is free on",
+        f"{plan.device}; counted with at most {most}",
+    ]
 
 
 def about_memory(plan: Plan, workers: int) -> list[str]:

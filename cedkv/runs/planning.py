@@ -7,27 +7,32 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cedkv.config.options import Phase
 from cedkv.config.resolve import resolve
-from cedkv.execution.workload import TaskGroup
+from cedkv.execution.workload import TaskGroup, Workload
 from cedkv.inference.head_weights import fitted_scores, held_out_samples
+from cedkv.models.devices import free_memory, is_here
 from cedkv.models.opening import ModelSpec, open_spec
-from cedkv.models.sizes import model_sizes
+from cedkv.models.sizes import ModelSizes, model_sizes
 from cedkv.runs.memory import LIBRARIES, unit_memory
 from cedkv.runs.prepare import prepare
 from cedkv.runs.rate import Rate, rate_of, timed_run
 from cedkv.runs.rehearsal import REHEARSED, PassCount, rehearse_fit, rehearse_units
 from cedkv.runs.resolved import RunInputs, resolve_inputs
 from cedkv.runs.stand_in import rank_ids, ranked_off, ranked_on, stand_in
+from cedkv.runs.unit_sizes import are_found, find_sizes, stored_sizes
 from cedkv.units import Unit
+
+UnitSizes = Literal["fixed", "found", "not known"]
 
 
 @dataclass(frozen=True)
 class TaskPlan:
     """What the conditions of a task take.
 
+    unit_size: ON samples of a unit, at most.
     evaluations: (sample, arm) evaluations, at most.
     tokens, padded, passes: of the forward passes, see ``PassCount``.
     rehearsed: units whose passes were counted; the others count as the largest of their kind.
@@ -41,6 +46,7 @@ class TaskPlan:
     on: int
     off: int
     units: int
+    unit_size: int
     evaluations: int
     tokens: int
     padded: int
@@ -55,6 +61,8 @@ class TaskPlan:
 class Plan:
     """What a run takes.
 
+    unit_sizes: whether sizes of units were ``found`` by the free memory of a card that is here, are ``not known``, because a
+        run finds them and the card is not here or the size of the weights is not known, or are ``fixed``.
     memory: of one process, in bytes, by what it is of; ``weights`` is None where their size is not known.
     kv_bytes: keys and values of one token.
     journal_bytes: size of the journal, about.
@@ -66,6 +74,7 @@ class Plan:
     dtype: str
     device: str
     parameters: int
+    unit_sizes: UnitSizes
     tasks: list[TaskPlan]
     memory: dict[str, int | None]
     kv_bytes: int
@@ -114,20 +123,21 @@ class TimePlan:
         return self.startup + self.fit + self.units + self.end
 
 
-def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REHEARSED) -> Plan:
+def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REHEARSED, folder: Path | None = None) -> Plan:
     """Return what a run takes, from its configuration, tokenizer and samples; no weights are read.
 
     Args:
         announce: takes the key of each unit whose passes are counted.
         most: evaluations that are rehearsed at most; each task and kind of unit has an equal share.
+        folder: of a run of these inputs, whose units are taken.
 
     Raises:
         ConfigError, DataError, ModelError: as the run would, before its weights are loaded.
     """
     config, phase = inputs.config, inputs.phase
     spec = open_spec(config, anywhere=True)
-    work = prepare(inputs, spec)
     sizes = model_sizes(spec, config.runtime.torch_dtype)
+    work, unit_sizes = _in_units(prepare(inputs, spec), spec, sizes, folder)
     tasks, memory, journal_bytes = [], dict[str, int](), 0
     for index, group in enumerate(work.groups):
         planned = [unit for unit in work.own if unit.group == index]
@@ -140,6 +150,7 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
                 on=len(group.samples.on),
                 off=len(group.samples.off),
                 units=len(units),
+                unit_size=group.unit_size,
                 evaluations=sum(unit.size for unit in planned),
                 tokens=sum(count.stages.total() for count in counts),
                 padded=sum(count.padded for count in counts),
@@ -162,11 +173,24 @@ def plan_run(inputs: RunInputs, announce: Callable[[str], None], most: int = REH
         dtype=config.runtime.torch_dtype,
         device=str(spec.device),
         parameters=sizes.parameters,
+        unit_sizes=unit_sizes,
         tasks=tasks,
         memory={**on_host, "weights": sizes.weight_bytes, **memory},
         kv_bytes=sizes.kv_bytes,
         journal_bytes=journal_bytes,
     )
+
+
+def _in_units(work: Workload, spec: ModelSpec, sizes: ModelSizes, folder: Path | None) -> tuple[Workload, UnitSizes]:
+    """Return the work in the units of a run of it, else in those that a run would have now, and whether these were found."""
+    if folder is not None and (stored := stored_sizes(work, folder)) is not None:
+        return stored, "fixed"
+    if spec.device.type != "cuda" or not are_found(work.config):
+        return work, "fixed"
+    free = free_memory(spec.device) if is_here(spec.device) else None
+    if free is None or sizes.weight_bytes is None:
+        return work, "not known"
+    return find_sizes(work, sizes, free - sizes.weight_bytes), "found"
 
 
 def _rehearse(
@@ -219,6 +243,6 @@ def measured_rate(run: Path, announce: Callable[[str], None]) -> Rate:
     manifest, seconds = timed_run(run)
     config = resolve(manifest.folder / "config.yaml")
     phase: Phase = "1.5" if manifest.phase == "1.5" else "2"
-    plan = plan_run(resolve_inputs(manifest.command, config, phase, manifest.lists), announce)
+    plan = plan_run(resolve_inputs(manifest.command, config, phase, manifest.lists), announce, folder=manifest.folder)
     stages = sum(map(Counter, plan.unit_stages), Counter[str]())
     return rate_of(manifest, seconds, stages, plan.model, plan.dtype)

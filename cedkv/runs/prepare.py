@@ -14,6 +14,7 @@ from cedkv.models.capabilities import check_supported
 from cedkv.models.opening import ModelSpec
 from cedkv.report.text import about_samples
 from cedkv.runs.resolved import ResolvedRun, RunInputs
+from cedkv.units import fixed_size, longest_prompt
 
 
 def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
@@ -32,7 +33,8 @@ def prepare(run: RunInputs | ResolvedRun, spec: ModelSpec) -> Workload:
         samples = load_fitting(spec, configs, run.phase, run.texts[task])
         for line in about_samples(samples.notes, samples.unusable, len(samples.on), len(samples.off)):
             click.echo(": ".join(filter(None, ("samples", task, sanitize(line)))), err=True)
-        groups.append(TaskGroup(task, group, samples))
         check_context(spec, configs, samples, run.phase)
         check_held_out(spec, configs)
+        longest = longest_prompt(group, samples, run.phase)
+        groups.append(TaskGroup(task, group, samples, fixed_size(group, len(samples.on), len(samples.off), longest)))
     return Workload(config, groups, run.phase)

@@ -13,8 +13,10 @@ from cedkv.checks.gates import judge_gate
 from cedkv.config.schema import KL_LIMIT
 from cedkv.core.values import Record
 from cedkv.runs.devices import largest_differences
+from cedkv.runs.journal import NAME, read_journal
+from cedkv.runs.outputs import OUTPUTS
 from tests.gpu.conftest import overrides
-from tests.support import tiny
+from tests.support import patch_points, tiny
 from tests.support.runs import run_phase2
 
 pytestmark = pytest.mark.gpu
@@ -66,6 +68,27 @@ def test_gate_a_by_the_rule_of_its_dtype(device: str, llama_folder: Path, dtype:
     verdicts = {check.name: check.verdict for check in judge_gate("A", run)}
     assert verdicts["nonzero_effect"] == "pass"
     assert {name for name, verdict in verdicts.items() if verdict == "fail"} == set()
+
+
+def test_units_by_a_card_s_memory_give_the_cpu_s_records(
+    device: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two units on the CPU, of 32 samples and of 4; one on a card."""
+    patch_points.without_mlflow(monkeypatch)
+    sizes = ("runtime.batch_size=auto", "eval.on_samples=36", "eval.gate_a_samples=1", "eval.n_random_trials=1")
+    found = []
+    for name, where in (("one", "cpu"), ("other", device)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        run_phase2(tiny.config(llama_folder, *overrides(where, *sizes)))
+        (folder,) = OUTPUTS.iterdir()
+        header, journal = read_journal(folder / NAME, ["run"])
+        assert (header["unit_size"], len(header["units"])) == ((36, 1) if where == "cuda" else (32, 2))
+        records = [record for record in journal.records("run") if record["type"] in ("sample", "selection")]
+        found.append({"run": sorted(records, key=lambda of: (of["type"], of.get("kind", ""), of["sample_id"]))})
+    assert len(found[0]["run"]) == 2 * 36 + 4
+    difference = differ(*found)
+    assert max(difference["kl"], difference["logprob"]) < SAME
 
 
 @pytest.mark.usefixtures("store")

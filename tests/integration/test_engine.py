@@ -13,7 +13,7 @@ from cedkv.core.values import Record
 from cedkv.inference.student import Choice, Students
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import load_samples
-from cedkv.units import evaluations, plan
+from cedkv.units import evaluations, fixed_size, plan, plan_samples
 from tests.support import patch_points as points
 from tests.support import tiny
 
@@ -30,7 +30,7 @@ def records_of(folder: Path, *overrides: str, phase: str = "2") -> tuple[list[Re
     )
     config, lm = tiny.load(folder, *overrides)
     samples, grid = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary), [Condition("run", config)]
-    units = plan(grid, len(samples.on), len(samples.off), phase)  # type: ignore[arg-type]
+    units = plan_samples(grid, samples, phase)  # type: ignore[arg-type]
     return found["run"], steps, sum(evaluations(grid, unit, phase, samples.on) for unit in units)  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ def by_id(records: list[Record], kind: str) -> dict[str, Record]:
 
 
 def test_every_sample_is_in_exactly_one_unit() -> None:
-    units = plan([Condition("run", tiny.config("x", "eval.on_samples=10"))], 10, 23, "2")
+    units = plan([Condition("run", tiny.config("x", "eval.on_samples=10"))], 10, 23, "2", 4)
     assert sorted(i for unit in units for i in unit.on) == list(range(10))
     assert sorted(j for unit in units for j in unit.off) == list(range(23))
     for unit in units:
@@ -54,7 +54,8 @@ def test_every_sample_is_in_exactly_one_unit() -> None:
 def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, off_tokens: int, largest: int) -> None:
     """Many OFF prompts a state, long answers to them, or long demos, must not make a unit that memory cannot hold."""
     config = tiny.config("x", "runtime.batch_size=auto", f"eval.off_tokens={off_tokens}")
-    units = plan([Condition("run", config)], n_on, n_off, "2", longest)
+    conditions = [Condition("run", config)]
+    units = plan(conditions, n_on, n_off, "2", fixed_size(conditions, n_on, n_off, longest))
     assert max(len(unit.on) for unit in units) == largest
     assert sum(len(unit.on) for unit in units) == n_on
 

@@ -186,8 +186,8 @@ def counting_waits() -> Iterator[Waits]:
 
 
 @contextmanager
-def stand_in() -> Iterator[None]:
-    """Let torch believe, inside the context, that there is one card."""
+def stand_in(free: int = 1 << 36) -> Iterator[None]:
+    """Let torch believe, inside the context, that there is one card, with so many bytes free."""
     believed: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -195,7 +195,7 @@ def stand_in() -> Iterator[None]:
         "current_stream": lambda *_: SimpleNamespace(synchronize=lambda: _wait("results are fetched")),
         "get_device_name": lambda *_: NAME,
         "get_device_capability": lambda *_: (9, 0),
-        "mem_get_info": lambda *_: (1 << 36, 1 << 36),
+        "mem_get_info": lambda *_: (free, 1 << 36),
         "empty_cache": lambda: None,
         "is_bf16_supported": lambda *_: True,
     }

@@ -149,7 +149,7 @@ def test_every_pass_is_made_once_and_announced(llama_folder: Path, monkeypatch: 
     conditions = [Condition(key, tiny.config(llama_folder, *SMALL, "eval.repro_runs=3", *own)) for key, own in modes.items()]
     config, lm = tiny.load(llama_folder, *SMALL)
     on = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary).on
-    assert sum(announced.values()) == sum(evaluations(conditions, unit, "2", on) for unit in plan(conditions, 4, 4, "2"))
+    assert sum(announced.values()) == sum(evaluations(conditions, unit, "2", on) for unit in plan(conditions, 4, 4, "2", 4))
 
 
 def test_short_demos_have_fewer_masks_than_are_drawn(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

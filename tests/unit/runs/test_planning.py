@@ -159,8 +159,8 @@ def test_sizes_are_the_model_s(dtype: str, model_folder: Path) -> None:
 def plan_of(*unit_tokens: int) -> Plan:
     total = sum(unit_tokens)
     units = [{"select": tokens} for tokens in unit_tokens]
-    task = TaskPlan("t", 1, 8, 8, len(unit_tokens), 9, total, total, 1, len(unit_tokens), 5, 0, units)
-    return Plan("phase2", "2", "m", "float32", "cpu", 1, [task], {"weights": 4}, 1, 1)
+    task = TaskPlan("t", 1, 8, 8, len(unit_tokens), 8, 9, total, total, 1, len(unit_tokens), 5, 0, units)
+    return Plan("phase2", "2", "m", "float32", "cpu", 1, "fixed", [task], {"weights": 4}, 1, 1)
 
 
 @pytest.mark.parametrize(("workers", "seconds"), [(1, 16.0), (2, 8.0), (3, 7.0), (4, 7.0), (50, 7.0)])
