@@ -10,6 +10,7 @@ answers under it) is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cedkv.checks.base import CheckInputs, MeasuredCheck, measured_checks, run_checks
@@ -17,7 +18,9 @@ from cedkv.checks.stored import snapshot
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
+from cedkv.core.errors import ModelError
 from cedkv.core.seeding import rng_for
+from cedkv.core.text import one_line, plural
 from cedkv.core.values import OffSample, OnSample, Record
 from cedkv.inference import student
 from cedkv.inference.answers import AnswerReader, Answers
@@ -30,6 +33,7 @@ from cedkv.inference.quality import gold_mass, judge
 from cedkv.inference.student import Students
 from cedkv.kv.cache import KVPrefix
 from cedkv.kv.transfers import index_on
+from cedkv.models.batching import is_out_of_memory
 from cedkv.models.loading import LanguageModel
 from cedkv.recording import answers, heads_record, off_records, on_record, plumbing_records, repro_records, selection_record
 from cedkv.tasks.load import Samples
@@ -40,6 +44,7 @@ from cedkv.units import (
     evidence_evaluations,
     join_groups,
     partner_rows,
+    smallest_unit,
     uses_partners,
     with_own_trials,
 )
@@ -58,11 +63,35 @@ def run_units(
     phase: Phase,
     step: Announce,
 ) -> Iterator[tuple[Unit, dict[str, list[Record]]]]:
-    """Execute units in order; yield each unit with the records of every condition, by the condition's key."""
+    """Execute units in order; yield each unit with the records of every condition, by the condition's key.
+
+    Raises:
+        ModelError: memory ran out outside of a pass.
+        NumericsError: a value is not finite.
+    """
     for unit in units:
-        with finite_by_the_end():
+        with _explain_lack_of_memory(lm, conditions, len(samples.on), unit), finite_by_the_end():
             records = _execute(lm, conditions, samples, unit, phase, step)
         yield unit, records
+
+
+@contextmanager
+def _explain_lack_of_memory(lm: LanguageModel, conditions: Sequence[Condition], n_on: int, unit: Unit) -> Iterator[None]:
+    """Turn an error about memory that no smaller pass would avoid into ModelError, which says what would need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        half = len(unit.on) // 2
+        divisible = half >= smallest_unit(conditions, n_on)
+        less = f"runtime.batch_size={half}" if divisible else "a lower prefix_len, eval.n_random_trials or eval.off_tokens"
+        raise ModelError(
+            f"memory ran out on {lm.device} outside of a pass, in {unit.key}: {one_line(error) or 'MemoryError'}. What a unit "
+            f"of {plural(len(unit.on), 'ON sample')} and {plural(len(unit.off), 'OFF prompt')} keeps (K/V, distributions) has "
+            f"to fit beside the weights, and only passes are halved: start a new run with {less}; where another process holds "
+            "the memory, resume this one when that has ended"
+        ) from error
 
 
 def _execute(

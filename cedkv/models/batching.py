@@ -64,7 +64,7 @@ class Batching:
             try:
                 result = compute(indices)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(len(indices), max(lengths[i] for i in indices), str(error))
                 counts = self._divide([lengths[i] for i in pending])
@@ -109,7 +109,8 @@ class Batching:
             torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out, of a card or of the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in str(error) for text in ("not enough memory", "can't allocate memory", "out of memory")
     )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cedkv.conditions import Condition
-from cedkv.core.errors import DataError
+from cedkv.core.errors import DataError, ModelError
 from cedkv.core.values import Record
 from cedkv.inference.student import Choice, Students
 from cedkv.selectors.base import selector_class
@@ -58,6 +59,26 @@ def test_automatic_units_are_bounded(n_on: int, n_off: int, longest: int, off_to
     units = plan(conditions, n_on, n_off, "2", fixed_size(conditions, n_on, n_off, longest))
     assert max(len(unit.on) for unit in units) == largest
     assert sum(len(unit.on) for unit in units) == n_on
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()])
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ((), "unit of 4 ON samples and 6 OFF prompts .* with runtime.batch_size=2;"),
+        (("runtime.batch_size=1",), "unit of 1 ON sample and 2 OFF prompts .* with a lower prefix_len,"),
+        (("select.mode=wrong_demo", "runtime.batch_size=2"), "unit of 2 ON samples .* with a lower prefix_len,"),
+    ],
+)
+def test_memory_that_runs_out_outside_of_a_pass_names_what_needs_less(
+    own: tuple[str, ...], said: str, error: Exception, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_out(*_: object) -> None:
+        raise error
+
+    points.OFF_RECORDS.wrap(monkeypatch, runs_out)
+    with pytest.raises(ModelError, match=rf"ran out on cpu outside of a pass, in unit/00000: .*{said}"):
+        tiny.records(llama_folder, *own)
 
 
 def test_repetitions_are_in_other_batches(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
