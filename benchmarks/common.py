@@ -97,9 +97,9 @@ def results_only(config: Phase2Config) -> Phase2Config:
 
 
 def engine(lm: LanguageModel, config: Phase2Config, samples: Samples) -> list[Record]:
-    """All records of one condition."""
+    """All records of one condition. On a card so few samples are one unit, as a run there finds it."""
     conditions = [Condition("run", config)]
-    units = plan_samples(conditions, samples, "2")
+    units = plan_samples(conditions, samples, "2", size=len(samples.on) if lm.device.type == "cuda" else None)
     return [record for _, found in run_units(lm, conditions, samples, units, "2", lambda *_: None) for record in found["run"]]
 
 

@@ -236,10 +236,11 @@ def _run_condition(
         step("OFF select", len(off.prompts))
         off_select = _off_select(students, off, selected, off_base)
         records += _off_records(batch, off, off_base, off_select)
-    randoms = []
-    for trial, choice in enumerate(chosen.randoms, 1):
-        step(f"random {trial}/{len(chosen.randoms)}", arms.trial_evaluations)
-        randoms.append(students.answer_random(choice))
+    randoms: list[Answers] = []
+    for trials in students.trials_together(chosen.randoms):
+        for trial in range(len(randoms) + 1, len(randoms) + len(trials) + 1):
+            step(f"random {trial}/{len(chosen.randoms)}", arms.trial_evaluations)
+        randoms += students.answer_randoms(trials)
     step("gate A", len(checked.gate_a))
     plumbing: dict[str, Record] = {}
     for rows, checks, of_off_prompts in checked.checks():

@@ -7,7 +7,7 @@ trial, are encoded and answered once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -196,13 +196,27 @@ class Students:
 
         return OffAnswers(*self._off_answered.take(student.choice.query_keys(owners), compute))
 
-    def answer_random(self, choice: Choice) -> Answers:
-        """Return what each sample answers in a random trial, whose prefixes nothing else needs."""
+    def trials_together(self, choices: Sequence[Choice]) -> Iterator[list[Choice]]:
+        """Yield the random trials of a condition, as many at a time as fit one pass: the fewer, the more samples there are."""
+        slots = max((placement.slots for choice in choices for placement in choice.placements), default=1)
+        n = max(1, self.batch.lm.batching.fitting(slots) // len(self.batch.samples))
+        yield from (list(choices[start : start + n]) for start in range(0, len(choices), n))
+
+    def answer_randoms(self, choices: Sequence[Choice]) -> list[Answers]:
+        """Return what each sample answers in random trials of a condition, whose prefixes nothing else needs."""
+        joined = replace(
+            choices[0],
+            selections=[selection for choice in choices for selection in choice.selections],
+            placements=[placement for choice in choices for placement in choice.placements],
+            owners=[owner for choice in choices for owner in choice.owners],
+        )
+        keys, n = [key for choice in choices for key in choice.answer_keys], len(self.batch.samples)
 
         def compute(rows: list[int]) -> Rows:
-            return answer(self.batch, choice, rows, self._prefix(choice, rows))
+            return answer(self.batch, joined, rows, self._prefix(joined, rows))
 
-        return Answers(*self._answered.take(choice.answer_keys, compute))
+        found = self._answered.take(keys, compute)
+        return [Answers(*(tensor[start : start + n] for tensor in found)) for start in range(0, len(keys), n)]
 
     def _prefix(self, choice: Choice, rows: Sequence[int]) -> KVPrefix:
         """Return the prefixes of some rows of a choice."""
@@ -265,7 +279,8 @@ def _encode(batch: Batch, choice: Choice, rows: Sequence[int]) -> tuple[Layers, 
 
 
 def answer(batch: Batch, choice: Choice, rows: Sequence[int], prefix: KVPrefix) -> Answers:
-    """Return what some rows answer; row i of ``prefix`` is of rows[i]."""
-    samples, names = [batch.samples[row] for row in rows], [batch.names[row] for row in rows]
+    """Return what some rows answer; row i of ``prefix`` is of rows[i]. The samples repeat in a choice of several trials."""
+    of_samples = [row % len(batch.samples) for row in rows]
+    samples, names = [batch.samples[row] for row in of_samples], [batch.names[row] for row in of_samples]
     reader, queries = AnswerReader([s.answer_token_ids for s in samples]), [s.query_token_ids for s in samples]
     return reader.read(next_token_logprobs(batch.lm, queries, names, prefix, choice.injection, None, reader.further))

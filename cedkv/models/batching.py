@@ -72,6 +72,10 @@ class Batching:
             del pending[: len(indices)], counts[0]
             yield indices, result
 
+    def fitting(self, length: int) -> int:
+        """Return how many rows of so many tokens fit a pass, one at least."""
+        return max(1, self.max_tokens // max(1, length)) if self.max_rows is None else self.max_rows
+
     def _divide(self, lengths: Sequence[int]) -> list[int]:
         """Return how many of these rows, in ascending order of length, each pass takes.
 
@@ -83,7 +87,7 @@ class Batching:
             return [min(self.max_rows, n - start) for start in range(0, n, self.max_rows)]
         cost, last = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
         for stop, width in enumerate(lengths, 1):
-            most = min(stop, max(1, self.max_tokens // max(1, width)))
+            most = min(stop, self.fitting(width))
             rows = np.arange(most, 0, -1)
             costs = cost[stop - most : stop] + rows * width + self.pass_cost
             best = int(costs.argmin())

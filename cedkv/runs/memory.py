@@ -38,9 +38,10 @@ class UnitShape:
 def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, phase: Phase, count: PassCount) -> dict[str, int]:
     """Return the bytes that a unit needs beside the weights, by what they are of.
 
-    Beside those of ``kept_memory``: ``K/V of a pass``: its rows', twice, because a cache grows into a copy. ``logits of a
-    pass``: in the dtype, and one position's as a distribution, twice (log-softmax). ``activations of a pass``: those of one
-    layer. ``allocator``: a share of all of these.
+    Beside those of ``kept_memory``: ``K/V of a pass``: its rows', twice, because a cache grows into a copy, and once more for
+    the prefixes of random trials, which have no more slots than a pass has tokens. ``logits of a pass``: in the dtype, and one
+    position's as a distribution, twice (log-softmax). ``activations of a pass``: those of one layer. ``allocator``: a share of
+    all of these.
 
     Args:
         count: the passes of the unit.
@@ -51,7 +52,7 @@ def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, phase: Phase, c
     numbers = sizes.number_bytes
     memory = {
         **kept_memory(sizes, group.conditions, shape, phase),
-        "K/V of a pass": 2 * count.most_cached * sizes.kv_bytes,
+        "K/V of a pass": 3 * count.most_cached * sizes.kv_bytes,
         "logits of a pass": sizes.vocabulary
         * (count.most_logits * numbers + 2 * count.most_projected * sizes.distribution_bytes),
         "activations of a pass": count.most_run

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 
 from cedkv.core.errors import RunInterrupted
 from cedkv.models.opening import open_spec
@@ -73,6 +74,7 @@ def test_found_once_recorded_and_kept(
     for plan, size, units in ((roomy, 6, 1), (narrow, 4, 2)):
         assert (plan.unit_sizes, plan.tasks[0].unit_size, plan.total("units")) == ("found", size, units)
         assert f"at most: {size} (symbol_lookup), by the memory that is free on cuda now" in " ".join(about_units(plan))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is a real card, too
     without = plan_run(inputs, lambda _: None)
     assert (without.unit_sizes, without.tasks[0].unit_size) == ("not known", 32)
     assert re.search(

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.common import results_only
 from cedkv.conditions import Condition
 from cedkv.core.errors import DataError, ModelError
 from cedkv.core.values import Record
+from cedkv.eval_phase2 import run_units
+from cedkv.inference.batch import silent
 from cedkv.inference.student import Choice, Students
+from cedkv.models.batching import PASS_TOKENS
+from cedkv.runs.devices import largest_differences
+from cedkv.runs.rehearsal import counting
 from cedkv.selectors.base import selector_class
 from cedkv.tasks.load import load_samples
 from cedkv.units import evaluations, fixed_size, plan, plan_samples
@@ -266,6 +272,29 @@ def test_what_conditions_share_is_computed_once(llama_folder: Path, monkeypatch:
     tiny.grid_records(llama_folder, modes, "eval.repro_runs=2", steps=lambda *step: steps.append(step))
     assert counted == {"teacher": 6 + 4 + 1, "base": 6 + 8}  # in the run, alone for Gate A and in the later unit; ON and OFF
     assert sum(n for arm, n in steps if arm.startswith("random")) == 6 * 2
+
+
+@pytest.mark.parametrize("own", [(), ("prefix.kv_source=gather", "select.keep_sink=2")], ids=["prefill", "gather"])
+def test_random_trials_share_passes_as_far_as_they_fit(
+    llama_folder: Path, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in one pass, or each by itself: the same spans and answers."""
+    settings = ("runtime.batch_size=auto", "eval.n_random_trials=5", "eval.on_samples=4", *own)
+    found: list[list[Record]] = []
+    passes = []
+    for most in (10_000, 64):
+        monkeypatch.setitem(PASS_TOKENS, "cpu", most)
+        config, lm = tiny.load(llama_folder, *settings)
+        samples = load_samples(config, lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary)
+        conditions = [Condition("run", results_only(config))]
+        with counting(lm.model) as count:
+            units = plan_samples(conditions, samples, "2", size=4)
+            found.append([r for _, records in run_units(lm, conditions, samples, units, "2", silent) for r in records["run"]])
+        passes.append(count.passes)
+    differences = largest_differences({"run": found[0]}, {"run": found[1]})
+    assert differences["tokens"] == differences["selections"] == 0
+    assert max(differences["kl"], differences["logprob"]) < 1e-5
+    assert passes[0] <= passes[1] - 4
 
 
 def test_full_demo_at_absolute_is_the_teacher(model_folder: Path) -> None:

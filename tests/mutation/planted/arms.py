@@ -15,7 +15,8 @@ def random_answers_are_select_s(patch: Patch) -> None:
     first: dict[int, Any] = {}
 
     def remembered(real: Any, batch: Any, choice: Any, rows: Any, prefix: Any) -> Answers:
-        return first.setdefault(id(batch), real(batch, choice, rows, prefix)).rows(rows)
+        of_samples = [row % len(batch.samples) for row in rows]  # which repeat in several trials
+        return first.setdefault(id(batch), real(batch, choice, rows, prefix)).rows(of_samples)
 
     points.ANSWER.wrap(patch, remembered)
 
