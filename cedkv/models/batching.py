@@ -22,7 +22,7 @@ of 512, and larger ones as fast.
 PASS_COST = {"cpu": 32, "mps": 512, "cuda": 2048}
 """What a pass costs besides its tokens, in tokens, by device: reading the weights, starting kernels, waiting for threads.
 
-Measured on a CPU (135M parameters: 40); on cards it is of that order between 135M parameters and 8B.
+Measured: 40 on a CPU (135M parameters); on an H200 600 for a model of 8B's sizes, 12,000 for 135M.
 """
 _log = logging.getLogger(__name__)
 
