@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,16 @@ class Rules:
 
 
 class Plain:
-    """A model folder under eager attention in float32, read one row at a time."""
+    """A model folder under eager attention in float32, read one row at a time.
+
+    What depends on tokens and positions alone is computed once: answers without a prefix, and keys and values.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self._alone = cache(self._after)
+        self._generated = cache(self._generate)
+        self._filled = cache(lambda tokens, positions: self.run(tokens, positions).past_key_values.layers)
 
     @torch.inference_mode()
     def run(
@@ -61,16 +68,16 @@ class Plain:
     ) -> Any:
         """One row over a state, at positions from ``start`` on or at the positions given."""
         past, new = state[0][0].shape[2] if state else 0, len(tokens)
-        cache = DynamicCache()
+        before = DynamicCache()
         if state:
             for layer, (key, value) in enumerate(zip(*state, strict=True)):
-                cache.update(key, value, layer)
+                before.update(key, value, layer)
         mask = torch.full((new, past + new), HIDDEN).triu(diagonal=past + 1)
         return self.model(
             input_ids=torch.tensor([list(tokens)]),
             attention_mask=mask[None, None],
             position_ids=torch.arange(start, start + new)[None] if isinstance(start, int) else torch.tensor([list(start)]),
-            past_key_values=cache,
+            past_key_values=before,
             use_cache=True,
             output_attentions=attentions,
         )
@@ -81,14 +88,20 @@ class Plain:
 
     def after(self, tokens: Sequence[int], given: Sequence[int], start: int = 0, state: State | None = None) -> np.ndarray:
         """Log-probabilities after the last token and after each token given behind it, (1 + given, vocabulary)."""
+        if state is None:
+            return self._alone(tuple(tokens), tuple(given), start)
+        return self._after(tokens, given, start, state)
+
+    def _after(self, tokens: Sequence[int], given: Sequence[int], start: int, state: State | None = None) -> np.ndarray:
         logits = self.run([*tokens, *given], start, state).logits[0, len(tokens) - 1 :].numpy().astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     def generate(self, tokens: Sequence[int], n: int) -> list[int]:
         """What transformers' own greedy decoding gives behind the tokens, at most n tokens, the one that ends it included."""
-        if n == 0:
-            return []
+        return list(self._generated(tuple(tokens), n)) if n else []
+
+    def _generate(self, tokens: Sequence[int], n: int) -> list[int]:
         ids = torch.tensor([list(tokens)])
         made = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0)
         return made[0, len(tokens) :].tolist()
@@ -111,12 +124,12 @@ class Plain:
     def state(self, demo: Sequence[int], kept: Sequence[int], positions: Sequence[int], kv_source: str) -> State:
         """The prefix of the kept demo tokens, without null slots."""
         if kv_source == "prefill":
-            cache = self.run([demo[token] for token in kept], positions).past_key_values
-            return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-        cache = self.run(demo).past_key_values
+            layers = self._filled(tuple(demo[token] for token in kept), tuple(positions))
+            return [layer.keys for layer in layers], [layer.values for layer in layers]
+        layers = self._filled(tuple(demo), 0)
         theta = self.model.config.rope_parameters["rope_theta"]
-        keys = [turned(layer.keys[:, :, kept], np.subtract(positions, kept), theta) for layer in cache.layers]
-        return keys, [layer.values[:, :, kept] for layer in cache.layers]
+        keys = [turned(layer.keys[:, :, kept], np.subtract(positions, kept), theta) for layer in layers]
+        return keys, [layer.values[:, :, kept] for layer in layers]
 
     def scope(self, layers: Sequence[int] | str) -> list[int]:
         """``all``, ``topNN`` (the last NN percent, rounded up), ``midNN`` (as many in the middle) or a list, as numbers."""

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.oracle.outside import Plain, Rules, among, best_starts, divergence, labels, starts
-from tests.oracle.outside_answers import check_answer, check_further
+from tests.oracle.outside_answers import After, check_answer, check_further
 from tests.oracle.outside_quality import check_means, check_quality
 
 NEAR_TIE = 1e-4
@@ -101,10 +101,15 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
     states = {chosen["sample_id"]: chosen for chosen in run["on"]}
     found, mine, judged, moved = Comparison(), [], [], []
 
-    def student(tokens: list[int], demo: list[int], placed: dict[str, Any], given: Sequence[int] = ()) -> np.ndarray:
+    def student(tokens: list[int], demo: list[int], placed: dict[str, Any]) -> After:
         state = plain.state(demo, placed["kept_tokens"], placed["key_positions"], run["kv_source"])
-        with plain.prefix_seen_by(plain.scope(run["injection_layers"]), len(placed["kept_tokens"])):
-            return plain.after(tokens, given, placed["query_start"], state)
+
+        @cache
+        def after(given: tuple[int, ...]) -> np.ndarray:
+            with plain.prefix_seen_by(plain.scope(run["injection_layers"]), len(placed["kept_tokens"])):
+                return plain.after(tokens, given, placed["query_start"], state)
+
+        return lambda given: after(tuple(given))
 
     for chosen in run["on"]:
         name, demo, query, kinds = (chosen[k] for k in ("sample_id", "demo_token_ids", "query_token_ids", "token_kinds"))
@@ -123,8 +128,8 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
 
         prompts, whole = {"base": demo[: kinds[0] == "bos"] + query, "teacher": demo + query}, chosen["answer_token_ids"]
         found.same(f"{name} first token", whole[0], answer)
-        afters = {arm: partial(plain.after, prompt) for arm, prompt in prompts.items()}
-        afters["select"] = partial(student, query, owner["demo_token_ids"], chosen)
+        afters: dict[str, After] = {arm: partial(plain.after, prompt) for arm, prompt in prompts.items()}
+        afters["select"] = student(query, owner["demo_token_ids"], chosen)
         base, teacher, select = (afters[arm](())[0] for arm in ("base", "teacher", "select"))
         right = {}
         for arm, logprobs in (("base", base), ("teacher", teacher), ("select", select)):
@@ -134,13 +139,13 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
             right[arm] = check_answer(found, f"{name} {arm}", afters[arm], whole, *recorded, generated)
             for top in record["topk"][arm]:
                 found.number("logprob", top["logprob"], logprobs[top["token_id"]])
-        randoms = [student(query, demo, placed)[0] for placed in chosen["random"]]
+        behind_random = [student(query, demo, placed) for placed in chosen["random"]]
+        randoms = [after(())[0] for after in behind_random]
         of_labels = check_labels(found, record, chosen, {"base": base, "teacher": teacher, "select": select}, randoms)
         for trial, (random, token) in enumerate(zip(randoms, record["token_random"], strict=True)):
             found.token(f"{name} random {trial}", token, random)
             recorded = record["correct_random"][trial], record["answer_logprob_random"][trial]
-            after = partial(student, query, demo, chosen["random"][trial])
-            check_answer(found, f"{name} random {trial}", after, whole, *recorded, None)
+            check_answer(found, f"{name} random {trial}", behind_random[trial], whole, *recorded, None)
             found.number("kl", record["kl_random_teacher"][trial], divergence(random, teacher))
             found.number("kl", record["kl_random_base"][trial], divergence(random, base))
         pairs = {
@@ -160,7 +165,7 @@ def compare(folder: Path, plain: Plain, rules: Rules) -> Comparison:
         name, tokens, placed = prompt["sample_id"], prompt["token_ids"], states[prompt["state_of"]]
         alone = plain.logprobs(tokens)
         owner = states[placed.get("prefix_of", prompt["state_of"])]
-        behind = partial(student, tokens[run["bos_token_id"] is not None :], owner["demo_token_ids"], placed)
+        behind = student(tokens[run["bos_token_id"] is not None :], owner["demo_token_ids"], placed)
         under = behind(())[0]
         check_further(found, plain, samples[name], tokens, behind, rules.off_tokens)
         found.token(f"{name} base", samples[name]["token_base"], alone)
