@@ -99,6 +99,15 @@ def dealt(llama_folder: Path) -> pages.Run:
 
 
 @pytest.fixture
+def small_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit head weights on 8 episodes in two batches, with 8 masks each, for tests to which it is the same on how many."""
+    from cedkv.inference import head_weights
+
+    for name, size in (("EPISODES", 8), ("BATCH", 4), ("MASKS", 8)):
+        monkeypatch.setattr(head_weights, name, size)
+
+
+@pytest.fixture
 def without_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in an empty folder, with an MLflow that cannot be reached."""
     from tests.support import patch_points

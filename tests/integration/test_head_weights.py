@@ -29,7 +29,7 @@ FITTED = "select.mode=fitted_heads"
 
 
 @pytest.fixture
-def fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def fits(small_fits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Runs in folders of their own, and how many episodes each fit had."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
     points.without_mlflow(monkeypatch)
@@ -62,18 +62,18 @@ def test_fitted_once_and_loaded_the_next_time(
     first = run_in(tmp_path / "first", monkeypatch, model=llama_folder)
     kept = stored(tmp_path)
     second = run_in(tmp_path / "second", monkeypatch, model=llama_folder)
-    assert fits == [EPISODES]
+    assert fits == [head_weights.EPISODES]
     assert stored(tmp_path) == kept
     assert len(kept) == 2, "the certificate and the weights"
     (weights,) = json.loads(first["artifacts/head_weights.json"])["fitted"]
     assert any(json.loads(content) == weights for content in kept.values())
     assert np.shape(weights["weights"]) == (4, 4)
-    assert (weights["episodes"], weights["source"]) == (EPISODES, f"symbol_lookup(pairs=4, seed={FIT_SEED})")
+    assert (weights["episodes"], weights["source"]) == (head_weights.EPISODES, f"symbol_lookup(pairs=4, seed={FIT_SEED})")
     assert np.count_nonzero(weights["weights"]) == 16
     assert second["metrics.jsonl"] == first["metrics.jsonl"]
     assert second["artifacts/head_weights.json"] == first["artifacts/head_weights.json"]
     run_in(tmp_path / "third", monkeypatch, "select.row_pooling=mean", model=llama_folder)
-    assert fits == [EPISODES] * 2, "another reading has weights of its own"
+    assert fits == [head_weights.EPISODES] * 2, "another reading has weights of its own"
     assert kept.items() < stored(tmp_path).items()
 
 
@@ -116,10 +116,11 @@ def lines(n: int, path: Path) -> str:
 def test_lines_of_a_file_that_are_not_evaluated(
     llama_folder: Path, tmp_path: Path, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on = lines(6 + EPISODES, tmp_path / "on.jsonl")
+    episodes = head_weights.EPISODES
+    on = lines(6 + episodes, tmp_path / "on.jsonl")
     config, lm = tiny.load(llama_folder, FITTED, on)
     samples, source = held_out_samples(lm, [config])
-    assert [sample.sample_id for sample in samples] == [f"w{i}" for i in range(6, 6 + EPISODES)]
+    assert [sample.sample_id for sample in samples] == [f"w{i}" for i in range(6, 6 + episodes)]
     assert source == str(tmp_path / "on.jsonl")
     files = run_in(tmp_path / "run", monkeypatch, on, model=llama_folder)
     assert json.loads(files["artifacts/head_weights.json"])["fitted"][0]["source"] == source
@@ -128,6 +129,7 @@ def test_lines_of_a_file_that_are_not_evaluated(
 def test_a_file_with_too_few_lines_says_how_many_before_weights_are_loaded(
     llama_folder: Path, tmp_path: Path, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(head_weights, "EPISODES", EPISODES)
     on = lines(30, tmp_path / "on.jsonl")
     model = shutil.copytree(llama_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(

@@ -68,6 +68,7 @@ def test_a_merged_evaluation_is_the_undivided_one(config: Phase2Config, store: s
         experiment_board("cedkv", "tags.shard LIKE '%'", 60)
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_a_merged_grid_of_tasks_is_the_undivided_one(config: Phase2Config, store: str) -> None:
     with other_lookup():
         whole = run_it("ablate_selector", config, LISTS)

@@ -121,6 +121,7 @@ def test_every_task_is_a_comparison_of_its_own_and_the_parent_ranks_over_them(
     assert (folder / "figures" / "symbol_lookup_01_accuracy_by_condition.png").exists()
 
 
+@pytest.mark.usefixtures("small_fits")
 def test_a_condition_of_a_grid_of_tasks_is_the_one_of_a_grid_of_its_task(config: Phase2Config, store: str) -> None:
     """Record by record: nothing of one task leaks into another, fitted head weights included."""
     modes = {"select_modes": "fitted_heads,delimiter_span"}
