@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, dequantize, get_tensor_name_map
 
 from cedkv.config.schema import ModelBlock
 from cedkv.core.errors import ConfigError, ModelError
@@ -250,10 +251,17 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> GGUFReader:
 
 @pytest.fixture(scope="module")
 def lm(gguf: GGUFReader, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
-    """Converted here and now: what an older version left in the cache says nothing about the conversion."""
+    """Converted here and now: what an older version left in the cache says nothing about the conversion.
+
+    Transformers and ``cedkv`` are given the fields that are parsed already, and one table of names: each would take seconds,
+    the first twice, the second for every layer.
+    """
     cache = tmp_path_factory.mktemp("cache")
+    path = Path(gguf.data.filename)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smollm2, "_fetch", lambda _: Path(gguf.data.filename))
+        patch.setattr(smollm2, "_fetch", lambda _: path)
+        patch.setattr("gguf.GGUFReader", {path: gguf, str(path): gguf}.__getitem__)
+        patch.setattr("gguf.get_tensor_name_map", functools.cache(get_tensor_name_map))
         yield loading.load(tiny.config(smollm2.NAME, f"model.cache_dir={cache}"))
     shutil.rmtree(cache)  # 540 MB
 
