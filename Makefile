@@ -1,7 +1,7 @@
 # make run        the main job: one evaluation on a small real model, logged to the local MLflow store
 # make test-fast  unit tests alone, under a minute: after each edit
-# make test       all tests but the long variants, those on real weights, real MLflow servers and a card (where there is one); prints coverage
-# make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a short soak
+# make test       all tests but the long variants, those on real weights, real MLflow servers and a card (where there is one)
+# make test-all   every test: all model families, all kill points, generated hostile inputs, PostgreSQL where it is there, a soak; prints coverage
 # make check      what CI checks besides: lint, format, types, which package imports which, the pages and their links
 # make docs       the documentation as a site in site/, after the pages that are made from the code
 # make bench      how fast it is: figures with their targets, one table, outputs/bench.json
@@ -17,6 +17,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist worksteal
 # Strict: a link to nothing, or a page that is not in the menu, is an error.
 MKDOCS := NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
+# In the long run alone: with every call traced, tests take half as long again.
 COVERAGE := --cov --cov-report=term
 
 .PHONY: run test-fast test test-all check docs bench audit soak ui clean
@@ -28,7 +29,7 @@ test-fast: $(READY)
 	$(PYTEST) -m "not weights and not server and not browser and not slow" tests/unit
 
 test: $(READY)
-	$(PYTEST) -m "not slow" $(COVERAGE)
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
 	$(PYTEST) -m "slow or not slow" $(COVERAGE)
