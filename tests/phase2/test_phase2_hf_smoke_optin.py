@@ -17,7 +17,7 @@ from tests.support.runs import run_phase2
 pytestmark = pytest.mark.weights  # plain pytest skips it; RUN_HF_TESTS=1 opts in (tests/conftest.py)
 
 SETTINGS = (
-    "model.id=smollm2-135m", "runtime.device=cpu", "eval.on_samples=4", "eval.off_samples=4", "eval.n_random_trials=2",
+    "model.id=smollm2-135m", "runtime.device=cpu", "eval.on_samples=3", "eval.off_samples=3", "eval.n_random_trials=2",
     "eval.gate_a_samples=2",
 )  # fmt: skip
 PLAIN = Rules(span_len=8, span_budget=4, min_span_distance=8)
