@@ -104,7 +104,7 @@ def test_server_that_dies_under_a_run_and_comes_back(server: Server, uri: str) -
             job.push()
             job.finish(job.manifest)
     with pytest.raises(TrackingError, match="safe"):
-        sync(job.folder, 4, lambda _: None)
+        sync(job.folder, 1, lambda _: None)
     server.start()
     assert mlflow.get_run(job.manifest.run_id).info.status == "RUNNING"
     for _ in range(2):
