@@ -18,7 +18,7 @@ from cedkv.checks.stored import snapshot
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
 from cedkv.config.schema import Phase2Config
-from cedkv.core.errors import ModelError
+from cedkv.core.errors import LackOfMemoryError
 from cedkv.core.seeding import rng_for
 from cedkv.core.text import one_line, plural
 from cedkv.core.values import OffSample, OnSample, Record
@@ -66,7 +66,7 @@ def run_units(
     """Execute units in order; yield each unit with the records of every condition, by the condition's key.
 
     Raises:
-        ModelError: memory ran out outside of a pass.
+        LackOfMemoryError: memory ran out outside of a pass.
         NumericsError: a value is not finite.
     """
     for unit in units:
@@ -77,7 +77,7 @@ def run_units(
 
 @contextmanager
 def _explain_lack_of_memory(lm: LanguageModel, conditions: Sequence[Condition], n_on: int, unit: Unit) -> Iterator[None]:
-    """Turn an error about memory that no smaller pass would avoid into ModelError, which says what would need less."""
+    """Say of memory that ran out, and that no smaller pass would have spared, what would need less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -86,7 +86,7 @@ def _explain_lack_of_memory(lm: LanguageModel, conditions: Sequence[Condition], 
         half = len(unit.on) // 2
         divisible = half >= smallest_unit(conditions, n_on)
         less = f"runtime.batch_size={half}" if divisible else "a lower prefix_len, eval.n_random_trials or eval.off_tokens"
-        raise ModelError(
+        raise LackOfMemoryError(
             f"memory ran out on {lm.device} outside of a pass, in {unit.key}: {one_line(error) or 'MemoryError'}. What a unit "
             f"of {plural(len(unit.on), 'ON sample')} and {plural(len(unit.off), 'OFF prompt')} keeps (K/V, distributions) has "
             f"to fit beside the weights, and only passes are halved: start a new run with {less}; where another process holds "

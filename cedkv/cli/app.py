@@ -241,7 +241,7 @@ def sync_command(folder: str, experiment: str | None, timeout: int, debug: bool)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def merge_command(runs: tuple[str, ...], debug: bool) -> None:
-    """Make the one run of all its shards (runtime.shard = 1/n to n/n), identical to an undivided one.
+    """Make the one run of all its shards (runtime.shard = 1/n to n/n), identical to an undivided one in the same units.
 
     RUN is a shard's folder, or the id of a run in outputs/. No model is loaded. Shards that differ in anything their results
     depend on, that are missing, not finished or there twice are rejected. The merged run is a new one, in outputs/ and in

@@ -36,6 +36,10 @@ class ModelError(CedkvError):
     """The model cannot be loaded, or does not support what the configuration needs."""
 
 
+class LackOfMemoryError(ModelError):
+    """Memory ran out where nothing smaller could be tried; another process, or a later one, may find more."""
+
+
 class NumericsError(CedkvError):
     """A computed value is not finite."""
 

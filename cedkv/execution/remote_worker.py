@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cedkv.core import threads
-from cedkv.core.errors import CedkvError, ConfigError
+from cedkv.core.errors import CedkvError, ConfigError, LackOfMemoryError
 
 T = TypeVar("T")
 
@@ -112,5 +112,7 @@ class RemoteWorker:
 def _sendable(compute: Callable[[], T]) -> T | Rejected:
     try:
         return compute()
+    except LackOfMemoryError:  # another try may find more: the worker counts as lost
+        raise
     except CedkvError as error:
         return Rejected(type(error), str(error))

@@ -199,8 +199,11 @@ class Students:
     def trials_together(self, choices: Sequence[Choice]) -> Iterator[list[Choice]]:
         """Yield the random trials of a condition, as many at a time as fit one pass: the fewer, the more samples there are."""
         slots = max((placement.slots for choice in choices for placement in choice.placements), default=1)
-        n = max(1, self.batch.lm.batching.fitting(slots) // len(self.batch.samples))
-        yield from (list(choices[start : start + n]) for start in range(0, len(choices), n))
+        left = list(choices)
+        while left:  # passes may have been halved meanwhile
+            n = max(1, self.batch.lm.batching.fitting(slots) // len(self.batch.samples))
+            yield left[:n]
+            del left[:n]
 
     def answer_randoms(self, choices: Sequence[Choice]) -> list[Answers]:
         """Return what each sample answers in random trials of a condition, whose prefixes nothing else needs."""

@@ -48,7 +48,7 @@ def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
         int(getattr(config, "intermediate_size", None) or 4 * hidden),
         spec.vocabulary,
         number_bytes,
-        (sum_dtype(spec.device) if is_here(spec.device) else torch.float64).itemsize,
+        (sum_dtype(spec.device) if spec.device.type != "cuda" or is_here(spec.device) else torch.float64).itemsize,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cedkv.conditions import Condition
 from cedkv.config.options import Phase
+from cedkv.eval_phase2 import OFF_ALONE
 from cedkv.execution.workload import TaskGroup
 from cedkv.inference.evidence import keeps_every_demo
 from cedkv.models.sizes import ModelSizes
@@ -39,7 +40,7 @@ def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, phase: Phase, c
     """Return the bytes that a unit needs beside the weights, by what they are of.
 
     Beside those of ``kept_memory``: ``K/V of a pass``: its rows', twice, because a cache grows into a copy, and once more for
-    the prefixes of random trials, which have no more slots than a pass has tokens. ``logits of a pass``: in the dtype, and one
+    the prefixes of random trials that share passes, which fit one pass. ``logits of a pass``: in the dtype, and one
     position's as a distribution, twice (log-softmax). ``activations of a pass``: those of one layer. ``allocator``: a share of
     all of these.
 
@@ -65,9 +66,10 @@ def unit_memory(sizes: ModelSizes, group: TaskGroup, unit: Unit, phase: Phase, c
 def kept_memory(sizes: ModelSizes, conditions: Sequence[Condition], shape: UnitShape, phase: Phase) -> dict[str, int]:
     """Return the bytes that a unit keeps from one pass to the next, by what they are of.
 
-    ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A), Gate A's demos three times more (copied, and run
-    again to caches and prefixes), copies of its prefixes, the select arm's prefixes, and as many again while they are put
-    together. ``distributions of a unit``: log-probabilities of all arms, and the logits of base's answers to OFF prompts.
+    ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A and of its OFF prompts), Gate A's demos three times
+    more (copied, and run again to caches and prefixes), copies of its prefixes, the select arm's prefixes, and as many again
+    while they are put together; of several conditions the kept tokens of all arms, which a later one may have in common.
+    ``distributions of a unit``: log-probabilities of all arms, and the logits of base's answers to OFF prompts.
     """
     configs = [condition.config for condition in conditions]
     rows, off, evaluation = shape.on, shape.off, configs[0].eval
@@ -75,13 +77,14 @@ def kept_memory(sizes: ModelSizes, conditions: Sequence[Condition], shape: UnitS
         config.prefix_len if selector_class(config.select.mode).bounded else max(config.prefix_len, shape.demo)
         for config in configs
     )
-    kept_demos = rows if keeps_every_demo(configs) else shape.checked
+    kept_demos = rows if keeps_every_demo(configs) else min(rows, shape.checked + min(off, sum(OFF_ALONE)))
+    in_common = (1 + evaluation.n_random_trials) * rows * slots if len(conditions) > 1 else 0
     own_trials = len(with_own_trials(conditions)) if phase == "2" else 0
     shared_trials = min(own_trials, len(conditions) - own_trials)  # kept for a later condition
     arms = 3 + evaluation.n_random_trials * (min(own_trials, 1) + shared_trials)  # base, teacher, select, and random trials
     distributions = (arms * rows + 2 * off) * sizes.distribution_bytes
     return {
-        "K/V of a unit": (kept_demos * shape.demo + shape.checked * (3 * shape.demo + slots) + 2 * rows * slots)
-        * sizes.kv_bytes,
+        "K/V of a unit": sizes.kv_bytes
+        * (kept_demos * shape.demo + shape.checked * (3 * shape.demo + slots) + 2 * rows * slots + in_common),
         "distributions of a unit": sizes.vocabulary * (distributions + off * evaluation.off_tokens * sizes.number_bytes),
     }

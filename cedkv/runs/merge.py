@@ -1,4 +1,4 @@
-"""Merge shards: the one run of all their units, identical to an undivided run, made without a model."""
+"""Merge shards: the one run of all their units, identical to an undivided run in the same units, made without a model."""
 
 from __future__ import annotations
 

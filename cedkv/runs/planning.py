@@ -187,7 +187,10 @@ def _in_units(work: Workload, spec: ModelSpec, sizes: ModelSizes, folder: Path |
         return stored, "fixed"
     if spec.device.type != "cuda" or not are_found(work.config):
         return work, "fixed"
-    free = free_memory(spec.device) if is_here(spec.device) else None
+    try:
+        free = free_memory(spec.device) if is_here(spec.device) else None
+    except RuntimeError:  # the card takes no further process: it is full, or another one's alone
+        free = None
     if free is None or sizes.weight_bytes is None:
         return work, "not known"
     return find_sizes(work, sizes, free - sizes.weight_bytes), "found"

@@ -1,8 +1,8 @@
 """How many ON samples a unit has on a card: as its free memory and a budget of tokens allow; found once, and kept by the run.
 
 A unit's key stands for the same samples in every process of a run. So what was found is written in the journal's header, from
-which a resumed run takes it whatever its card; and where a process cannot know what the others find (workers, shards), units
-keep their fixed sizes.
+which a resumed run takes it whatever its card; and where a process cannot know what the others find (workers, shards), or the
+model is on several cards (``device_map``), units keep their fixed sizes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ UNIT_SIZE = "unit_size"
 TOKENS = 8 * PASS_TOKENS["cuda"]
 """Slots and tokens of the prompts of one arm of a unit, at most: eight full passes.
 
-An arm has one pass in a unit that is not full, and pays what a pass costs besides its tokens once more (``PASS_COST``): a 64th
-of eight full passes, and of shorter prompts a few times as much. Larger units would gain less than that, and an interrupted run
-loses the unit that was under way.
+A unit pays for each of its passes what a pass costs besides its tokens (on an H200 as much as 600 to 12,000 tokens): with eight
+full passes a tenth of their time at most. Larger units would gain less than that, and an interrupted run loses the unit that
+was under way.
 """
 MEMORY_SHARE = 0.5
 """Share of a card's free memory beside the weights that a unit may keep; the rest is for its passes."""

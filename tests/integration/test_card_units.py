@@ -84,7 +84,7 @@ def test_found_once_recorded_and_kept(
 
 
 @pytest.mark.usefixtures("without_mlflow")
-def test_shards_have_the_units_of_the_undivided_run_on_any_card(llama_folder: Path) -> None:
+def test_shards_have_the_same_units_on_any_card(llama_folder: Path) -> None:
     """On a card without room for a single sample; the second shard has nothing to compute."""
     with card.stand_in(0):
         run_it("phase2", shard_of(tiny.config(llama_folder, *MANY), "2/2"))

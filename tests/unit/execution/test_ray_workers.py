@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cedkv.core.errors import ConfigError, NumericsError, RunInterrupted
+from cedkv.core.errors import CedkvError, ConfigError, LackOfMemoryError, NumericsError, RunInterrupted
 from cedkv.execution import ray_workers
 from cedkv.execution.ray_workers import START_FAILURES, RayWorkers
-from cedkv.execution.remote_worker import Rejected
+from cedkv.execution.remote_worker import Rejected, RemoteWorker
 from cedkv.execution.worker import FinishedUnit
 from cedkv.execution.workload import PlannedUnit, Workload
 from cedkv.units import Unit
@@ -181,6 +181,20 @@ def test_an_error_of_the_unit_itself_ends_the_run_at_once(monkeypatch: pytest.Mo
     ray = FakeRay(Script(compute=lambda call: answer(call, Rejected(NumericsError, "sample on-3: NaN"))))
     with pytest.raises(NumericsError, match=r"^sample on-3: NaN$"):
         run(made(monkeypatch, ray), units(1, 1))
+
+
+def test_memory_that_ran_out_is_another_worker_s_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its card may be shared with another process for a moment; what the unit itself is rejected for is an answer."""
+    raised: list[CedkvError] = [LackOfMemoryError("memory ran out on cuda:0"), NumericsError("sample on-3: NaN")]
+
+    def compute(*_: Any) -> None:
+        raise raised.pop(0)
+
+    worker = RemoteWorker.__new__(RemoteWorker)  # __init__ changes the environment
+    monkeypatch.setattr(worker, "_worker", SimpleNamespace(compute=compute), raising=False)
+    with pytest.raises(LackOfMemoryError, match="cuda:0"):
+        worker.compute(None)
+    assert worker.compute(None) == Rejected(NumericsError, "sample on-3: NaN")
 
 
 def test_workers_that_never_load_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,10 @@ from tests.support import tiny
 
 SIZES = ModelSizes(1, 1, kv_bytes=1000, hidden=8, intermediate=8, vocabulary=1000, number_bytes=2, distribution_bytes=8)
 PLENTY = 10**15
-KEPT = 1_696_000, 120_000
-"""Bytes that a unit keeps for Gate A (4 demos of 100 tokens, 4 times, and 24 slots of each), and for an ON sample with its OFF
-prompt (24 slots twice; base, teacher, select, 2 trials and twice an OFF prompt in float64; 8 further tokens in 2 bytes)."""
+KEPT = 1_996_000, 120_000
+"""Bytes that a unit keeps for Gate A (4 demos of 100 tokens, 4 times, and 24 slots of each; 3 demos of OFF prompts), and for an
+ON sample with its OFF prompt (24 slots twice; base, teacher, select, 2 trials and twice an OFF prompt in float64; 8 further
+tokens in 2 bytes)."""
 
 
 def free_for(kept: float) -> int:
@@ -62,6 +63,14 @@ def size(
 )
 def test_a_unit_is_as_large_as_tokens_and_memory_allow(found: Any, expected: int) -> None:
     assert found() == expected
+
+
+def test_conditions_of_a_grid_keep_what_they_may_have_in_common() -> None:
+    config = tiny.config("x", "runtime.batch_size=auto")
+    shape, free = UnitShape(5000, 5000, 4, 100), free_for(KEPT[0] + 100 * KEPT[1])
+    one, two = ([Condition(str(i), config) for i in range(n)] for n in (1, 2))
+    assert largest_size(SIZES, one, shape, 128, "2", free) == 100
+    assert 2 * largest_size(SIZES, two, shape, 128, "2", free) < 150
 
 
 def test_what_a_unit_keeps_more_of_makes_it_smaller() -> None:
