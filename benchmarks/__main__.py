@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.common import ROOT, Row
+from benchmarks.common import ROOT, Row, failed
 from benchmarks.machine import describe
 
 MEASURES = ("overheads", "shared", "forward", "checks", "naive", "against_kvpress", "grid", "growth", "dtype", "gpu", "ray")
@@ -29,9 +29,7 @@ def measured(name: str) -> list[Row]:
     try:
         found: list[Row] = importlib.import_module(f"benchmarks.{name}").rows()
     except Exception as error:
-        found = [
-            {"name": f"{name} failed: {' '.join(str(error).split())[:300]}", "value": None, "target": None, "holds": False}
-        ]
+        found = [failed(name, error)]
     print(table(found), f"({time.perf_counter() - started:.0f} s)", sep="\n", file=sys.stderr, flush=True)
     return found
 

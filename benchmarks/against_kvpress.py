@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Row, engine, loaded, median_ratio, part, quickstart, results_only, row, seconds
+from benchmarks.common import Row, engine, failed, loaded, median_ratio, part, quickstart, results_only, row, seconds
 from cedkv.config.schema import Phase2Config
 from cedkv.models import model_cache, smollm2
 from cedkv.models.loading import LanguageModel
@@ -39,9 +39,11 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES, device: str = "cpu") -> lis
     try:
         python = environment(model_cache.cache_root(None) / f"bench-kvpress{'' if device == 'cpu' else f'-{device}'}")
         return _measured(python, names, pairs, samples, device)
-    except (OSError, subprocess.CalledProcessError, BrokenWorkerError) as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1][:160]
         return [row(f"{name}; not measured: {reason}", None, TARGETS[kv]) for kv, name in names.items()]
+    except BrokenWorkerError as error:  # so that a card's other figures are not lost with it
+        return [failed("against_kvpress", error)]
 
 
 def _measured(python: Path, names: dict[str, str], pairs: int, samples: int, device: str) -> list[Row]:

@@ -42,6 +42,11 @@ def row(name: str, value: float | None, target: str | None = None) -> Row:
     return {"name": name, "value": None if value is None else float(f"{value:.3g}"), "target": target, "holds": holds}
 
 
+def failed(name: str, error: Exception) -> Row:
+    """A row for a measure that broke off, which does not hold; ``python -m benchmarks`` ends with exit code 1 then."""
+    return {"name": f"{name} failed: {' '.join(str(error).split())[:300]}", "value": None, "target": None, "holds": False}
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call."""
     started = time.perf_counter()

@@ -15,14 +15,14 @@ row says how much faster they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
 from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, quickstart, results_only, row, seconds
 from cedkv.config.schema import Phase2Config
 from cedkv.core.values import Record
+from cedkv.models import cpu
 from cedkv.models.loading import LanguageModel
 from cedkv.tasks.load import Samples
 
@@ -42,7 +42,7 @@ def rows(pairs: int = PAIRS, samples: int = SAMPLES) -> list[Row]:
     if lm.meta["matmul"] != "torch":
         some_of = lengths[::4]
         own = min(seconds(lambda: bare(lm, some_of, budget)) for _ in range(2))
-        with _torch_linears(lm):
+        with cpu.torch_linear(lm.model):
             plain = min(seconds(lambda: bare(lm, some_of, budget)) for _ in range(2))
         found.append(row("torch's own matrix products over the engine's, forward limit", plain / own))
     answers = paired([lambda: engine(lm, results_only(quickstart()), some)], [lambda: engine(lm, config, some)])
@@ -93,14 +93,3 @@ def bare(lm: LanguageModel, lengths: Sequence[int], budget: int) -> None:
         del waiting[:count]
     if lm.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-@contextmanager
-def _torch_linears(lm: LanguageModel) -> Iterator[None]:
-    """Linear layers as torch has them."""
-    changed = [(m, vars(m).pop("forward")) for m in lm.model.modules() if type(m) is torch.nn.Linear and "forward" in vars(m)]
-    try:
-        yield
-    finally:
-        for module, forward in changed:
-            module.forward = forward  # type: ignore[method-assign]

@@ -32,7 +32,7 @@ from cedkv.tasks.context_use import off_select_use, select_use
 
 @dataclass(frozen=True)
 class Choice:
-    """What is kept for B samples, and where it goes.
+    """What is kept for B samples, or for the same B in each of several random trials, and where it goes.
 
     owners: for each row the row of the sample whose demo the kept tokens are of; another one where the selector uses a partner.
     boundary_replay: first tokens of each run of kept tokens that are run again.
