@@ -97,7 +97,7 @@ def test_evidence_as_on_the_cpu(batches: tuple[Batch, Batch], llama_folder: Path
             }
         )
     far = {name: np.abs(on_cpu - found[0][name]).max() for name, on_cpu in found[1].items()}
-    # Scores are ratios of sums, here up to 29, and two kernels of one CPU differ by 2e-4 in them; the others are nats and shares.
+    # Scores have no unit, here up to 29, and two kernels of one CPU differ by 2e-4 in them; the others are nats and shares.
     assert np.allclose(found[0].pop("scores"), found[1].pop("scores"), rtol=1e-4, atol=1e-4), far
     assert all(far[name] < 1e-4 for name in found[1]), far
 
