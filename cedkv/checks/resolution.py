@@ -30,7 +30,7 @@ def tail_resolution(n: int, share: float = 0.01) -> str:
         return "no OFF prompt"
     enough = math.ceil(math.log(P_VALUE) / math.log1p(-share))
     bound = number(upper_bound(0.0, n))
-    return f"none of {n} beyond the limit bounds the share of all prompts at {bound} (95 %); {share} takes {enough}"
+    return f"{n} with none beyond the limit would bound the share of all prompts at {bound} (95 %); {share} takes {enough}"
 
 
 def mean_resolution(statistic: Callable[..., float], *values: Sequence[float]) -> str:

@@ -67,7 +67,8 @@ def test_every_check_of_gate_b_says_what_n_resolves() -> None:
     assert all(check.resolves for check in gate_b([RIGHT] * 8).values())
     assert accuracy_resolution(64).startswith("64 samples resolve differences of accuracy from 0.09375 on")
     assert (
-        tail_resolution(128) == "none of 128 beyond the limit bounds the share of all prompts at 0.02313 (95 %); 0.01 takes 299"
+        tail_resolution(128) == "128 with none beyond the limit would bound the share of all prompts at 0.02313 (95 %); "
+        "0.01 takes 299"
     )
 
 
