@@ -82,7 +82,7 @@ class RuntimeBlock(Block):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     device_map: Literal["auto"] | None = None
     torch_dtype: Dtype = "float32"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
     threads: Count | None = None
     workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[\w.:\[\]-]+:\d+)$")] | None = None

@@ -18,6 +18,7 @@ class ModelSizes:
     parameters: numbers in its weights; tied ones count once.
     weight_bytes: its weights in memory; None where they are quantised and not in a local folder.
     kv_bytes: keys and values of one token, of all layers.
+    heads: attention heads of all layers.
     hidden, intermediate, vocabulary: numbers of a token's hidden state, inside a feed-forward layer, and of its logits.
     number_bytes: bytes of a number in the dtype.
     distribution_bytes: of a number in a distribution over the vocabulary (``sum_dtype``); of a card that is not here the most.
@@ -26,6 +27,7 @@ class ModelSizes:
     parameters: int
     weight_bytes: int | None
     kv_bytes: int
+    heads: int
     hidden: int
     intermediate: int
     vocabulary: int
@@ -44,6 +46,7 @@ def model_sizes(spec: ModelSpec, torch_dtype: str) -> ModelSizes:
         parameters,
         _stored_bytes(spec) if spec.quantised is not None else parameters * number_bytes,
         2 * spec.capabilities.n_layers * spec.capabilities.kv_heads * head_dim * number_bytes,
+        spec.capabilities.n_layers * heads,
         hidden,
         int(getattr(config, "intermediate_size", None) or 4 * hidden),
         spec.vocabulary,

@@ -10,6 +10,7 @@ from cedkv.config.options import Phase
 from cedkv.eval_phase2 import OFF_ALONE
 from cedkv.execution.workload import TaskGroup
 from cedkv.inference.evidence import keeps_every_demo
+from cedkv.inference.passes import plan_passes
 from cedkv.models.sizes import ModelSizes
 from cedkv.runs.rehearsal import PassCount
 from cedkv.selectors.base import selector_class
@@ -19,6 +20,8 @@ LIBRARIES = 690_000_000
 """Memory of a process that has imported everything from torch to MLflow and its store, measured; of the host, not of a card."""
 ALLOCATOR = 0.2
 """Margin for what an allocator holds beyond the tensors of units and passes, as a share of them (docs/planning.md)."""
+READING_BYTES = 4
+"""Of a number that is read for each demo token: float32, whatever the model's dtype."""
 HIDDEN_COPIES, INTERMEDIATE_COPIES = 4, 3
 """Tensors of a layer that exist at once in a pass: its hidden states, and those inside its feed-forward layer."""
 
@@ -69,7 +72,8 @@ def kept_memory(sizes: ModelSizes, conditions: Sequence[Condition], shape: UnitS
     ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A and of its OFF prompts), Gate A's demos three times
     more (copied, and run again to caches and prefixes), copies of its prefixes, the select arm's prefixes, and as many again
     while they are put together; of several conditions the kept tokens of all arms, which a later one may have in common.
-    ``distributions of a unit``: log-probabilities of all arms, and the logits of base's answers to OFF prompts.
+    ``attention of a unit``: what is read for each demo token of every layer and head, as if of all layers. ``distributions of a
+    unit``: log-probabilities of all arms, and the logits of base's answers to OFF prompts.
     """
     configs = [condition.config for condition in conditions]
     rows, off, evaluation = shape.on, shape.off, configs[0].eval
@@ -83,8 +87,11 @@ def kept_memory(sizes: ModelSizes, conditions: Sequence[Condition], shape: UnitS
     shared_trials = min(own_trials, len(conditions) - own_trials)  # kept for a later condition
     arms = 3 + evaluation.n_random_trials * (min(own_trials, 1) + shared_trials)  # base, teacher, select, and random trials
     distributions = (arms * rows + 2 * off) * sizes.distribution_bytes
+    passes = plan_passes(configs)
+    readings = sum(map(len, (passes.own, passes.other, passes.null, passes.replay)))
     return {
         "K/V of a unit": sizes.kv_bytes
         * (kept_demos * shape.demo + shape.checked * (3 * shape.demo + slots) + 2 * rows * slots + in_common),
+        "attention of a unit": readings * rows * shape.demo * sizes.heads * READING_BYTES,
         "distributions of a unit": sizes.vocabulary * (distributions + off * evaluation.off_tokens * sizes.number_bytes),
     }

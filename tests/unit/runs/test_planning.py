@@ -9,13 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cedkv.conditions import Condition
 from cedkv.core.errors import ConfigError
 from cedkv.eval_phase2 import run_units
 from cedkv.inference.distributions import log_softmax
+from cedkv.inference.evidence import read_batch
 from cedkv.models import loading
 from cedkv.models.opening import open_spec
 from cedkv.models.sizes import model_sizes
 from cedkv.runs.manifest import RunManifest
+from cedkv.runs.memory import UnitShape, kept_memory
 from cedkv.runs.planning import Plan, TaskPlan, plan_run, plan_time
 from cedkv.runs.rate import Rate, rate_of, timed_run
 from cedkv.runs.resolved import resolve_inputs
@@ -154,6 +157,22 @@ def test_sizes_are_the_model_s(dtype: str, model_folder: Path) -> None:
     assert sizes.weight_bytes == sum(p.nbytes for p in model.parameters())
     assert 3 * sizes.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert sizes.distribution_bytes == log_softmax(torch.zeros(1, 3, dtype=getattr(torch, dtype))).itemsize
+
+
+@pytest.mark.parametrize("modes", [("attention_diversity_span",), ("transfer_span", "calibrated_attention", "replay", "tova")])
+def test_attention_that_a_unit_keeps_is_counted(modes: tuple[str, ...], llama_folder: Path) -> None:
+    """Every reading of every pass, of demos as long as the longest one at most."""
+    configs = [tiny.config(llama_folder, f"select.mode={mode}") for mode in modes]
+    lm, sizes = loading.load(configs[0]), model_sizes(open_spec(configs[0]), "float32")
+    on = load_samples(configs[0], lm.tokenizer, lm.capabilities.max_positions, lm.vocabulary).on
+    batch = read_batch(lm, configs, list(on), None, lambda *_: None)
+    outputs = [output for output in (batch.teacher, batch.other_query, batch.null_query, batch.replay) if output is not None]
+    maps = [per_head for output in outputs for of_samples in output.maps.values() for per_head in of_samples]
+    shape = UnitShape(len(on), 0, 0, max(len(sample.demo_token_ids) for sample in on))
+    conditions = [Condition(mode, config) for mode, config in zip(modes, configs, strict=True)]
+    counted = kept_memory(sizes, conditions, shape, "2")["attention of a unit"]
+    kept = sum(per_head.nbytes for per_head in maps)
+    assert 0.8 * counted < kept <= counted
 
 
 def plan_of(*unit_tokens: int) -> Plan:
