@@ -1,4 +1,7 @@
-"""Eight selector conditions against one: whole commands, from start to exit."""
+"""Eight selector conditions against one: whole commands, from start to exit.
+
+The single one has a turn before and after the grid, so that a clock that falls evenly cancels out.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ def rows(samples: int = SAMPLES) -> list[Row]:
             ["entrypoints.ablate_selector", *sizes, "--select_modes", ",".join(EIGHT)],
         )
         prepared(folder)
-        single = seconds(lambda: command(folder, *one))
-        ratio = seconds(lambda: command(folder, *eight)) / single
+        before = seconds(lambda: command(folder, *one))
+        grid = seconds(lambda: command(folder, *eight))
+        single = (before + seconds(lambda: command(folder, *one))) / 2
     return [
-        row(f"eight selector conditions over one, whole command ({samples} samples)", ratio, "<= 2.2"),
+        row(f"eight selector conditions over one, whole command ({samples} samples)", grid / single, "<= 2.2"),
         row("one condition, whole command (s)", single),
     ]
 

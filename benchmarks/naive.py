@@ -9,7 +9,7 @@ from benchmarks.common import Row, engine, loaded, median_ratio, paired, part, q
 from benchmarks.reference import Reference, largest_difference
 from cedkv.models import smollm2
 
-PAIRS, SAMPLES = 1, 32
+PAIRS, SAMPLES = 1, 16
 """So often, on so many ON samples (others each time), with their OFF prompts."""
 AGREE = 1e-4
 """Nats."""

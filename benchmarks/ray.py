@@ -12,8 +12,8 @@ from cedkv.models.opening import open_spec
 from cedkv.runs.prepare import prepare
 from cedkv.runs.resolved import resolve_inputs
 
-SAMPLES, UNIT = 8, 2
-"""ON samples of one worker, and of a unit: four units each, so that the balance of the last ones shows too."""
+SAMPLES, UNIT = 4, 2
+"""ON samples of one worker, and of a unit: two units each."""
 PAIRS = 2
 
 
@@ -29,7 +29,12 @@ def rows(samples: int = SAMPLES, unit: int = UNIT, pairs: int = PAIRS) -> list[R
 
 def _loaded(workers: int, samples: int, unit: int) -> RayWorkers:
     """Workers of the cluster that this process is connected to, all of them with the model."""
-    sizes = (f"eval.on_samples={samples}", f"eval.off_samples={2 * samples}", f"runtime.batch_size={unit}")
+    sizes = (
+        f"eval.on_samples={samples}",
+        f"eval.off_samples={2 * samples}",
+        "eval.gate_a_samples=1",
+        f"runtime.batch_size={unit}",
+    )
     config = quickstart(f"runtime.workers={workers}", "runtime.threads=1", *sizes)
     spec = open_spec(config)
     executor = RayWorkers(prepare(resolve_inputs("phase2", config), spec), spec)

@@ -22,12 +22,14 @@ from cedkv.runs.unit_sizes import MEMORY_SHARE, TOKENS, largest_size, settle_siz
 from cedkv.units import plan_samples
 from tests.support import tiny
 
-SIZES = ModelSizes(1, 1, kv_bytes=1000, heads=10, hidden=8, intermediate=8, vocabulary=1000, number_bytes=2, distribution_bytes=8)
+SIZES = ModelSizes(
+    1, 1, kv_bytes=1000, heads=10, hidden=8, intermediate=8, vocabulary=1000, number_bytes=2, distribution_bytes=8
+)
 PLENTY = 10**15
 KEPT = 1_996_000, 128_000
 """Bytes that a unit keeps for Gate A (4 demos of 100 tokens, 4 times, and 24 slots of each; 3 demos of OFF prompts), and for an
-ON sample with its OFF prompt (24 slots twice; two poolings of attention to 100 tokens; base, teacher, select, 2 trials and twice
-an OFF prompt in float64; 8 further tokens in 2 bytes)."""
+ON sample with its OFF prompt (24 slots twice; attention to 100 tokens in two poolings; base, teacher, select, 2 trials and
+twice an OFF prompt in float64; 8 further tokens in 2 bytes)."""
 
 
 def free_for(kept: float) -> int:
