@@ -54,7 +54,7 @@ def _measure_loaded(lm: LanguageModel, config: Phase2Config, inputs: CheckInputs
     before, placements = inputs.prefix.rows(order), [inputs.placements[row] for row in order]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
-        provenance = prefix_fingerprint(lm)
+        provenance = inputs.cached("prefix fingerprint", lambda: prefix_fingerprint(lm))
         save_prefix(before, placements, provenance, path)
         loaded = load_prefix(path, placements, provenance, lm.device).to_devices_of(before)
     tensors = [(*p.keys, *p.values, p.visible, p.query_start) for p in (loaded, before)]
