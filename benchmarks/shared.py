@@ -18,7 +18,7 @@ from benchmarks.common import ROOT, Row, engine, loaded, part, quickstart, resul
 from cedkv.core import threads
 from cedkv.core.environment import environment_variables
 
-ROUNDS, SAMPLES = 3, 4
+ROUNDS, SAMPLES = 3, 5
 BUSY = "import torch\ntorch.set_num_threads(2)\na = torch.rand(1024, 1024)\nwhile True:\n    a @ a"
 """The other process."""
 DEFAULTS = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
