@@ -72,8 +72,8 @@ def kept_memory(sizes: ModelSizes, conditions: Sequence[Condition], shape: UnitS
     ``K/V of a unit``: the demos whose K/V are kept (all, or those of Gate A and of its OFF prompts), Gate A's demos three times
     more (copied, and run again to caches and prefixes), copies of its prefixes, the select arm's prefixes, and as many again
     while they are put together; of several conditions the kept tokens of all arms, which a later one may have in common.
-    ``attention of a unit``: what is read for each demo token of every layer and head, as if of all layers. ``distributions of a
-    unit``: log-probabilities of all arms, and the logits of base's answers to OFF prompts.
+    ``attention of a unit``: what is read of each demo token, as if in every layer and head. ``distributions of a unit``:
+    log-probabilities of all arms, and the logits of base's answers to OFF prompts.
     """
     configs = [condition.config for condition in conditions]
     rows, off, evaluation = shape.on, shape.off, configs[0].eval

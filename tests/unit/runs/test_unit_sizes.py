@@ -67,6 +67,12 @@ def test_a_unit_is_as_large_as_tokens_and_memory_allow(found: Any, expected: int
     assert found() == expected
 
 
+def test_half_of_any_unit_is_a_batch_size() -> None:
+    """It is what a run whose unit does not fit is told to use."""
+    largest = size(on=2 * TOKENS, off=0, longest=1)
+    assert tiny.config("x", f"runtime.batch_size={largest // 2}").rows_per_pass == TOKENS // 2
+
+
 def test_conditions_of_a_grid_keep_what_they_may_have_in_common() -> None:
     config = tiny.config("x", "runtime.batch_size=auto")
     shape, free = UnitShape(5000, 5000, 4, 100), free_for(KEPT[0] + 100 * KEPT[1])
